@@ -1,0 +1,136 @@
+"""Every command as one Python function of the same name and meaning. `expand.search(...)` and the others are these.
+
+Values that the command line prints with `--json` are what the functions return (docs/json.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expand.config import Config, load_config
+from expand.errors import RunError
+from expand.expansion.forecast import check_target, follow, forecast
+from expand.expansion.rules import Space
+from expand.expansion.types import Candidate
+from expand.rundir.paths import RunPaths
+from expand.space.complexity import complexity_of
+from expand.space.factors import PUBLISHED_CLASSES
+from expand.space.network import find_network, load_network
+
+if TYPE_CHECKING:
+    from expand.driver import Display
+    from expand.session import Estimate
+
+Overrides = Sequence[str]
+
+
+def search(config: str | Path | Config | None = None, *, overrides: Overrides = (),
+           values: Mapping[str, Any] | None = None, run_dir: str | Path | None = None, display: Display | None = None,
+           confirm: Callable[[Estimate], bool] = lambda estimate: True) -> dict[str, Any]:
+    """Searches from the basis to the target and trains the winner; returns the run's `status`.
+
+    `config`: a path, the name of a ready configuration, or a `Config`; `overrides`: texts "section.key=value";
+    `values`: options by dotted key, as in `{"search.target_gflops": 6.0, "data.path": "clips"}`. `run_dir`: where the
+    run is kept, by default `run.runs_dir/run.name`. `confirm` sees the estimate and may decline.
+
+    Raises `ConfigError` and `UsageError` for a search that cannot be meant, `DataError` for its clips, `RunError` for
+    its directory, `Interrupted` when stopped; `resume` then goes on.
+    """
+    from expand.session import begin
+
+    settings = config if isinstance(config, Config) else load_config(config, overrides, values)
+    name = None if isinstance(config, Config) or config is None else Path(config).stem
+    return status(begin(settings, Path(run_dir) if run_dir else None, name or "default", display, confirm))
+
+
+def resume(run_dir: str | Path, *, display: Display | None = None) -> dict[str, Any]:
+    """Goes on with a run after an interruption of any kind; returns its `status`. A finished run is left as it is.
+
+    Raises as `search` does; `RunError` where the configuration or the clips were changed since the run began.
+    """
+    from expand.session import go_on
+
+    return status(go_on(Path(run_dir), display))
+
+
+def status(run_dir: str | Path) -> dict[str, Any]:
+    """What a run has done and is doing (docs/json.md); changes nothing, also while the run goes on."""
+    from expand.report.summary import summarize
+
+    return summarize(run_dir)
+
+
+def plot(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Draws the expansion path of a run; returns the file (by default `report/expansion.png` in the run).
+
+    Raises `UsageError` for a file that is neither .png nor .svg.
+    """
+    from expand.report.plots import plot_expansion
+
+    target = Path(out) if out else RunPaths(Path(run_dir)).plot_png
+    plot_expansion(status(run_dir), target)
+    return target
+
+
+def plan(config: str | Path | Config | None = None, *, overrides: Overrides = (),
+         values: Mapping[str, Any] | None = None, path: Sequence[str] = (), classes: int | None = None) -> dict[str, Any]:
+    """What a search would try, without training anything (docs/json.md).
+
+    With `path`, axes in order, the networks along it and the contraction; the candidates of the step after it, and the
+    number and cost of all to come. `classes`: by default those of the clips that the configuration names; 400, as
+    published, where it names none.
+    """
+    settings = config if isinstance(config, Config) else load_config(config, overrides, values)
+    space = Space(settings.search, classes or _classes(settings, named=config is not None))
+    check_target(space)
+    planned = follow(space, path)
+    last = planned.steps[-1] if planned.steps else planned.basis
+    is_done = planned.next is None
+    to_come = [] if is_done else forecast(space, last if planned.steps else None)
+    return {
+        "target_gflops": space.target, "classes": space.classes, "basis": _row(planned.basis),
+        "steps": [_row(step) for step in planned.steps],
+        "contraction": _row(planned.contraction) if planned.contraction else None,
+        "candidates": [] if is_done else [_row(c) for c in planned.next.candidates],
+        "excluded": [] if is_done else [{"axis": e.axis, "reason": e.reason} for e in planned.next.excluded],
+        "to_come": {"steps": len(to_come), "candidates": sum(map(len, to_come)),
+                    "gflops": sum(c.gflops for step in to_come for c in step)}}
+
+
+def _classes(config: Config, named: bool) -> int:
+    if not named and config.data.path is None and config.data.train is None:
+        return PUBLISHED_CLASSES
+    from expand.data.sources import count_classes
+
+    return count_classes(config.data)
+
+
+def _row(candidate: Candidate) -> dict[str, Any]:
+    return candidate.as_dict()
+
+
+def complexity(network: str | Path) -> dict[str, Any]:
+    """The costs of a published network, of a network's YAML file or of a run's winner (docs/json.md).
+
+    Raises `UsageError` where `network` names none of them.
+    """
+    path = Path(network)
+    found = load_network(_winner_of(path)) if path.is_dir() else find_network(str(network))
+    cost = complexity_of(found.factors, found.classes)
+    return {"network": found.name, "gflops": cost.gflops, "params": cost.params, "gflops_fvcore": cost.gflops_fvcore,
+            "activations": cost.activations, "factors": found.factors.as_dict(), "frames": found.factors.frames,
+            "resolution": found.factors.resolution, "stride": found.factors.stride, "classes": found.classes}
+
+
+def _winner_of(run_dir: Path) -> Path:
+    paths = RunPaths(run_dir)
+    if not paths.journal.exists():
+        raise RunError("is not a run directory", where=str(run_dir),
+                       fix="give a run, a network's YAML file, or one of xs, s, m, l, xl, x2d")
+    if not paths.network.exists():
+        raise RunError("the run has no winner yet", where=str(run_dir), fix=f"go on with: x3d-expand resume {run_dir}")
+    return paths.network
+
+

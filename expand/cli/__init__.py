@@ -1,0 +1,54 @@
+"""The command line. Each command is one call of the function of the same name in `expand.api`.
+
+Nothing heavy is imported here, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from expand import __version__
+from expand.cli.inspect import complexity, plan, plot, status
+from expand.cli.run import resume, search
+from expand.errors import ExpandError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="x3d-expand")
+def cli() -> None:
+    """Finds the X3D-family network that spends a compute budget best on your clips."""
+
+
+for _command in (search, resume, status, plot, plan, complexity):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """The entry point: exit 2 for usage and configuration, 1 for a failed run, 130 when interrupted."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        _end("interrupted", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ExpandError as error:
+        _end(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _end("interrupted; what is on disk is whole, and the same command goes on from there", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing left to say
+        sys.exit(1)
+    except Exception as error:  # a defect of ours: say it in a line; the trace on request
+        if os.environ.get("X3D_EXPAND_DEBUG"):
+            raise
+        _end(f"a defect of x3d-expand: {type(error).__name__}: {error}\n"
+             "  set X3D_EXPAND_DEBUG=1 to see where; what is on disk is whole, and `resume` goes on from there", 1)
+
+
+def _end(text: str, code: int) -> None:
+    click.echo(f"Error: {text}" if code != 130 else text, err=True)
+    sys.exit(code)

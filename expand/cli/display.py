@@ -1,0 +1,126 @@
+"""What a person sees while a search runs: a live line on a terminal, plain lines when piped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from expand.errors import ExpandError
+from expand.expansion.state import SearchState
+from expand.report.lines import event_line
+from expand.report.summary import summarize
+from expand.report.words import duration, one_line
+from expand.rundir.paths import RunPaths
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from expand.train.loop import Tick
+
+PLAIN_EVERY_S = 10.0
+"""Seconds between two progress lines when piped."""
+
+
+class Plain:
+    """Lines on standard output: every event, and the progress now and then."""
+
+    def __init__(self) -> None:
+        self.paths: RunPaths | None = None
+        self.shown = time.monotonic()
+        self.remaining: str | None = None
+
+    def opened(self, paths: RunPaths) -> None:
+        """From now on the journal tells the time left."""
+        self.paths = paths
+
+    def say(self, text: str) -> None:
+        """A remark."""
+        click.echo(one_line(text))
+
+    def event(self, event: dict[str, Any], state: SearchState) -> None:
+        """An event, as a line; the time left for the search changes with it."""
+        if event["event"] in ("candidate_finished", "run_resumed", "final_started"):
+            self.remaining = self._remaining()
+        if line := event_line(event):
+            self.say(line)
+
+    def tick(self, job_id: str, tick: Tick) -> None:
+        """A training's progress, now and then."""
+        now = time.monotonic()
+        if now - self.shown >= PLAIN_EVERY_S:
+            self.shown = now
+            self.say(f"{job_id}: {self.progress_text(tick)}")
+
+    def progress_text(self, tick: Tick) -> str:
+        """Epoch, speed, and the time left for the candidate and for the search."""
+        left = tick.seconds_left
+        parts = [f"epoch {min(tick.epoch + 1, tick.epochs)} of {tick.epochs}", f"loss {tick.loss:.3f}",
+                 f"{tick.clips_per_s:.0f} clips/s", f"{duration(left)} left"]
+        if self.remaining:
+            parts.append(f"search: about {self.remaining} left")
+        return ", ".join(parts)
+
+    def _remaining(self) -> str | None:
+        try:
+            seconds = summarize(self.paths.root)["remaining_s"] if self.paths else None
+        except ExpandError:
+            return None
+        return None if seconds is None else duration(seconds)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While a question is asked."""
+        yield
+
+
+class Live(Plain):
+    """The same lines, above a live line with a bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self.progress = progress
+        self.task = progress.add_task("preparing", total=None, text="")
+
+    def say(self, text: str) -> None:
+        """A remark, above the bar."""
+        self.progress.console.print(one_line(text), markup=False, highlight=False)
+
+    def event(self, event: dict[str, Any], state: SearchState) -> None:
+        """An event, above the bar; a start renames the bar."""
+        super().event(event, state)
+        if event["event"] == "candidate_started":
+            self.progress.reset(self.task, description=event["id"], total=None, text="")
+        elif event["event"] == "final_started":
+            self.progress.reset(self.task, description="final", total=None, text="")
+
+    def tick(self, job_id: str, tick: Tick) -> None:
+        """The bar."""
+        self.progress.update(self.task, description=job_id, total=tick.updates, completed=tick.update,
+                             text=self.progress_text(tick))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The bar is taken away while a question is asked."""
+        self.progress.stop()
+        yield
+        self.progress.start()
+
+
+@contextmanager
+def make_display() -> Iterator[Plain]:
+    """A live display on a terminal, a plain one elsewhere."""
+    if not sys.stdout.isatty():
+        sys.stdout.reconfigure(line_buffering=True)
+        yield Plain()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=Console(), transient=True) as progress:
+        yield Live(progress)

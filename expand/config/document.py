@@ -1,0 +1,135 @@
+"""YAML text read into nodes that know their lines, within bounds that no text can break.
+
+Values are resolved by the rules of YAML 1.2 where 1.1 surprises: `1e-3` is a number, `010` is not eight, a date is
+text. Nothing is ever constructed but null, booleans, numbers, text and lists of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expand.errors import Problem
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 16
+MAX_ALIASES = 32
+
+# The C parser reads the largest file that is allowed in well under a second; without libyaml it takes some seconds.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_NULL = re.compile(r"(~|null|Null|NULL|)\Z")
+_TRUE = re.compile(r"(?i:true|yes|on)\Z")
+_FALSE = re.compile(r"(?i:false|no|off)\Z")
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)\Z")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+_NOT_FINITE = re.compile(r"[-+]?\.?(?i:inf|nan)\Z")
+
+
+class NotYaml(Exception):
+    """A text that cannot be read at all; `line` counts from 1, 0 where no line is to blame."""
+
+    def __init__(self, what: str, line: int = 0, suggestion: str | None = None) -> None:
+        self.what, self.line, self.suggestion = what, line, suggestion
+        super().__init__(what)
+
+    def problem(self, where: str) -> Problem:
+        return Problem(f"{where}:{self.line}" if self.line else where, self.what, self.suggestion)
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Stands for a mapping where a value was expected; its content is never looked at."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration file; NotYaml where it is missing, unreadable, too large or not UTF-8."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise NotYaml(f"cannot be read ({error.strerror or error})") from error
+    if len(raw) > MAX_BYTES:
+        raise NotYaml("larger than 1 MB, which no configuration is", suggestion="is it the right file?")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise NotYaml("not UTF-8 text", line, "save the file as UTF-8") from error
+
+
+def parse(text: str) -> yaml.Node | None:
+    """The root node of a text (None: empty); NotYaml for a syntax error or one of YAML's traps."""
+    if len(text) > MAX_BYTES:
+        raise NotYaml("larger than 1 MB, which no configuration is")
+    try:
+        _refuse_traps(text)
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = f"not valid YAML: {error.problem or error.context}"
+        raise NotYaml(what, mark.line + 1 if mark else 0, _syntax_hint(text, mark)) from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        reason = getattr(error, "reason", None) or str(error).splitlines()[0]
+        raise NotYaml(f"not valid YAML: {reason}") from error
+
+
+def _syntax_hint(text: str, mark: Any) -> str:
+    lines = text.splitlines()
+    if mark and mark.line < len(lines) and "\t" in lines[mark.line]:
+        return "indent with spaces, not with tabs"
+    return "check the indentation and the quotes"
+
+
+def _refuse_traps(text: str) -> None:
+    """Bounds depth and aliases before any node is made, so that no text costs more than its length."""
+    depth = aliases = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent):
+            aliases += 1
+        if depth > MAX_DEPTH:
+            raise NotYaml(f"nested more than {MAX_DEPTH} levels deep", line)
+        if aliases > MAX_ALIASES:
+            raise NotYaml(f"more than {MAX_ALIASES} aliases (*name)", line, "write the values out")
+        if getattr(event, "tag", None) is not None:
+            raise NotYaml(f"tags such as '{event.tag[:40]}' are not understood", line, "take the tag away")
+
+
+def pairs(node: yaml.MappingNode) -> Iterator[tuple[str, int, yaml.Node]]:
+    """(key, line, value) of a mapping, duplicates included; a key that is no scalar shows as '?'."""
+    for key, value in node.value:
+        yield (key.value if isinstance(key, yaml.ScalarNode) else "?"), key.start_mark.line + 1, value
+
+
+def value_of(node: yaml.Node) -> Any:
+    """The plain value of a node: None, bool, int, float, str, a list of these, or `Mapping()`."""
+    if isinstance(node, yaml.MappingNode):
+        return Mapping()
+    if isinstance(node, yaml.SequenceNode):
+        # An inner list stays empty: nothing takes lists of lists, and an alias may make them endless.
+        return [[] if isinstance(item, yaml.SequenceNode) else value_of(item) for item in node.value]
+    return node.value if node.style else _resolve(node.value)
+
+
+def _resolve(text: str) -> Any:
+    if _NULL.match(text):
+        return None
+    if _TRUE.match(text) or _FALSE.match(text):
+        return bool(_TRUE.match(text))
+    if len(text) > 400:  # int() and float() would take any length; nothing meant as a number has this one
+        return text
+    if _INT.match(text):
+        return int(text)
+    if _FLOAT.match(text):
+        return float(text)
+    return float(text.replace(".", "")) if _NOT_FINITE.match(text) else text

@@ -1,0 +1,211 @@
+"""The configuration, typed and frozen: one class a section, one documented field an option.
+
+`opt` puts the bounds of a value beside its default; `expand.config.load` enforces them and reports every mistake at
+once. `None` means "settled when the run starts" wherever a field's text says how; the run's `config.yaml` then holds
+the settled value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+AXES = ("x_fast", "x_temporal", "x_spatial", "x_depth", "x_width", "x_bottleneck")
+CRITERIA = ("gain_per_gflop", "gain_per_doubling", "accuracy")
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def opt(default: Any, *, gt: float | None = None, ge: float | None = None, le: float | None = None,
+        choices: tuple[str, ...] | None = None) -> Any:
+    """A field with its bounds (`gt` <, `ge` <=, `le` >=) or, for text and lists of text, its choices."""
+    return field(default=default, metadata={"gt": gt, "ge": ge, "le": le, "choices": choices})
+
+
+@dataclass(frozen=True)
+class BuiltinConfig:
+    """The built-in clips, rendered as H.264 files on first use (`expand.data.synthetic`)."""
+
+    size: int = opt(96, ge=32, le=512)
+    """Side of the square frames, pixels; an odd number is rounded up."""
+    seconds: float = opt(3.0, ge=1.0, le=60.0)
+    """Length of a clip, seconds."""
+    fps: int = opt(15, ge=8, le=60)
+    """Frames a second; 15 are ample for the slowest and fastest label and keep the decoded frames below 2 GB."""
+    train_clips: int = opt(600, ge=12)
+    """Clips in the train split; rounded up to a multiple of the number of classes."""
+    val_clips: int = opt(480, ge=12)
+    """Clips in the val split, on which selection happens."""
+    test_clips: int = opt(480, ge=12)
+    """Clips in the test split, used once, for the winner."""
+    seed: int = opt(0, ge=0)
+    """Seed of the rendering; the splits take different streams of it."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where clips come from and how they are read (FACTS: recipe)."""
+
+    path: str | None = opt(None)
+    """A folder `{train,val[,test]}/<class>/<clip>`, or one with `train.csv`, `val.csv` (lines of `path label`); null:
+    the built-in clips."""
+    train: str | None = opt(None)
+    """A list of `path label` lines for the train split, in place of `path`; relative paths are relative to the list."""
+    val: str | None = opt(None)
+    """The list for the val split."""
+    test: str | None = opt(None)
+    """The list for the test split, if there is one."""
+    flip: bool = opt(True)
+    """Random horizontal flip in training; false where left and right matter."""
+    jitter_min: float = opt(8 / 7, ge=1.0, le=4.0)
+    """Smallest short side drawn in training, as a multiple of the crop (paper, section 4: 182 for 160)."""
+    jitter_max: float = opt(10 / 7, ge=1.0, le=4.0)
+    """Largest short side drawn in training, as a multiple of the crop (228 for 160)."""
+    mean: float = opt(0.45, ge=0.0, le=1.0)
+    """Mean that is subtracted from pixels in [0, 1]."""
+    std: float = opt(0.225, gt=0.0, le=1.0)
+    """Standard deviation that they are then divided by."""
+    max_unreadable: float = opt(0.05, ge=0.0, le=1.0)
+    """Largest share of the clips that may be unreadable before the run stops with an error."""
+    cache_dir: str | None = opt(None)
+    """Where rendered clips and decoded frames are kept; null: `$XDG_CACHE_HOME/x3d-expand` or `~/.cache/x3d-expand`."""
+    cache_gb: float = opt(50.0, ge=0.0)
+    """Largest size of the decoded frames, GB (10^9 bytes); a set that would not fit is decoded at each access instead.
+    0: never keep decoded frames."""
+    builtin: BuiltinConfig = BuiltinConfig()
+
+
+@dataclass(frozen=True)
+class BasisConfig:
+    """The network that the search starts from: X2D, one frame of 112 px (paper, section 3.1)."""
+
+    frames: int = opt(1, ge=1)
+    """gamma_t: frames in the clip."""
+    stride: int = opt(28, ge=1)
+    """gamma_tau: one frame is taken every `stride` source frames at 30 fps; for one frame, the span that the first
+    temporal expansion divides. 28 leads along the paper's path to 4 x 12, 8 x 6 and 16 x 5."""
+    resolution: int = opt(112, ge=32)
+    """Side of the square input, pixels (gamma_s = resolution / 112)."""
+    width: float = opt(1.0, gt=0.0)
+    """gamma_w."""
+    bottleneck: float = opt(1.0, gt=0.0)
+    """gamma_b."""
+    depth: float = opt(1.0, gt=0.0)
+    """gamma_d."""
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """The step of each axis. The defaults reproduce the whole published family."""
+
+    frames: int = opt(1, ge=1)
+    """Frames."""
+    resolution: int = opt(8, ge=1)
+    """Pixels."""
+    width: float = opt(0.05, ge=0.01)
+    """In gamma_w."""
+    bottleneck: float = opt(0.25, ge=0.01)
+    """In gamma_b."""
+    depth: float = opt(0.1, ge=0.01)
+    """In gamma_d."""
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    """How far each axis may go; null: no limit."""
+
+    frames: int | None = opt(None, ge=1)
+    """Frames in the clip."""
+    clip_s: float | None = opt(None, gt=0.0)
+    """Time from the first to the last frame of a clip, seconds; null: the median length of the train clips."""
+    resolution: int | None = opt(None, ge=32)
+    """Pixels."""
+    width: float | None = opt(None, gt=0.0)
+    """gamma_w."""
+    bottleneck: float | None = opt(None, gt=0.0)
+    """gamma_b."""
+    depth: float | None = opt(None, gt=0.0)
+    """gamma_d."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Progressive expansion (paper, section 3.2)."""
+
+    target_gflops: float | None = opt(None, gt=0.0, le=1e5)
+    """The budget: 10^9 multiply-adds of one clip at the training crop, convolutions and linear layers. Required."""
+    expansion_rate: float = opt(2.0, gt=1.0, le=16.0)
+    """c-hat: each candidate is at most this many times as complex as the current network."""
+    criterion: str = opt("gain_per_gflop", choices=CRITERIA)
+    """How a step's winner is chosen; docs/decisions/002-selection.md."""
+    tolerance: float = opt(0.05, ge=0.0, le=0.5)
+    """Share of the target that may stay unused: a network that close below it is not expanded any further."""
+    axes: tuple[str, ...] = opt(AXES, choices=AXES)
+    """The axes that are tried, in the order that breaks exact ties."""
+    temporal_split: float = opt(0.75, ge=0.0, le=1.0)
+    """X-Temporal by a factor m: duration x m^split, stride x m^(split - 1)."""
+    basis: BasisConfig = BasisConfig()
+    grid: GridConfig = GridConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """How one network is trained and judged (paper, section 4; FACTS: recipe)."""
+
+    epochs: int | None = opt(None, ge=1)
+    """Passes over the train split; null: enough for about 2,000 updates, at least 30 and at most 256."""
+    batch_size: int | None = opt(None, ge=1)
+    """Clips in an update; null: an eighth of the train split, at least 8 and at most 128."""
+    lr: float = opt(0.1, gt=0.0)
+    """Peak learning rate at a batch of 128; scaled linearly to the batch in use."""
+    warmup_share: float = opt(0.14, ge=0.0, le=1.0)
+    """Share of the updates with a linear warm-up before the half-period cosine (35 of 256 epochs)."""
+    warmup_start: float = opt(0.1, ge=0.0, le=1.0)
+    """Learning rate at the start of the warm-up, as a share of the peak."""
+    momentum: float = opt(0.9, ge=0.0, le=1.0)
+    """SGD momentum, Nesterov."""
+    weight_decay: float = opt(5e-5, ge=0.0)
+    """On all weights but those of batch norm."""
+    dropout: float = opt(0.5, ge=0.0, le=1.0)
+    """Before the last linear layer."""
+    label_smoothing: float = opt(0.0, ge=0.0, le=1.0)
+    """Share of the target spread over all classes."""
+    precise_bn_batches: int = opt(200, ge=0)
+    """Batches for precise batch-norm statistics before an evaluation (never more than the train split has); 0: off."""
+    eval_clips: int = opt(10, ge=1)
+    """K: clips taken uniformly in time from each video, centre crop, class scores averaged."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How and where the search runs. Only `seed`, `device`, `threads` and `precision` touch the results."""
+
+    name: str | None = opt(None)
+    """Name of the run; null: made from the configuration's name and a number."""
+    runs_dir: str = opt("runs")
+    """Folder that holds the runs."""
+    seed: int = opt(0, ge=0)
+    """Seed of everything random; a candidate's own seed follows from it and from the candidate's identity."""
+    device: str = opt("auto", choices=DEVICES)
+    """auto: cuda where there is one, else cpu."""
+    workers: int = opt(1, ge=1, le=1024)
+    """Candidates that are trained at the same time, each in a process of its own. On a CPU, two processes of one thread
+    train small networks about twice as fast as one of two threads."""
+    threads: int | None = opt(None, ge=1)
+    """CPU threads of a training process; null: the cores of the machine // workers."""
+    precision: str = opt("auto", choices=PRECISIONS)
+    """auto: bf16 autocast on a GPU that has it, fp32 elsewhere."""
+    checkpoint_every_s: float = opt(30.0, ge=0.0)
+    """Seconds between checkpoints of the candidate in training: the most that a kill can cost. 0: at every update."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole search."""
+
+    data: DataConfig = DataConfig()
+    search: SearchConfig = SearchConfig()
+    candidate: RecipeConfig = RecipeConfig()
+    final: RecipeConfig = RecipeConfig()
+    run: RunConfig = RunConfig()

@@ -1,0 +1,136 @@
+"""The one loop with side effects: propose, train, journal, select, until the target; then contract and finish.
+
+Every decision is `expand.expansion.state.decide`'s; this module carries it out and writes the event down. An event is
+written after what it speaks of is on disk, so that a kill at any instant loses no more than the training since the
+last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from expand.config import Config
+from expand.data import PreparedData
+from expand.errors import CandidateFailed, ExpandError, Interrupted, RunError
+from expand.executors.local import Listener, LocalExecutor
+from expand.rundir.files import write_atomic
+from expand.rundir.journal import Journal
+from expand.rundir.paths import RunPaths
+from expand.expansion.rules import Space
+from expand.expansion.state import Done, Record, SearchState, Stuck, Train, TrainFinal, decide
+from expand.expansion.types import Candidate
+from expand.space.network import dump_network
+from expand.train.candidate import train_final
+from expand.train.loop import Hooks, Job, Tick, candidate_seed
+from expand.train.runtime import Runtime
+
+FINAL = "final"
+"""The id of the winner's last training."""
+
+
+class Display(Protocol):
+    """What a run tells a person."""
+
+    def opened(self, paths: RunPaths) -> None:
+        """The run's directory is known, and its journal may be read."""
+
+    def say(self, text: str) -> None:
+        """A remark."""
+
+    def event(self, event: dict[str, Any], state: SearchState) -> None:
+        """An event was written; `state` is the one after it."""
+
+    def tick(self, job_id: str, tick: Tick) -> None:
+        """A training goes on."""
+
+
+@dataclass
+class Driver:
+    """Carries a run on from its journal. `stop` is asked at every update whether to end."""
+
+    config: Config
+    space: Space
+    paths: RunPaths
+    data: PreparedData
+    runtime: Runtime
+    journal: Journal
+    state: SearchState
+    display: Display
+    stop: Callable[[], bool] = lambda: False
+
+    def run(self) -> None:
+        """Works until the search is done.
+
+        Raises `Interrupted` when asked to stop, `RunError` where the search cannot go on; either is in the journal.
+        """
+        listener = Listener(self._begin, self.display.tick, self.display.say, self.stop)
+        try:
+            with LocalExecutor(self.data, self.runtime, self.config.run.workers, listener) as executor:
+                while not isinstance(action := decide(self.state, self.space), Done):
+                    self._carry_out(action, executor)
+        except Interrupted as interruption:
+            self.record("run_interrupted", reason=interruption.what)
+            raise Interrupted("stopped; all work so far is kept", where=str(self.paths.root),
+                              fix=f"go on with: x3d-expand resume {self.paths.root}") from None
+        except ExpandError as error:
+            self.record("run_failed", reason=str(error))
+            raise
+
+    def record(self, event: str, **fields: Any) -> None:
+        """Writes an event down and folds it into the state."""
+        written = self.journal.append(event, **fields)
+        self.state = self.state.apply(written)
+        self.display.event(written, self.state)
+
+    def retry_failed(self) -> None:
+        """Takes back the failed candidates of a step in which all failed, so that they are trained again."""
+        action = decide(self.state, self.space)
+        if isinstance(action, Stuck):
+            for candidate in action.step.candidates:
+                paths = self.paths.candidate(candidate.id)
+                for file in (paths.outcome, paths.checkpoint):
+                    file.unlink(missing_ok=True)
+            self.record("step_retried", step=action.step.number, ids=[c.id for c in action.step.candidates])
+
+    def _carry_out(self, action: Any, executor: LocalExecutor) -> None:
+        if self.stop():
+            raise Interrupted("stopped")
+        if isinstance(action, Record):
+            if action.event == "winner_chosen":
+                self._write_network(action)
+            self.record(action.event, **action.fields)
+        elif isinstance(action, Train):
+            for outcome in executor.run([self._job(candidate) for candidate in action.candidates]):
+                self.record("candidate_finished", **outcome.as_dict())
+        elif isinstance(action, TrainFinal):
+            self._train_final(action.winner, executor.listener.hooks(FINAL))
+        elif isinstance(action, Stuck):
+            raise RunError(action.reason, where=str(self.paths.root),
+                           fix=f"x3d-expand resume {self.paths.root} trains them again; look at the recipe "
+                               "(candidate.lr, candidate.batch_size) first, in a new run")
+
+    def _write_network(self, action: Record) -> None:
+        winner = Candidate.from_dict(action.fields["network"])
+        write_atomic(self.paths.network,
+                     dump_network(winner.factors, self.space.classes, name=self.paths.root.resolve().name))
+
+    def _job(self, candidate: Candidate) -> Job:
+        paths = self.paths.candidate(candidate.id)
+        return Job(candidate.id, candidate.factors, candidate.gflops, self.config.candidate, self.config.data,
+                   candidate_seed(self.config.run.seed, candidate.id), paths, self.config.run.checkpoint_every_s)
+
+    def _begin(self, job: Job) -> None:
+        self.record("candidate_started", id=job.id, resumed=job.paths.checkpoint.exists())
+
+    def _train_final(self, winner: Candidate, hooks: Hooks) -> None:
+        job = replace(self._job(winner), id=FINAL, recipe=self.config.final, paths=self.paths.final_candidate,
+                      seed=candidate_seed(self.config.run.seed, FINAL))
+        self.record("final_started", resumed=job.paths.checkpoint.exists())
+        try:
+            result = train_final(job, self.data, self.runtime, self.paths.weights, hooks)
+        except CandidateFailed as error:
+            raise RunError(f"the winner's final training failed: {error.what}", where=str(self.paths.root),
+                           fix="its network is in final/network.yaml; change the final recipe in a new run") from error
+        self.record("final_finished", **result)

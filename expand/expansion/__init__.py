@@ -1,0 +1,1 @@
+"""Progressive expansion as pure decisions: nothing here trains, writes or imports torch."""

@@ -1,0 +1,177 @@
+"""The decisions of progressive expansion, as pure functions (paper, section 3.2).
+
+`propose` gives a step's candidates, `select` its winner, `contract` the network that lands on the target. They never
+train, write or remember anything; `complexity` is any measure that grows along the axes, in the target's unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import log2
+
+from expand.config.schema import SearchConfig
+from expand.errors import UsageError
+from expand.expansion.types import BASIS_AXIS, Candidate, Exclusion, Outcome
+from expand.space.axes import AXES, Axis, Bounds
+from expand.space.complexity import complexity_of
+from expand.space.factors import Factors
+
+@dataclass(frozen=True)
+class Space:
+    """What the decisions depend on: the search's configuration and the number of classes."""
+
+    config: SearchConfig
+    classes: int
+
+    @property
+    def bounds(self) -> Bounds:
+        """What shapes the axes."""
+        return Bounds(self.config.grid, self.config.limits, self.config.temporal_split)
+
+    @property
+    def target(self) -> float:
+        """The budget; raises `UsageError` where none is set."""
+        if self.config.target_gflops is None:
+            raise UsageError("no compute target is set", where="search.target_gflops",
+                             fix="give --target-gflops G, the multiply-adds of one clip in 10^9")
+        return self.config.target_gflops
+
+    def complexity(self, factors: Factors) -> float:
+        """C of a network: the named value that the target is stated in."""
+        return complexity_of(factors, self.classes).gflops
+
+    def basis(self) -> Candidate:
+        """Step 0: the network that the search starts from."""
+        basis = self.config.basis
+        factors = Factors.of(frames=basis.frames, stride=basis.stride, resolution=basis.resolution, width=basis.width,
+                             bottleneck=basis.bottleneck, depth=basis.depth)
+        return self.candidate(0, BASIS_AXIS, factors, base=factors)
+
+    def candidate(self, step: int, axis: str, factors: Factors, base: Factors, *, name: str | None = None,
+                  overshoot: bool = False, note: str | None = None) -> Candidate:
+        """A candidate with its costs filled in."""
+        cost = complexity_of(factors, self.classes)
+        return Candidate(id=f"s{step:02d}-{name or axis}", step=step, axis=axis, factors=factors,
+                         gflops=self.complexity(factors), params=cost.params,
+                         ratio=self.complexity(factors) / self.complexity(base), overshoot=overshoot, note=note)
+
+    def reached(self, gflops: float) -> bool:
+        """Whether no further expansion is due: the target is met, or as good as met."""
+        return gflops >= self.target * (1 - self.config.tolerance)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A step's candidates, in the order of the configured axes, and the axes that cannot grow."""
+
+    candidates: tuple[Candidate, ...]
+    excluded: tuple[Exclusion, ...]
+
+
+def propose(space: Space, current: Factors, step: int) -> Proposal:
+    """One candidate an axis: the largest grid value whose C is at most `expansion_rate` x the current C.
+
+    Where even one grid step exceeds that, the candidate is this one step, marked `overshoot`. Axes that give the same
+    network share one candidate. An axis that cannot grow is excluded with its reason.
+    """
+    candidates: list[Candidate] = []
+    excluded: list[Exclusion] = []
+    for name in space.config.axes:
+        grown = _expand(space, AXES[name], current)
+        if isinstance(grown, str):
+            excluded.append(Exclusion(name, grown))
+            continue
+        factors, note = grown
+        twin = next((c for c in candidates if c.factors == factors), None)
+        if twin is not None:
+            candidates[candidates.index(twin)] = replace(twin, also=(*twin.also, name))
+            continue
+        overshoot = space.complexity(factors) > space.config.expansion_rate * space.complexity(current)
+        candidates.append(space.candidate(step, name, factors, current, overshoot=overshoot, note=note))
+    return Proposal(tuple(candidates), tuple(excluded))
+
+
+def _grid(axis: Axis, base: Factors, space: Space) -> Iterator[Factors]:
+    """The axis's networks above `base` in ascending order, only those that cost more than `base`."""
+    k, floor = 0, space.complexity(base)
+    while True:
+        k += 1
+        grown = axis.grow(base, k, space.bounds)
+        if space.complexity(grown) > floor:  # a small step in width can round to the same network
+            yield grown
+
+
+def _expand(space: Space, axis: Axis, base: Factors) -> tuple[Factors, str | None] | str:
+    """The axis's candidate with what held it back, or the reason why there is none."""
+    ceiling = space.config.expansion_rate * space.complexity(base)
+    best: Factors | None = None
+    refusal: str | None = None
+    for i, grown in enumerate(_grid(axis, base, space)):
+        exceeds = space.complexity(grown) > ceiling
+        if exceeds and i > 0:
+            break
+        reason = axis.refusal(base, grown, space.bounds)
+        if reason is None:
+            best, refusal = grown, None
+        else:
+            refusal = reason
+        if exceeds:
+            break
+    return (best, refusal) if best is not None else refusal or "no grid value is left"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A step's winner and every finished candidate's score under the criterion."""
+
+    winner: Candidate
+    scores: Mapping[str, float | None]
+
+
+def score(criterion: str, *, gain: float, gflops: float, ratio: float) -> float:
+    """The value of a candidate that gains `gain` in J and costs `gflops` more, `ratio` times as much in all.
+
+    `gain_per_gflop`: dJ/dC; `gain_per_doubling`: dJ/log2(ratio); `accuracy`: dJ (the paper's choice among candidates
+    of about equal cost). A loss is never divided: being costlier must not make it look smaller, so that with every
+    criterion a loss scores its own dJ.
+    """
+    if gain <= 0 or criterion == "accuracy":
+        return gain
+    return gain / gflops if criterion == "gain_per_gflop" else gain / log2(ratio)
+
+
+def select(space: Space, base: Candidate, base_accuracy: float, candidates: tuple[Candidate, ...],
+           outcomes: Mapping[str, Outcome]) -> Selection | None:
+    """The step's winner: the best score, then the higher J, then the lower C, then the earlier axis.
+
+    The network grows even where no candidate gains (the target is a budget to spend, as in the paper); failed
+    candidates do not compete. None where all failed.
+    """
+    scores: dict[str, float | None] = {}
+    for candidate in candidates:
+        outcome = outcomes[candidate.id]
+        scores[candidate.id] = score(
+            space.config.criterion, gain=outcome.accuracy - base_accuracy, gflops=candidate.gflops - base.gflops,
+            ratio=candidate.gflops / base.gflops) if outcome.finished else None
+    rivals = [c for c in candidates if scores[c.id] is not None]
+    if not rivals:
+        return None
+    winner = max(rivals, key=lambda c: (scores[c.id], outcomes[c.id].accuracy, -c.gflops, -candidates.index(c)))
+    return Selection(winner, scores)
+
+
+def contract(space: Space, base: Factors, expanded: Candidate) -> Candidate | None:
+    """The last expansion shrunk to the largest grid value with C <= target; None where that is `base` itself.
+
+    `expanded` exceeds the target and `base`, the network before it, does not.
+    """
+    axis, best, k = AXES[expanded.axis], None, 0
+    while True:
+        k += 1
+        between = axis.between(base, expanded.factors, k, space.bounds)
+        if space.complexity(between) > space.target:
+            break
+        if space.complexity(between) > space.complexity(base):
+            best = between
+    return best and space.candidate(expanded.step + 1, expanded.axis, best, base, name="contraction")

@@ -1,0 +1,128 @@
+"""The two convolutions that X3D is made of, in the forms that train fastest on a CPU.
+
+Both are exact, and both are plain `nn.Conv3d` in parameters and on other devices. On a CPU, PyTorch's own backward of
+a depthwise 3-D convolution takes half of a training step: here its input gradient is a forward convolution with the
+flipped kernel, and its weight gradient a sum over the kernel's taps (docs/decisions/003-cpu-convolutions.md).
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TINY_SIDE = 2
+"""Up to this side of the output, a weight gradient is summed tap by tap rather than given to a 2-D kernel."""
+LARGE_ELEMENTS = 1_000_000
+"""Above this size of the input too: the 2-D kernel falls out of the cache."""
+
+
+class Pointwise(nn.Conv3d):
+    """A 1x1x1 convolution, with a spatial stride or none."""
+
+    def __init__(self, width_in: int, width_out: int, *, stride: int = 1, bias: bool = False) -> None:
+        super().__init__(width_in, width_out, 1, stride=(1, stride, stride), bias=bias)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        if x_BCTHW.device.type != "cpu":
+            return super().forward(x_BCTHW)
+        stride = self.stride[-1]
+        x_BTHWC = x_BCTHW[..., ::stride, ::stride].permute(0, 2, 3, 4, 1)
+        return F.linear(x_BTHWC, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+
+
+class Depthwise(nn.Conv3d):
+    """A depthwise convolution with odd `kernel`, padded to keep the size, with a spatial stride of 1 or 2."""
+
+    def __init__(self, width: int, kernel: tuple[int, int, int], *, stride: int = 1) -> None:
+        padding = tuple(side // 2 for side in kernel)
+        super().__init__(width, width, kernel, stride=(1, stride, stride), padding=padding, groups=width, bias=False)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        is_plain = x_BCTHW.device.type != "cpu" or x_BCTHW.dtype not in (torch.float32, torch.float64)
+        if is_plain or not (torch.is_grad_enabled() and self.weight.requires_grad) or torch.is_autocast_enabled("cpu"):
+            return super().forward(x_BCTHW)
+        return _DepthwiseFunction.apply(x_BCTHW, self.weight, self.stride[-1])
+
+
+class _DepthwiseFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(x_BCTHW, weight)
+        ctx.stride = stride
+        padding = [side // 2 for side in weight.shape[2:]]
+        return F.conv3d(x_BCTHW, weight, None, (1, stride, stride), padding, 1, weight.shape[0])
+
+    @staticmethod
+    def backward(ctx, grad_BCTHW: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x_BCTHW, weight = ctx.saved_tensors
+        grad_BCTHW = grad_BCTHW.contiguous(memory_format=torch.channels_last_3d)
+        grad_x = input_gradient(x_BCTHW, weight, grad_BCTHW, ctx.stride) if ctx.needs_input_grad[0] else None
+        return grad_x, weight_gradient(x_BCTHW, weight, grad_BCTHW, ctx.stride), None
+
+
+def input_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
+    """The gradient of a depthwise convolution with respect to its input, as a forward convolution.
+
+    With a stride, the output's gradient is first spread over the input's positions, with zeros between.
+    """
+    if stride > 1:
+        spread = torch.zeros_like(x_BCTHW, memory_format=torch.channels_last_3d)
+        spread[..., ::stride, ::stride] = grad_BCTHW
+        grad_BCTHW = spread
+    padding = [side // 2 for side in weight.shape[2:]]
+    return F.conv3d(grad_BCTHW, weight.flip(2, 3, 4), None, 1, padding, 1, weight.shape[0])
+
+
+def weight_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
+    """The gradient of a depthwise convolution with respect to its weight, C x 1 x kT x kH x kW."""
+    is_tiny = grad_BCTHW.shape[-1] <= TINY_SIDE or grad_BCTHW.shape[-2] <= TINY_SIDE
+    if is_tiny or x_BCTHW.numel() > LARGE_ELEMENTS or weight.shape[-1] == 1:
+        return _by_taps(x_BCTHW, weight, grad_BCTHW, stride)
+    return _by_planes(x_BCTHW, weight, grad_BCTHW, stride)
+
+
+def _overlap(size_in: int, size_out: int, offset: int, stride: int) -> tuple[slice, slice]:
+    """Positions of the input and of the output that a tap `offset` away from the kernel's middle connects."""
+    first = max(0, -(offset // stride))
+    last = min(size_out - 1, (size_in - 1 - offset) // stride)
+    start = first * stride + offset
+    return slice(start, max(start, last * stride + offset + 1), stride), slice(first, max(first, last + 1))
+
+
+def _by_taps(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
+    """One product and sum a tap; taps that only ever meet padding stay zero."""
+    x_BTHWC, grad_BTHWC = x_BCTHW.permute(0, 2, 3, 4, 1), grad_BCTHW.permute(0, 2, 3, 4, 1)
+    result = torch.zeros_like(weight)
+    strides = (1, stride, stride)
+    for tap in product(*map(range, weight.shape[2:])):
+        overlaps = [_overlap(x_BTHWC.shape[i + 1], grad_BTHWC.shape[i + 1], tap[i] - weight.shape[i + 2] // 2, strides[i])
+                    for i in range(3)]
+        cut_x = x_BTHWC[(slice(None), *(pair[0] for pair in overlaps))]
+        cut_grad = grad_BTHWC[(slice(None), *(pair[1] for pair in overlaps))]
+        if cut_x.numel():
+            result[(slice(None), 0, *tap)] = (cut_x * cut_grad).sum((0, 1, 2, 3))
+    return result
+
+
+def _by_planes(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
+    """One 2-D weight gradient a temporal tap, over the frames that it connects."""
+    result = torch.zeros_like(weight)
+    frames = x_BCTHW.shape[2]
+    for tap in range(weight.shape[2]):
+        of_x, of_grad = _overlap(frames, frames, tap - weight.shape[2] // 2, 1)
+        if of_x.start >= of_x.stop:
+            continue
+        planes_x, planes_grad = _planes(x_BCTHW[:, :, of_x]), _planes(grad_BCTHW[:, :, of_grad])
+        padding = [side // 2 for side in weight.shape[3:]]
+        result[:, :, tap] = torch.ops.aten.convolution_backward(
+            planes_grad, planes_x, weight[:, :, tap], None, [stride, stride], padding, [1, 1], False, [0, 0],
+            weight.shape[0], [False, True, False])[1]
+    return result
+
+
+def _planes(x_BCTHW: Tensor) -> Tensor:
+    """B x C x T x H x W as (B T) x C x H x W, channels-last."""
+    return x_BCTHW.permute(0, 2, 1, 3, 4).flatten(0, 1).contiguous(memory_format=torch.channels_last)

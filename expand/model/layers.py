@@ -1,0 +1,87 @@
+"""The parts of an X3D network (paper, table 1; FACTS: network)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from expand.model.convolution import Depthwise, Pointwise
+from expand.space.geometry import Block
+
+BN_EPS = 1e-5
+BN_MOMENTUM = 0.1
+
+
+def norm(width: int) -> nn.BatchNorm3d:
+    """Batch norm with the paper's constants."""
+    return nn.BatchNorm3d(width, eps=BN_EPS, momentum=BN_MOMENTUM)
+
+
+class Stem(nn.Module):
+    """1x3x3 of stride 2 in space, depthwise 5x1x1 in time, BN, ReLU. B x 3 x T x H x W to B x C x T x H/2 x W/2."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.spatial = nn.Conv3d(3, width, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1), bias=False)
+        self.temporal = Depthwise(width, (5, 1, 1))
+        self.bn = norm(width)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        return torch.relu_(self.bn(self.temporal(self.spatial(x_BCTHW))))
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel gates from the global mean (Hu et al., arXiv 1709.01507), with biases."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool3d(1)
+        self.reduce = Pointwise(width, hidden, bias=True)
+        self.expand = Pointwise(hidden, width, bias=True)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        gate_BC111 = self.expand(torch.relu(self.reduce(self.pool(x_BCTHW))))
+        return x_BCTHW * torch.sigmoid(gate_BC111)
+
+
+class ResBlock(nn.Module):
+    """1x1x1, BN, ReLU, depthwise 3x3x3, BN, [SE], Swish, 1x1x1, BN; plus the shortcut; ReLU."""
+
+    def __init__(self, shape: Block) -> None:
+        super().__init__()
+        if shape.projection:
+            self.shortcut = Pointwise(shape.outer_in, shape.outer, stride=shape.stride)
+            self.shortcut_bn = norm(shape.outer) if shape.projection_bn else nn.Identity()
+        else:
+            self.shortcut = self.shortcut_bn = nn.Identity()
+        self.a = Pointwise(shape.outer_in, shape.inner)
+        self.a_bn = norm(shape.inner)
+        self.b = Depthwise(shape.inner, (3, 3, 3), stride=shape.stride)
+        self.b_bn = norm(shape.inner)
+        self.se = SqueezeExcitation(shape.inner, shape.se) if shape.se else nn.Identity()
+        self.c = Pointwise(shape.inner, shape.outer)
+        self.c_bn = norm(shape.outer)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        y_BCTHW = torch.relu_(self.a_bn(self.a(x_BCTHW)))
+        y_BCTHW = nn.functional.silu(self.se(self.b_bn(self.b(y_BCTHW))))
+        y_BCTHW = self.c_bn(self.c(y_BCTHW))
+        return torch.relu_(y_BCTHW + self.shortcut_bn(self.shortcut(x_BCTHW)))
+
+
+class Head(nn.Module):
+    """1x1x1, BN, ReLU, global average, 1x1x1 without norm or bias, ReLU, dropout, linear. To B x classes logits."""
+
+    def __init__(self, width_in: int, inner: int, width: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.inner = Pointwise(width_in, inner)
+        self.inner_bn = norm(inner)
+        self.pool = nn.AdaptiveAvgPool3d(1)
+        self.features = Pointwise(inner, width)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        y_BCTHW = torch.relu_(self.inner_bn(self.inner(x_BCTHW)))
+        y_BC = torch.relu_(self.features(self.pool(y_BCTHW)).flatten(1))
+        return self.classifier(self.dropout(y_BC))

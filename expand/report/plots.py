@@ -1,0 +1,296 @@
+"""The expansion figure (paper, figure 2): accuracy against complexity, every candidate a point, the chosen path a line.
+
+Drawn on a `Figure` of its own, so that nothing global is touched and no display is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from expand.errors import UsageError
+from expand.report.labels import Placer
+from expand.report.words import axis_name, number, percent, value_text
+from expand.rundir.files import atomic_path
+
+STYLES = {"basis": ("#222222", "h"), "x_fast": ("#D55E00", "^"), "x_temporal": ("#E0A000", "v"),
+          "x_spatial": ("#0072B2", "s"), "x_depth": ("#009E73", "D"), "x_width": ("#B0529C", "P"),
+          "x_bottleneck": ("#4AA8DC", "o")}
+"""Colour (distinct for the colour-blind) and marker of an axis."""
+INK, GREY, CONTRACTED, STAR = "#222222", "#777777", "#8B1A1A", "#F5C518"
+SIZE_INCHES, DPI = (9.0, 5.6), 200
+"""1,800 pixels wide: sharp at the 900 px of a README, where a font size of 10 is 14 px."""
+
+FOOT_STEP = 0.036
+"""Share of the axes' height for one candidate without accuracy."""
+
+Point = tuple[float, float]
+
+
+def plot_expansion(summary: Mapping[str, Any], out: Path | str) -> Path:
+    """Draws the run of `summary` (`expand.report.summary.summarize`) into the .png or .svg file `out`; returns it.
+
+    A run without a finished candidate gives a figure too. Raises `UsageError` for another suffix, `RunError` where the
+    file cannot be written.
+    """
+    out = Path(out)
+    kind = out.suffix.lower().lstrip(".")
+    if kind not in ("png", "svg"):
+        raise UsageError(f"cannot draw a '{out.suffix or out.name}' file", where=str(out),
+                         fix="Name a file that ends in .png or .svg.")
+    figure = expansion_figure(summary)
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "x3d-expand"}), atomic_path(out) as temporary:
+        figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
+    return out
+
+
+def expansion_figure(summary: Mapping[str, Any]) -> Figure:
+    """The figure itself, for a notebook or another format."""
+    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _set_limits(axes, summary)
+    _draw_target(axes, summary)
+    networks = _networks(summary)
+    for step in summary["steps"]:
+        _draw_step(axes, step["candidates"])
+    path = _draw_path(axes, summary)
+    _draw_contraction(axes, summary, path)
+    _draw_winner(axes, summary)
+    _decorate(axes, summary, networks)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    _place_labels(axes, summary, networks, path)
+    return figure
+
+
+def _networks(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [candidate for step in summary["steps"] for candidate in step["candidates"]]
+
+
+def _contraction(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The contraction, where it is a network of its own."""
+    entry = summary["contraction"]
+    return entry if entry and entry["id"] else None
+
+
+def _point(entry: Mapping[str, Any]) -> Point | None:
+    """GFLOPs and per cent, or None where there is no accuracy."""
+    return None if entry["accuracy"] is None else (entry["gflops"], 100 * entry["accuracy"])
+
+
+def _set_limits(axes: Axes, summary: Mapping[str, Any]) -> None:
+    """Room for every point, its error bar and the labels; at least a factor of four in complexity, 20 % in accuracy."""
+    winner, contraction = summary["winner"], _contraction(summary)
+    drawn = [*_networks(summary), *([contraction] if contraction else [])]
+    sizes = [entry["gflops"] for entry in drawn] + ([summary["target_gflops"]] if summary["target_gflops"] else [])
+    low, high = (min(sizes), max(sizes)) if sizes else (0.01, 1.0)
+    axes.set_xscale("log")
+    decades = math.log10(high / low)
+    margin = max(0.1, 0.08 * decades, (math.log10(4) - decades) / 2)
+    axes.set_xlim(low / 10 ** margin, high * 10 ** (1.4 * margin))
+    bars = [end for entry in [*drawn, *([winner] if winner else [])] if _point(entry) for _, end in _bar(entry)]
+    bottom, top = (min(bars), max(bars)) if bars else (0.0, 100.0)
+    room = max(3.0, 0.12 * (top - bottom), (20 - (top - bottom)) / 2)
+    bottom, top = (max(-2.0, bottom - room), top + 1.2 * room) if bars else (bottom, top)
+    _set_heights(axes, bottom, top, _foot_height(summary))
+
+
+def _set_heights(axes: Axes, bottom: float, top: float, foot: float) -> None:
+    """The scale from `bottom` to `top`, per cent, above a foot of `foot` of the axes where nothing has an accuracy."""
+    low = bottom - foot / (1 - foot) * (top - bottom)
+    axes.set_ylim(low, top)
+    axes.set_yticks([tick for tick in axes.get_yticks() if max(0.0, bottom) <= tick <= min(100.0, top)])
+    axes.set_ylim(low, top)
+    if foot:
+        axes.add_patch(Rectangle((0, 0), 1, foot, transform=axes.transAxes, color="#F3F3F3", linewidth=0, zorder=0))
+        axes.text(0.995, foot / 2, "no accuracy", transform=axes.transAxes, ha="right", va="center", color=GREY,
+                  fontsize=8.5)
+
+
+def _foot_height(summary: Mapping[str, Any]) -> float:
+    """The share of the axes that the highest pile of candidates without accuracy needs; 0 where every one has it."""
+    piles = [sum(_point(candidate) is None for candidate in step["candidates"]) for step in summary["steps"]]
+    contraction = _contraction(summary)
+    highest = max([*piles, int(contraction is not None and _point(contraction) is None)], default=0)
+    return FOOT_STEP * (highest + 0.8) if highest else 0.0
+
+
+def _style(candidate: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Face colour, edge colour and marker; a merged candidate has its second axis's colour as its edge."""
+    color, marker = STYLES.get(candidate["axis"], (GREY, "o"))
+    also = candidate["also"]
+    return (color, STYLES.get(also[0], (GREY, "o"))[0], ">") if also else (color, "white", marker)
+
+
+def _draw_step(axes: Axes, candidates: Sequence[Mapping[str, Any]]) -> None:
+    """The candidates that have an accuracy, and at the foot of the axes, one above the other, those that have none."""
+    for candidate in candidates:
+        if (point := _point(candidate)) is not None:
+            _draw_measured(axes, candidate, point)
+    without = [candidate for candidate in candidates if _point(candidate) is None]
+    for index, candidate in enumerate(without):
+        face, _, marker = _style(candidate)
+        _draw_at_foot(axes, candidate, face, marker, FOOT_STEP * (index + 0.9))
+
+
+def _draw_measured(axes: Axes, candidate: Mapping[str, Any], point: Point) -> None:
+    face, edge, marker = _style(candidate)
+    chosen = candidate["selected"]
+    _error_bar(axes, point, candidate["stderr"], face if chosen else face + "88")
+    axes.plot(*point, marker, color=face, markersize=10 if chosen else 7.5, alpha=1.0 if chosen else 0.85,
+              markeredgecolor=INK if chosen and not candidate["also"] else edge,
+              markeredgewidth=1.6 if candidate["also"] else 1.1 if chosen else 0.7, zorder=6 if chosen else 4)
+
+
+def _draw_at_foot(axes: Axes, candidate: Mapping[str, Any], color: str, marker: str, height: float) -> None:
+    """A cross for a failed candidate, an empty marker for one that has not finished; `height` as a share of the axes."""
+    failed = candidate["state"] == "failed"
+    axes.plot(candidate["gflops"], height, "x" if failed else marker, markerfacecolor="none", markeredgecolor=color,
+              markersize=7.5 if failed else 6, markeredgewidth=2.2 if failed else 1.2, zorder=4,
+              transform=axes.get_xaxis_transform())
+
+
+def _bar(entry: Mapping[str, Any]) -> list[Point]:
+    """The ends of the error bar."""
+    return [(entry["gflops"], 100 * (entry["accuracy"] + side * (entry["stderr"] or 0))) for side in (-1, 1)]
+
+
+def _error_bar(axes: Axes, point: Point, stderr: float | None, color: str) -> None:
+    """One standard error each way."""
+    if stderr:
+        axes.errorbar(*point, yerr=100 * stderr, ecolor=color, elinewidth=1.3, capsize=2.5, fmt="none", zorder=3)
+
+
+def _draw_path(axes: Axes, summary: Mapping[str, Any]) -> list[Point]:
+    """The line through the basis and every step's winner; returns its points."""
+    points = [_point(step) for step in summary["steps"] if step["axis"] is not None]
+    path = [point for point in points if point is not None]
+    if path:
+        axes.plot(*zip(*path, strict=True), "-", color=INK, linewidth=2.0, alpha=0.85, zorder=3.5)
+    return path
+
+
+def _draw_contraction(axes: Axes, summary: Mapping[str, Any], path: Sequence[Point]) -> None:
+    """A dashed arrow back from the last expansion to the contracted network."""
+    entry = _contraction(summary)
+    point = _point(entry) if entry else None
+    if entry is None or not path:
+        return
+    if point is None:
+        _draw_at_foot(axes, entry, CONTRACTED, "<", FOOT_STEP * 0.9)
+        return
+    axes.annotate("", point, path[-1], zorder=5, arrowprops={
+        "arrowstyle": "-|>", "linestyle": (0, (3, 2)), "color": CONTRACTED, "linewidth": 1.8, "shrinkA": 6,
+        "shrinkB": 6, "connectionstyle": "arc3,rad=-0.6"})
+    _error_bar(axes, point, entry["stderr"], CONTRACTED)
+    axes.plot(*point, "<", color=CONTRACTED, markersize=9.5, markeredgecolor=INK, markeredgewidth=1.1, zorder=6.5)
+
+
+def _draw_winner(axes: Axes, summary: Mapping[str, Any]) -> None:
+    winner = summary["winner"]
+    point = _point(winner) if winner else None
+    if point is not None:
+        _error_bar(axes, point, winner["stderr"], INK)
+        axes.plot(*point, "*", color=STAR, markersize=18, markeredgecolor=INK, markeredgewidth=1.2, zorder=7)
+
+
+def _draw_target(axes: Axes, summary: Mapping[str, Any]) -> None:
+    target = summary["target_gflops"]
+    if target:
+        axes.axvline(target, linestyle=(0, (5, 4)), color=GREY, linewidth=1.4, zorder=2)
+        axes.text(target, 1.012, f"target {number(target, 4)} GFLOPs", transform=axes.get_xaxis_transform(),
+                  ha="center", va="bottom", color="#555555", fontsize=10)
+
+
+def _decorate(axes: Axes, summary: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -> None:
+    axes.set_xlabel("GFLOPs (10⁹ multiply-adds of one clip), log scale", fontsize=11)
+    axes.set_ylabel("top-1 accuracy on val, %", fontsize=11)
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 3)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(labelsize=10)
+    axes.grid(visible=True, which="major", color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if not any(candidate["accuracy"] is not None for candidate in networks):
+        axes.text(0.5, 0.5, "no candidate has finished yet", transform=axes.transAxes, ha="center", va="center",
+                  color=GREY, fontsize=13)
+    handles = _legend(summary, networks)
+    if handles:
+        axes.figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=9.5, frameon=False,
+                           columnspacing=1.4, handletextpad=0.5)
+
+
+def _legend(summary: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -> list[Line2D]:
+    """An entry for everything that is in the figure, axes in their fixed order."""
+    order = list(STYLES)
+    merged = {axis_name(candidate): candidate for candidate in networks}
+    ordered = sorted(merged.items(), key=lambda item: (order.index(item[1]["axis"]) if item[1]["axis"] in order else 99,
+                                                       len(item[1]["also"])))
+    handles = [_handle(name, *_style(candidate)) for name, candidate in ordered]
+    if any(step["axis"] for step in summary["steps"][1:]):
+        handles.append(Line2D([], [], color=INK, linewidth=2, label="chosen path"))
+    contraction = _contraction(summary)
+    if contraction:
+        handles.append(_handle("contraction", CONTRACTED, INK, "<"))
+    shown = [*networks, *([contraction] if contraction else [])]
+    if any(candidate["state"] == "failed" for candidate in shown):
+        handles.append(Line2D([], [], linestyle="", marker="x", color=GREY, markersize=8, markeredgewidth=2,
+                              label="failed"))
+    if any(candidate["state"] not in ("failed", "finished") for candidate in shown):
+        handles.append(Line2D([], [], linestyle="", marker="o", color=GREY, markerfacecolor="none", markersize=6,
+                              label="not finished yet"))
+    if summary["winner"] and summary["winner"]["accuracy"] is not None:
+        handles.append(_handle("final training", STAR, INK, "*", size=14))
+    return handles
+
+
+def _handle(name: str, face: str, edge: str, marker: str, size: float = 8) -> Line2D:
+    return Line2D([], [], linestyle="", marker=marker, color=face, markeredgecolor=edge, markersize=size, label=name,
+                  markeredgewidth=1.5 if marker == ">" else 0.8)
+
+
+def _place_labels(axes: Axes, summary: Mapping[str, Any], networks: Sequence[Mapping[str, Any]],
+                  path: Sequence[Point]) -> None:
+    """The chosen networks' labels first: they must stand; the others' values only where there is room."""
+    placer, contraction, winner = Placer(axes), _contraction(summary), summary["winner"]
+    final = _point(winner) if winner else None
+    measured = [entry for entry in [*networks, *([contraction] if contraction else [])] if _point(entry)]
+    placer.keep_off_points([_point(entry) for entry in measured])
+    placer.keep_off_points([final] if final else [], radius=9)
+    placer.keep_off_line(path)
+    for entry in [*measured, *([winner] if final else [])]:
+        placer.keep_off_line(_bar(entry))
+        placer.keep_off_points(_bar(entry), radius=2.5)
+    if summary["target_gflops"]:
+        placer.keep_off_line([(summary["target_gflops"], limit) for limit in axes.get_ylim()])
+    if winner and final:
+        placer.place(_winner_text(summary), final, must=True, gap=11, fontsize=10.5, color=INK, weight="bold")
+    if contraction and (point := _point(contraction)):
+        placer.place(f"contracted\n{value_text(contraction)}", point, must=True, fontsize=9.5, color=CONTRACTED,
+                     weight="bold")
+    for step in reversed(summary["steps"]):
+        if step["axis"] is not None and (point := _point(step)):
+            placer.place(f"{axis_name(step)}\n{value_text(step)}", point, must=True, fontsize=9.5, color=INK,
+                         weight="bold", linespacing=1.05)
+    for candidate in networks:
+        if not candidate["selected"] and (point := _point(candidate)):
+            placer.place(value_text(candidate), point, must=False, gap=5.5, fontsize=8, color=_style(candidate)[0])
+
+
+def _winner_text(summary: Mapping[str, Any]) -> str:
+    winner = summary["winner"]
+    where = "on val, also selected on it" if winner["split"] == "val" else f"on {winner['split']}"
+    return f"final: {percent(winner['accuracy'], winner['stderr'])} %\n{where}"

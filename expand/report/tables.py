@@ -1,0 +1,179 @@
+"""A run's status as tables: a data frame for the report, text for a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from expand.report.words import AXIS_NAMES, axis_name, duration, number, one_line, percent, value_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+FACTORS = ("gamma_tau", "gamma_t", "gamma_s", "gamma_w", "gamma_b", "gamma_d")
+COLUMNS = ("step", "kind", "id", "axis", "also", "value", "gflops", "params", "ratio", "overshoot", *FACTORS, "frames",
+           "resolution", "stride", "state", "reason", "accuracy", "stderr", "top5", "loss", "score", "selected",
+           "wall_s", "peak_memory_mb", "clips_per_s")
+STATES = {"finished": "", "failed": "failed", "running": "in training", "waiting": "waiting",
+          "interrupted": "interrupted"}
+
+
+def steps_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """A row a trained or proposed network: the basis, every step's candidates, the contraction (`kind` tells which).
+
+    Columns are `COLUMNS`; gflops in 10^9 multiply-adds, accuracies 0..1 on val. No rows before the basis is proposed.
+    """
+    import pandas as pd
+
+    return pd.DataFrame([_row(*item) for item in _networks(summary)], columns=list(COLUMNS))
+
+
+def _networks(summary: Mapping[str, Any]) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    step = 0
+    for entry in summary["steps"]:
+        step = entry["step"]
+        for candidate in entry["candidates"]:
+            yield step, "basis" if step == 0 else "expansion", candidate
+    contraction = summary["contraction"]
+    if contraction and contraction["id"]:
+        yield step + 1, "contraction", contraction
+
+
+def _row(step: int, kind: str, candidate: Mapping[str, Any]) -> dict[str, Any]:
+    factors = candidate["factors"] or {}
+    own = {"step": step, "kind": kind, "value": value_text(candidate), "also": " ".join(candidate["also"]),
+           **{key: factors.get(key) for key in FACTORS}}
+    return {key: own[key] if key in own else candidate.get(key) for key in COLUMNS}
+
+
+def status_text(summary: Mapping[str, Any], width: int = 100) -> str:
+    """The whole status as plain text, lines at most `width` (at least 60) characters; ends with a line end."""
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=max(60, width), color_system=None, force_terminal=False, markup=False,
+                      emoji=False, highlight=False, legacy_windows=False)
+    console.print("\n".join(_header(summary)))
+    if summary["steps"]:
+        console.print("\nPath")
+        console.print(_path_table(summary))
+        console.print("\nCandidates (> chosen)")
+        console.print(_candidates_table(summary))
+    for line in [*_excluded(summary), *_contraction_lines(summary), *_winner_lines(summary)]:
+        console.print(line)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def _header(summary: Mapping[str, Any]) -> list[str]:
+    reason = f" ({one_line(summary['reason'])})" if summary["reason"] else ""
+    lines = [f"Run {one_line(summary['name'])}: {summary['state']}{reason}", f"  in       {one_line(summary['run'])}"]
+    if summary["target_gflops"] is not None:
+        lines.append(f"  target   {number(summary['target_gflops'], 6)} GFLOPs, chosen by {summary['criterion']}")
+    if summary["classes"] is not None:
+        clips = ", ".join(f"{count} {split}" for split, count in (summary["splits"] or {}).items() if count)
+        lines.append(f"  data     {summary['classes']} classes; clips: {clips}")
+    return [*lines, f"  time     {_time_text(summary)}"]
+
+
+def _time_text(summary: Mapping[str, Any]) -> str:
+    text = f"{duration(summary['elapsed_s'])} so far"
+    if summary["state"] == "finished":
+        return duration(summary["elapsed_s"])
+    if summary["remaining_s"] is None:
+        return f"{text}; time left not known before the first candidate has finished"
+    return f"{text}; about {duration(summary['remaining_s'])} left"
+
+
+def _table(columns: Sequence[tuple[str, str]]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for name, justify in columns:
+        table.add_column(name, justify=justify, no_wrap=justify == "right", overflow="fold")  # type: ignore[arg-type]
+    return table
+
+
+def _path_table(summary: Mapping[str, Any]) -> Table:
+    table = _table([("step", "right"), ("axis", "left"), ("value", "left"), ("GFLOPs", "right"), ("ratio", "right"),
+                    ("top-1 % (val)", "right")])
+    for step in summary["steps"]:
+        if step["axis"] is None:
+            open_count = sum(candidate["state"] not in ("finished", "failed") for candidate in step["candidates"])
+            table.add_row(str(step["step"]), f"not chosen yet: {open_count} of {len(step['candidates'])} to train")
+        else:
+            table.add_row(str(step["step"]), axis_name(step), value_text(step), number(step["gflops"], 4),
+                          number(step["ratio"]), percent(step["accuracy"], step["stderr"]))
+    return table
+
+
+def _candidates_table(summary: Mapping[str, Any]) -> Table:
+    table = _table([("step", "right"), ("", "right"), ("axis", "left"), ("value", "left"), ("GFLOPs", "right"),
+                    ("top-1 % (val)", "right"), ("state", "left")])
+    before = None
+    for step, kind, candidate in _networks(summary):
+        if before not in (None, step):
+            table.add_section()
+        name = "contraction" if kind == "contraction" else axis_name(candidate)
+        table.add_row(str(step) if step != before else "", ">" if candidate.get("selected") else "", name,
+                      value_text(candidate), number(candidate["gflops"], 4), percent(candidate["accuracy"], candidate["stderr"]),
+                      _state_text(candidate))
+        before = step
+    return table
+
+
+def _state_text(candidate: Mapping[str, Any]) -> str:
+    state, reason = STATES.get(candidate["state"], candidate["state"]), candidate["reason"]
+    overshoot = "one grid step, over the rate" if candidate["overshoot"] else ""
+    text = f"{state}: {one_line(reason)}" if reason else state
+    held = f"held back: {one_line(candidate['note'])}" if candidate["note"] else ""
+    return "; ".join(part for part in (text, overshoot, held) if part)
+
+
+def _excluded(summary: Mapping[str, Any]) -> list[str]:
+    """The axes that were not tried; an axis that stays out for the same reason is told once, with its steps."""
+    steps: dict[tuple[str, str], list[int]] = {}
+    for step in summary["steps"]:
+        for item in step["excluded"]:
+            steps.setdefault((item["axis"], one_line(item.get("reason"))), []).append(step["step"])
+    lines = [f"  {AXIS_NAMES.get(axis, axis)}, step {', '.join(map(str, numbers))}: {reason}"
+             for (axis, reason), numbers in steps.items()]
+    return ["\nNot tried", *lines] if lines else []
+
+
+def _contraction_lines(summary: Mapping[str, Any]) -> list[str]:
+    entry = summary["contraction"]
+    if entry is None:
+        return []
+    why = f": {one_line(entry['why'])}" if entry["why"] else ""
+    axis = AXIS_NAMES.get(entry["axis"], entry["axis"])
+    if entry["id"] is None:
+        return [f"\nContraction of {axis}{why}"]
+    state = _state_text(entry)
+    lines = [f"\nContraction of {axis}{why}",
+             f"  to {value_text(entry)}, {number(entry['gflops'], 4)} GFLOPs, top-1 "
+             f"{percent(entry['accuracy'], entry['stderr'])} % on val"
+             if entry["accuracy"] is not None else f"  to {value_text(entry)}, {number(entry['gflops'], 4)} GFLOPs"]
+    return [*lines, f"  {state}"] if state else lines
+
+
+def _winner_lines(summary: Mapping[str, Any]) -> list[str]:
+    winner = summary["winner"]
+    if winner is None:
+        return []
+    factors = winner["factors"] or {}
+    network = (f"  {winner['frames']} frames × {winner['stride']}, {winner['resolution']} px, "
+               + ", ".join(f"γ{name} {number(factors.get(f'gamma_{name}'), 4)}" for name in "wbd"))
+    size = f"  {number(winner['gflops'], 4)} GFLOPs"
+    if winner["params"] is not None:
+        size += f", {winner['params']:,} parameters"
+    lines = ["\nWinner" + (f": {one_line(winner['why'])}" if winner["why"] else ""), network, size]
+    if winner["accuracy"] is None:
+        state = "in the final training" if winner["final_started"] else "before the final training"
+        return [*lines, f"  {state}"]
+    lines.append(f"  top-1 {percent(winner['accuracy'], winner['stderr'])} % {winner['note']}")
+    if winner["split"] == "test" and winner["val_accuracy"] is not None:
+        lines.append(f"  on val, where it was selected: {percent(winner['val_accuracy'], winner['val_stderr'])} %")
+    return lines

@@ -1,0 +1,109 @@
+"""The journal: the only truth about a run, one JSON object a line, never rewritten.
+
+A line counts as soon as its JSON is whole. The line end comes last, so of an append that was cut short there is either
+a torn line (no event: dropped by the next append) or a whole one without its line end (an event: the next append adds
+the line end). No prefix of a JSON object is itself one, so the two cannot be confused.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from expand.errors import RunError
+from expand.rundir.files import cannot_write, from_json, sync_dir, to_json
+
+Event = dict[str, Any]
+
+
+class Journal:
+    """Appends events to the journal file `path`. Only the owner of the run's lock may hold one.
+
+    `clock` gives the time of an event, unix seconds.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path, self.clock = Path(path), clock
+
+    def append(self, event: str, **fields: Any) -> Event:
+        """Adds one event and returns it as `read_events` will give it; it is on the disk when this returns.
+
+        Repairs a torn last line first. Raises `RunError` where the disk refuses; what is in the journal then stays.
+        """
+        line = to_json({"event": event, "time": self.clock(), **fields}).encode("utf-8")
+        try:
+            self._append_line(line)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        return from_json(line)
+
+    def _append_line(self, line: bytes) -> None:
+        is_new = not self.path.exists()
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        with open(handle, "r+b", buffering=0) as file:
+            _repair(file.fileno())
+            _write_all(file.fileno(), line + b"\n")
+            os.fsync(file.fileno())
+        if is_new:
+            sync_dir(self.path.parent)
+
+
+def read_events(path: Path) -> list[Event]:
+    """The events of the journal `path`, oldest first; none where there is no file. Never changes the file, so that
+    another process may read while the run goes on.
+
+    A torn last line is no event. Raises `RunError` with the line's number for any other line that is not an event.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"cannot be read: {error.strerror or error}", where=str(path),
+                       fix="Check the path and its permissions.") from error
+    events = [_event(line) for line in lines]
+    for number, (line, event) in enumerate(zip(lines[:-1], events[:-1], strict=True), start=1):
+        if event is None and line.strip():
+            raise RunError("is not an event of the journal; the file was changed by something other than the run",
+                           where=f"{path}, line {number}",
+                           fix="Take the journal back from a copy. If this is its last line, delete the line: the run "
+                               "does that piece of work again.")
+    return [event for event in events if event is not None]
+
+
+def _event(line: bytes) -> Event | None:
+    """The event in `line`, or None where it holds no whole one."""
+    try:
+        value = from_json(line)
+    except ValueError:
+        return None
+    is_event = isinstance(value, dict) and isinstance(value.get("event"), str) and _is_time(value.get("time"))
+    return value if is_event else None
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _repair(handle: int) -> None:
+    """Ends a whole last line, or cuts a torn one off. Reads the file only where its last byte is not a line end."""
+    size = os.fstat(handle).st_size
+    if size == 0 or os.pread(handle, 1, size - 1) == b"\n":
+        return
+    with open(os.dup(handle), "rb") as file:
+        file.seek(0)
+        tail = file.read().rpartition(b"\n")[2]
+    if _event(tail) is None:
+        os.ftruncate(handle, size - len(tail))
+    else:
+        _write_all(handle, b"\n")
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    """One write as a rule; the system may take less (a nearly full disk)."""
+    while data:
+        data = data[os.write(handle, data):]

@@ -1,0 +1,284 @@
+"""A run from the outside: made, opened, locked, carried on by the driver, and reported."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from expand import __version__
+from expand.config import Config, dump_config, parse_config
+from expand.data import PreparedData, prepare
+from expand.driver import Display, Driver
+from expand.errors import ExpandError, RunError, UsageError
+from expand.expansion.forecast import check_target, forecast, largest_resolution
+from expand.expansion.rules import Space
+from expand.expansion.state import SearchState
+from expand.report.lines import event_line
+from expand.report.plots import plot_expansion
+from expand.report.summary import summarize
+from expand.report.tables import steps_frame
+from expand.report.words import duration, one_line
+from expand.rundir.files import make_dir, write_atomic, write_json
+from expand.rundir.journal import Journal, read_events
+from expand.rundir.lock import RunLock
+from expand.rundir.paths import RunPaths
+from expand.settle import check_unchanged, settle
+from expand.train.estimate import estimate_seconds
+from expand.train.runtime import Runtime, available_cores
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+PACKAGES = ("torch", "torchvision", "av", "numpy", "pandas", "fvcore", "pyyaml", "click")
+
+
+class Quiet:
+    """A display that shows nothing."""
+
+    def opened(self, paths: RunPaths) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def event(self, event: dict[str, Any], state: SearchState) -> None:
+        """Nothing."""
+
+    def tick(self, job_id: str, tick: Any) -> None:
+        """Nothing."""
+
+
+class Logged:
+    """A display that also writes everything to the run's log.txt, with the time."""
+
+    def __init__(self, display: Display, paths: RunPaths) -> None:
+        self.display, self.paths, self.tick = display, paths, display.tick
+
+    def opened(self, paths: RunPaths) -> None:
+        """Passes it on."""
+        self.display.opened(paths)
+
+    def say(self, text: str) -> None:
+        """Writes and shows a remark."""
+        self._write(one_line(text))
+        self.display.say(text)
+
+    def event(self, event: dict[str, Any], state: SearchState) -> None:
+        """Writes and shows an event."""
+        if line := event_line(event):
+            self._write(line)
+        self.display.event(event, state)
+
+    def _write(self, line: str) -> None:
+        with open(self.paths.log, "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a search will come to: steps after the basis, candidates, their multiply-adds a clip in all, seconds."""
+
+    steps: int
+    candidates: int
+    gflops: float
+    seconds: float
+
+
+def begin(config: Config, run_dir: Path | None, name: str, display: Display | None,
+          confirm: Callable[[Estimate], bool]) -> Path:
+    """Starts a run and works on it to its end; returns its directory. `name` is the stem of an unnamed run's name."""
+    from expand.data.sources import count_classes
+
+    display = display or Quiet()
+    space = Space(config.search, count_classes(config.data))
+    check_target(space)
+    paths = RunPaths(run_dir or _choose_dir(config, name))
+    _check_free(paths)
+    data = _prepare(config, space, display)
+    config = settle(config, data, paths.root.resolve().name)
+    runtime = Runtime.of(config.run)
+    estimate = _estimate(config, space, data, runtime)
+    display.say(f"{estimate.candidates} candidates in {estimate.steps} steps, "
+                f"{estimate.gflops:.3g} GFLOPs a clip in all; roughly {_rough(estimate.seconds)}")
+    if not confirm(estimate):
+        raise UsageError("the search was not started", fix="a smaller --target-gflops, or fewer epochs "
+                         "(--set candidate.epochs=N), makes it shorter")
+    make_dir(paths.root)
+    with RunLock(paths):
+        _check_free(paths)
+        write_json(paths.env, _environment(config))
+        write_atomic(paths.config, dump_config(config))
+        _work(config, paths, data, runtime, display)
+    return paths.root
+
+
+def go_on(run_dir: Path, display: Display | None) -> Path:
+    """Works on an existing run to its end; returns its directory."""
+    display, paths = display or Quiet(), RunPaths(run_dir)
+    with RunLock(paths):
+        config = _stored_config(paths)
+        events = read_events(paths.journal)
+        if SearchState.from_events(events).finished:
+            display.say(f"{run_dir} is finished")
+            return paths.root
+        started = next((event for event in events if event["event"] == "run_started"), None)
+        if started:
+            check_unchanged(started["config"], config, str(paths.config))
+        space = Space(config.search, len(started["classes"])) if started else None
+        data = _prepare(config, space, display)
+        _work(config, paths, data, Runtime.of(config.run), display)
+    return paths.root
+
+
+def _choose_dir(config: Config, stem: str) -> Path:
+    folder, name = Path(config.run.runs_dir), config.run.name
+    if name is None:
+        number = 1
+        while (folder / f"{stem}-{number}").exists():
+            number += 1
+        name = f"{stem}-{number}"
+    if not RUN_NAME.fullmatch(name):
+        raise UsageError(f"'{name}' cannot name a run", where="--name",
+                         fix="use letters, digits, '.', '_' and '-'; --run-dir takes any path")
+    return folder / name
+
+
+def _check_free(paths: RunPaths) -> None:
+    """Raises `RunError` where a run, or anything else, is kept in the directory."""
+    if not paths.root.exists():
+        return
+    if not paths.root.is_dir():
+        raise RunError("is not a directory", where=str(paths.root), fix="choose another --name or --run-dir")
+    if paths.journal.exists():
+        raise RunError("a run is kept here", where=str(paths.root),
+                       fix=f"go on with it: x3d-expand resume {paths.root}; or choose another --name")
+    known = {paths.config.name, paths.env.name, paths.lock.name, paths.log.name}
+    if any(entry.name not in known and not entry.name.startswith(".tmp-") for entry in paths.root.iterdir()):
+        raise RunError("holds files that are not a run's", where=str(paths.root),
+                       fix="choose another --name or --run-dir")
+
+
+def _stored_config(paths: RunPaths) -> Config:
+    try:
+        return parse_config(paths.config.read_text(encoding="utf-8"), str(paths.config))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError("has no configuration that can be read, so it is no run or was never begun",
+                       where=str(paths.root), fix="start one with: x3d-expand search") from error
+
+
+def _prepare(config: Config, space: Space | None, display: Display) -> PreparedData:
+    """Frames kept at the largest short side that the search can come to need."""
+    from expand.data.sources import count_classes
+
+    space = space or Space(config.search, count_classes(config.data))
+    short_side = int(largest_resolution(space) * config.data.jitter_max) + 1
+    return prepare(config.data, short_side=short_side, workers=available_cores(), report=display.say)
+
+
+def _estimate(config: Config, space: Space, data: PreparedData, runtime: Runtime) -> Estimate:
+    space = Space(config.search, space.classes)  # with the limits settled
+    steps = forecast(space)
+    candidates = [c for step in steps for c in step]
+    clips = {split: len(getattr(data, split)) for split in ("train", "val", "test")}
+    seconds = estimate_seconds(steps, config, runtime, space.classes, clips)
+    return Estimate(len(steps) - 1, len(candidates), sum(c.gflops for c in candidates), seconds)
+
+
+def _rough(seconds: float) -> str:
+    unit = 60 if seconds > 90 else 5
+    return duration(max(unit, round(seconds / unit) * unit))
+
+
+def _work(config: Config, paths: RunPaths, data: PreparedData, runtime: Runtime, display: Display) -> None:
+    """Drives the run from where its journal ends; the report is renewed whatever happens."""
+    display, journal, events = Logged(display, paths), Journal(paths.journal), read_events(paths.journal)
+    display.opened(paths)
+    started = next((event for event in events if event["event"] == "run_started"), None)
+    if started is None:
+        written = journal.append("run_started", **_start_fields(config, paths, data))
+    else:
+        if started["fingerprint"] != data.fingerprint:
+            raise RunError("the clips were changed since the run began", where=config.data.path or "the built-in clips",
+                           fix="put the old clips back, or start a new run with the new ones")
+        written = journal.append("run_resumed")
+    display.event(written, SearchState())
+    space = Space(config.search, len(data.classes))
+    with _stop_signals() as stop:
+        driver = Driver(config, space, paths, data, runtime, journal, SearchState.from_events(events), display,
+                        stop.is_set)
+        try:
+            driver.retry_failed()
+            driver.run()
+        finally:
+            with contextlib.suppress(ExpandError):
+                write_report(paths)
+
+
+def write_report(paths: RunPaths) -> None:
+    """Derives `report/` anew from the journal."""
+    summary = summarize(paths.root)
+    write_atomic(paths.steps_csv, steps_frame(summary).to_csv(index=False))
+    for out in (paths.plot_png, paths.plot_svg):
+        plot_expansion(summary, out)
+
+
+def _start_fields(config: Config, paths: RunPaths, data: PreparedData) -> dict[str, Any]:
+    return {"name": paths.root.resolve().name, "version": __version__, "target_gflops": config.search.target_gflops,
+            "criterion": config.search.criterion, "tolerance": config.search.tolerance,
+            "workers": config.run.workers,
+            "final_weight": config.final.epochs / config.candidate.epochs, "classes": list(data.classes),
+            "splits": {split: len(getattr(data, split)) for split in ("train", "val", "test")},
+            "fingerprint": data.fingerprint, "config": dump_config(config)}
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set; a second one acts at once, as if nobody listened."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _environment(config: Config) -> dict[str, Any]:
+    """What a result may depend on besides the configuration, for env.json."""
+    import torch
+
+    device = torch.cuda.get_device_name() if config.run.device == "cuda" else platform.processor() or platform.machine()
+    return {"x3d_expand": __version__, "git": _git_revision(), "python": platform.python_version(),
+            "packages": {name: metadata.version(name) for name in PACKAGES}, "platform": platform.platform(),
+            "device": device, "cores": available_cores(), "threads": config.run.threads, "seed": config.run.seed,
+            "cuda": torch.version.cuda if config.run.device == "cuda" else None}
+
+
+def _git_revision() -> str | None:
+    """The source's commit, where it runs from a checkout."""
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / ".git").exists():  # an installed package may lie inside somebody else's checkout
+        return None
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip() or None
+    return None

@@ -1,0 +1,44 @@
+"""The configuration of a run, settled: every value that was left open is filled in, every path is absolute."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from expand.config import Config, config_diff, parse_config
+from expand.config.schema import DataConfig
+from expand.data import PreparedData
+from expand.errors import RunError
+from expand.train.recipe import settle as settle_recipe
+from expand.train.runtime import settle_run
+
+HARMLESS = ("run.name", "run.workers", "run.runs_dir", "run.checkpoint_every_s", "data.cache_dir", "data.cache_gb")
+"""Options that cannot alter a result, so that a run may be continued with other values."""
+
+
+def settle(config: Config, data: PreparedData, name: str) -> Config:
+    """`config` with nothing left open for the clips `data` on this machine."""
+    limits = config.search.limits
+    if limits.clip_s is None:
+        limits = replace(limits, clip_s=round(data.median_s, 6))
+    clips = len(data.train)
+    return replace(config, data=_absolute(config.data), search=replace(config.search, limits=limits),
+                   candidate=settle_recipe(config.candidate, clips), final=settle_recipe(config.final, clips),
+                   run=replace(settle_run(config.run), name=name))
+
+
+def _absolute(data: DataConfig) -> DataConfig:
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser().resolve())
+
+    return replace(data, **{name: absolute(getattr(data, name))
+                            for name in ("path", "train", "val", "test", "cache_dir")})
+
+
+def check_unchanged(begun: str, config: Config, where: str) -> None:
+    """Raises `RunError` with the difference where `config` would alter the results of a run that began with `begun`."""
+    changes = [line for line in config_diff(parse_config(begun, where), config)
+               if not line.startswith(tuple(f"{key}:" for key in HARMLESS))]
+    if changes:
+        raise RunError("the configuration was changed since the run began: " + "; ".join(changes), where=where,
+                       fix="put the old values back, or start a new run with the new ones")

@@ -1,0 +1,1 @@
+"""The space of networks: factors, axes, shapes and costs. Nothing here imports torch."""

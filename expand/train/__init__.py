@@ -1,0 +1,1 @@
+"""Training: a candidate in, its outcome out."""

@@ -1,0 +1,104 @@
+"""From a job to its outcome on disk: a candidate of a step, or the winner's final training."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from expand.data import PreparedData
+from expand.errors import CandidateFailed
+from expand.rundir.files import read_json, write_atomic, write_json
+from expand.rundir.paths import CandidatePaths
+from expand.expansion.types import Outcome
+from expand.space.network import dump_network
+from expand.train import checkpoint
+from expand.train.loop import Hooks, Job, Training
+from expand.train.runtime import Runtime
+
+
+def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> Outcome:
+    """Trains a candidate and measures it on `val`.
+
+    A candidate whose outcome is on disk is not trained again. A loss that is not finite, or memory that does not
+    suffice, gives a failed outcome with its reason. Raises `Interrupted` when asked to stop; a checkpoint is on disk.
+    """
+    known = _known_outcome(job.paths, job.identity(len(data.classes)))
+    if known is not None:
+        return known
+    write_atomic(job.paths.spec, dump_network(job.factors, len(data.classes), name=job.id))
+    try:
+        training = Training(job, data, runtime, hooks)
+        seconds = _fit(training)
+        began = time.monotonic()
+        evaluation = training.evaluate("val")
+        seconds["evaluate_s"] = time.monotonic() - began
+    except (CandidateFailed, torch.OutOfMemoryError, MemoryError) as error:
+        outcome = Outcome(job.id, "failed", reason=_reason(error))
+        _write_outcome(job, data, outcome, None)
+        return outcome
+    outcome = Outcome(
+        job.id, "finished", accuracy=evaluation.accuracy, stderr=evaluation.stderr, top5=evaluation.top5,
+        loss=evaluation.loss, wall_s=training.progress.wall_s + seconds["evaluate_s"] + seconds["norms_s"],
+        peak_memory_mb=runtime.peak_memory_mb(), clips_per_s=_rate(training),
+        breakdown={name: round(value, 3) for name, value in seconds.items()})
+    _write_outcome(job, data, outcome, evaluation.confusion)
+    checkpoint.save_weights(job.paths.checkpoint, training.model)
+    return outcome
+
+
+def train_final(job: Job, data: PreparedData, runtime: Runtime, weights: Any, hooks: Hooks) -> dict[str, Any]:
+    """Trains the winner by the final recipe and measures it: on `val`, and once on `test` where there is one.
+
+    Writes the weights to the path `weights`. Returns the fields of `final_finished`; `accuracy` is that of `split`.
+    Raises `CandidateFailed` and `Interrupted` as a training does.
+    """
+    identity = job.identity(len(data.classes))
+    if job.paths.outcome.exists():
+        known = read_json(job.paths.outcome)
+        if known.get("identity") == identity:
+            return known["result"]
+    training = Training(job, data, runtime, hooks)
+    seconds = _fit(training)
+    splits = {split: training.evaluate(split) for split in ("val", "test") if getattr(data, split)}
+    split = "test" if "test" in splits else "val"
+    measured, val = splits[split], splits["val"]
+    checkpoint.save_weights(weights, training.model)
+    result = {"split": split, "accuracy": measured.accuracy, "stderr": measured.stderr, "top5": measured.top5,
+              "loss": measured.loss, "val_accuracy": val.accuracy, "val_stderr": val.stderr,
+              "wall_s": training.progress.wall_s + seconds["norms_s"]}
+    write_json(job.paths.outcome, {"identity": identity, "result": result, "classes": list(data.classes),
+                                   "confusion": {name: e.confusion for name, e in splits.items()}})
+    return result
+
+
+def _fit(training: Training) -> dict[str, float]:
+    """Trains and refreshes the norms; seconds of the phases."""
+    training.fit()
+    began = time.monotonic()
+    training.refresh_norms()
+    return {"train_s": training.progress.train_s, "norms_s": time.monotonic() - began}
+
+
+def _rate(training: Training) -> float:
+    progress = training.progress
+    return progress.clips / progress.train_s if progress.train_s else 0.0
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CandidateFailed):
+        return error.what
+    return "the memory did not suffice; a smaller candidate.batch_size needs less"
+
+
+def _known_outcome(paths: CandidatePaths, identity: str) -> Outcome | None:
+    if not paths.outcome.exists():
+        return None
+    known = read_json(paths.outcome)
+    return Outcome.from_dict(known) if known.get("identity") == identity else None
+
+
+def _write_outcome(job: Job, data: PreparedData, outcome: Outcome, confusion: list[list[int]] | None) -> None:
+    write_json(job.paths.outcome, {**outcome.as_dict(), "identity": job.identity(len(data.classes)),
+                                   "classes": list(data.classes), "confusion": confusion})

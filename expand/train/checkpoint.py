@@ -1,0 +1,72 @@
+"""The state of a training, whole or not at all on disk: it can be continued bit for bit on the CPU."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from expand.rundir.files import atomic_path
+
+VERSION = 1
+
+
+@dataclass
+class Progress:
+    """How far a training is: `epoch` and `batch` to come, running sums of the epoch, one row an epoch, seconds spent.
+
+    `rows` are dictionaries of numbers, the lines of metrics.csv.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+    wall_s: float = 0.0
+    train_s: float = 0.0
+    clips: int = 0
+
+
+def save(path: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Writes the training's state. `identity` names what is trained, so that another training never goes on from it."""
+    state = {"version": VERSION, "identity": identity, "model": model.state_dict(),
+             "optimizer": optimizer.state_dict(), "progress": dict(vars(progress)), "rng": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda_rng"] = torch.cuda.get_rng_state_all()
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Writes the weights alone: what stays of a training that has its outcome."""
+    with atomic_path(path) as temporary:
+        torch.save({"version": VERSION, "model": model.state_dict()}, temporary)
+
+
+def load(path: Path, identity: str) -> tuple[dict[str, Any] | None, str | None]:
+    """The state at `path` for `restore`, or None with the reason where it cannot be used (None, None: no file)."""
+    if not path.exists():
+        return None, None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        return None, f"damaged ({type(error).__name__})"
+    if not isinstance(state, dict) or state.get("version") != VERSION or state.get("identity") != identity:
+        return None, "of another training"
+    return state, None
+
+
+def restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Puts `state` into model, optimiser and the random generators."""
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])
+    if "cuda_rng" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    return Progress(**state["progress"])

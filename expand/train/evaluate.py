@@ -1,0 +1,69 @@
+"""Accuracy of a network on a split: K clips a video, scores averaged (paper, section 4: inference)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from expand.errors import CandidateFailed
+from expand.train.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`accuracy` (top-1) and `top5` in 0..1, `stderr` of the accuracy, mean `loss` (negative log-likelihood, nats).
+
+    `confusion[i][j]`: videos of class i that were taken for class j.
+    """
+
+    accuracy: float
+    stderr: float
+    top5: float
+    loss: float
+    confusion: list[list[int]]
+
+
+def standard_error(accuracy: float, videos: int) -> float:
+    """Standard error of a share `accuracy` measured on `videos` independent videos."""
+    return math.sqrt(accuracy * (1 - accuracy) / videos)
+
+
+def score_videos(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,
+                 runtime: Runtime) -> tuple[Tensor, Tensor]:
+    """Class probabilities (videos x classes, float64), averaged over each video's clips, and labels (videos).
+
+    `batches` gives clips B x 3 x T x H x W, labels and the video's index in the split.
+    """
+    scores = torch.zeros(videos, classes, dtype=torch.float64)
+    labels = torch.zeros(videos, dtype=torch.int64)
+    views = torch.zeros(videos, 1, dtype=torch.float64)
+    model.eval()
+    with torch.inference_mode():
+        for x_BCTHW, y_B, video_B in batches:
+            x_BCTHW = x_BCTHW.to(runtime.device, memory_format=runtime.memory_format, non_blocking=True)
+            with runtime.autocast():
+                logits = model(x_BCTHW)
+            scores.index_add_(0, video_B, logits.float().softmax(1).double().cpu())
+            views.index_add_(0, video_B, torch.ones(len(y_B), 1, dtype=torch.float64))
+            labels[video_B] = y_B
+    return scores / views, labels
+
+
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,
+             runtime: Runtime) -> Evaluation:
+    """Measures `model`. Raises `CandidateFailed` where its scores are not finite."""
+    scores, labels = score_videos(model, batches, videos, classes, runtime)
+    if not torch.isfinite(scores).all():
+        raise CandidateFailed("its scores are not finite")
+    guesses = scores.argmax(1)
+    accuracy = (guesses == labels).double().mean().item()
+    best = scores.topk(min(5, classes), dim=1).indices
+    likelihood = scores.gather(1, labels[:, None]).clamp_min(1e-12)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    confusion.index_put_((labels, guesses), torch.ones_like(labels), accumulate=True)
+    return Evaluation(accuracy, standard_error(accuracy, videos), (best == labels[:, None]).any(1).double().mean().item(),
+                      -likelihood.log().mean().item(), confusion.tolist())

@@ -1,0 +1,246 @@
+"""Training one network, from its first weights to its outcome; it can be stopped and continued at any update."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+from torch import nn
+
+from expand.config.schema import DataConfig, RecipeConfig
+from expand.data import PreparedData
+from expand.data.loader import eval_loader, train_loader
+from expand.errors import CandidateFailed, Interrupted
+from expand.model import X3D
+from expand.rundir.files import write_atomic
+from expand.rundir.paths import CandidatePaths
+from expand.space.factors import Factors
+from expand.space.geometry import Geometry
+from expand.train import checkpoint
+from expand.train.checkpoint import Progress
+from expand.train.evaluate import Evaluation, evaluate
+from expand.train.recipe import learning_rate, updates_per_epoch
+from expand.train.runtime import Runtime
+
+CHECK_EVERY = 10
+"""Updates between two looks at the loss; a look makes a GPU wait."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: what, how, on which data settings, with which seed, and the files that it may write."""
+
+    id: str
+    factors: Factors
+    gflops: float
+    recipe: RecipeConfig
+    data_config: DataConfig
+    seed: int
+    paths: CandidatePaths
+    checkpoint_every_s: float
+
+    def identity(self, classes: int) -> str:
+        """Names everything that the weights depend on; a checkpoint of another identity is never continued."""
+        what = {"id": self.id, "factors": self.factors.as_dict(), "recipe": asdict(self.recipe), "seed": self.seed,
+                "classes": classes}
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def candidate_seed(run_seed: int, identity: str) -> int:
+    """A seed from the run's seed and the candidate's identity alone, so that the order of execution is no matter."""
+    return int.from_bytes(hashlib.sha256(f"{run_seed}:{identity}".encode()).digest()[:7], "big")
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Progress for a display: update `update` of `updates` is done, in epoch `epoch` of `epochs`."""
+
+    epoch: int
+    epochs: int
+    update: int
+    updates: int
+    loss: float
+    clips_per_s: float
+    updates_per_s: float
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds to the end of the training at the present speed."""
+        return (self.updates - self.update) / self.updates_per_s
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a training talks to the outside: `tick` after each look at the loss, `log` for remarks, `stop` asks whether
+    to end at the next update."""
+
+    tick: Callable[[Tick], None] = lambda tick: None
+    log: Callable[[str], None] = lambda text: None
+    stop: Callable[[], bool] = lambda: False
+
+
+class Training:
+    """One network in training. `fit` brings it to the end of its recipe, `evaluate` measures it."""
+
+    def __init__(self, job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> None:
+        self.job, self.data, self.runtime, self.hooks = job, data, runtime, hooks
+        runtime.prepare()
+        runtime.reset_peak_memory()
+        torch.manual_seed(job.seed)
+        self.identity = job.identity(len(data.classes))
+        self.model = X3D(Geometry.of(job.factors, len(data.classes)), dropout=job.recipe.dropout)
+        self.model.to(runtime.device, memory_format=runtime.memory_format)
+        self.optimizer = make_optimizer(self.model, job.recipe)
+        self.progress = self._restored()
+        self.started = self.saved = time.monotonic()
+
+    def _restored(self) -> Progress:
+        state, complaint = checkpoint.load(self.job.paths.checkpoint, self.identity)
+        if complaint:
+            self.hooks.log(f"{self.job.id}: the checkpoint is {complaint}; training starts anew")
+        return checkpoint.restore(state, self.model, self.optimizer) if state else Progress()
+
+    def save(self) -> None:
+        """Writes a checkpoint now."""
+        self._settle_sums()
+        now = time.monotonic()
+        self.progress.wall_s += now - self.started
+        self.started = self.saved = now
+        checkpoint.save(self.job.paths.checkpoint, self.identity, self.model, self.optimizer, self.progress)
+
+    @property
+    def updates(self) -> int:
+        """Updates of an epoch."""
+        return updates_per_epoch(len(self.data.train), self.job.recipe.batch_size)
+
+    def fit(self) -> None:
+        """Trains to the end of the recipe.
+
+        Raises `Interrupted` (after a checkpoint) when asked to stop, `CandidateFailed` when the loss is not finite.
+        """
+        while self.progress.epoch < self.job.recipe.epochs:
+            self._epoch()
+        self.save()
+
+    def _epoch(self) -> None:
+        self.model.train()
+        mark = time.monotonic()
+        for x_BCTHW, y_B in self._batches(self.progress.epoch, self.progress.batch):
+            loss, hits = self._update(x_BCTHW, y_B)
+            mark = self._count(len(y_B), loss, hits, mark)
+            if self.progress.batch % CHECK_EVERY == 0 or self.progress.batch == self.updates:
+                self._look()
+            if self.hooks.stop():
+                self.save()
+                raise Interrupted("stopped", where=self.job.id)
+            if time.monotonic() - self.saved >= self.job.checkpoint_every_s:
+                self.save()
+                mark = time.monotonic()
+        self._end_epoch()
+
+    def _count(self, clips: int, loss: torch.Tensor, hits: torch.Tensor, mark: float) -> float:
+        """Adds an update to the running sums, which stay on the device until somebody looks; the time now."""
+        progress, now = self.progress, time.monotonic()
+        progress.batch += 1
+        progress.seen += clips
+        progress.loss_sum = progress.loss_sum + loss * clips
+        progress.correct = progress.correct + hits
+        progress.clips += clips
+        progress.train_s += now - mark
+        return now
+
+    def _batches(self, epoch: int, start: int = 0) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        job = self.job
+        return train_loader(self.data, frames=job.factors.frames, stride=job.factors.stride,
+                            resolution=job.factors.resolution, batch_size=job.recipe.batch_size, seed=job.seed,
+                            epoch=epoch, config=job.data_config, start_batch=start, workers=self.runtime.loader_workers)
+
+    def _update(self, x_BCTHW: torch.Tensor, y_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of SGD; the loss and the number of right guesses, still on the device."""
+        progress, recipe = self.progress, self.job.recipe
+        rate = learning_rate(progress.epoch * self.updates + progress.batch, recipe.epochs * self.updates, recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        x_BCTHW = x_BCTHW.to(self.runtime.device, memory_format=self.runtime.memory_format, non_blocking=True)
+        y_B = y_B.to(self.runtime.device, non_blocking=True)
+        with self.runtime.autocast():
+            logits = self.model(x_BCTHW)
+            loss = nn.functional.cross_entropy(logits, y_B, label_smoothing=recipe.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach().double(), (logits.detach().argmax(1) == y_B).sum()
+
+    def _settle_sums(self) -> None:
+        """Brings the running sums to the host, as plain numbers."""
+        progress = self.progress
+        progress.loss_sum, progress.correct = float(progress.loss_sum), int(progress.correct)
+
+    def _look(self) -> None:
+        self._settle_sums()
+        progress, recipe = self.progress, self.job.recipe
+        loss = progress.loss_sum / progress.seen
+        if not math.isfinite(loss):
+            raise CandidateFailed(f"the loss became {loss} in epoch {progress.epoch + 1}")
+        done, seconds = progress.epoch * self.updates + progress.batch, max(progress.train_s, 1e-9)
+        self.hooks.tick(Tick(progress.epoch, recipe.epochs, done, recipe.epochs * self.updates, loss,
+                             progress.clips / seconds, done / seconds))
+
+    def _end_epoch(self) -> None:
+        progress = self.progress
+        self._settle_sums()
+        progress.rows.append({"epoch": progress.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"],
+                              "loss": progress.loss_sum / progress.seen, "accuracy": progress.correct / progress.seen,
+                              "train_s": round(progress.train_s, 3)})
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
+        write_atomic(self.job.paths.metrics, _csv(progress.rows))
+
+    def refresh_norms(self) -> None:
+        """Precise batch-norm statistics (fvcore), from fresh train clips."""
+        batches = min(self.job.recipe.precise_bn_batches, self.updates)
+        if batches and get_bn_modules(self.model.train()):
+            inputs = (x.to(self.runtime.device, memory_format=self.runtime.memory_format)
+                      for x, _ in self._stoppable(self._batches(self.job.recipe.epochs)))
+            with self.runtime.autocast():
+                update_bn_stats(self.model, inputs, num_iters=batches)
+
+    def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """`batches` for as long as nobody asks to stop; the training itself is on disk by then."""
+        for batch in batches:
+            if self.hooks.stop():
+                raise Interrupted("stopped", where=self.job.id)
+            yield batch
+
+    def evaluate(self, split: str) -> Evaluation:
+        """Measures the network on `split` (`val` or `test`)."""
+        clips, factors, recipe = getattr(self.data, split), self.job.factors, self.job.recipe
+        batches = eval_loader(clips, frames=factors.frames, stride=factors.stride, resolution=factors.resolution,
+                              views=recipe.eval_clips, batch_size=recipe.batch_size, config=self.job.data_config,
+                              workers=self.runtime.loader_workers)
+        return evaluate(self.model, self._stoppable(batches), len(clips), len(self.data.classes), self.runtime)
+
+
+def _csv(rows: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; no weight decay on batch norm."""
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm3d) for p in m.parameters()}
+    groups = [{"params": [p for p in model.parameters() if id(p) not in norms], "weight_decay": recipe.weight_decay},
+              {"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)

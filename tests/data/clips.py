@@ -1,0 +1,42 @@
+"""Tiny H.264 clips for the tests of this room."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+TIME_BASE = Fraction(1, 600)
+
+
+def write_clip(path: Path, times_s: Sequence[float], height: int = 32, width: int = 48) -> Path:
+    """A clip with a frame at each of `times_s`, whose grey level is 20 + 60 x its time in seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = TIME_BASE
+        stream.options = {"preset": "ultrafast", "crf": "10"}
+        for time_s in times_s:
+            grey = np.full((height, width, 3), min(255, round(20 + 60 * time_s)), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
+            frame.pts, frame.time_base = round(time_s / TIME_BASE), TIME_BASE
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def steady(fps: float, seconds: float) -> list[float]:
+    return [number / fps for number in range(round(seconds * fps))]
+
+
+def write_folder(root: Path, clips: int = 3, classes: Sequence[str] = ("jump", "run"), splits=("train", "val")) -> Path:
+    """A data set `root/split/class/n.mp4` of half-second clips, told apart by their lengths."""
+    for split in splits:
+        for label, name in enumerate(classes):
+            for number in range(clips):
+                write_clip(root / split / name / f"{number}.mp4", steady(12, 0.5 + 0.25 * number + 0.1 * label))
+    return root

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from expand.config.schema import DataConfig
+from expand.data import prepare
+from expand.data.loader import eval_loader, train_loader
+from expand.errors import DataError
+from tests.data.clips import write_folder
+
+SHAPE = {"frames": 3, "stride": 4, "resolution": 24, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    root = tmp_path_factory.mktemp("loader")
+    return DataConfig(path=str(write_folder(root / "set", clips=7)), cache_dir=str(root / "cache"))
+
+
+@pytest.fixture(scope="module")
+def data(config):
+    return prepare(config, short_side=32, workers=1, report=print)
+
+
+def epoch_of(data, config, **options):
+    return list(train_loader(data, config=config, **{**SHAPE, "seed": 5, "epoch": 2, **options}))
+
+
+def same(batches, others):
+    return len(batches) == len(others) and all(torch.equal(a, b) for batch, other in zip(batches, others)
+                                               for a, b in zip(batch, other))
+
+
+def test_batches_have_the_promised_shapes_types_and_range(data, config):
+    batches = epoch_of(data, config)
+    assert [len(y_B) for _, y_B in batches] == [4, 4, 4, 2]
+    for x_BCTHW, y_B in batches:
+        assert x_BCTHW.shape == (len(y_B), 3, 3, 24, 24) and x_BCTHW.dtype == torch.float32
+        assert y_B.dtype == torch.int64
+        assert -2.0 - 1e-5 <= x_BCTHW.min() and x_BCTHW.max() <= (1 - 0.45) / 0.225 + 1e-5
+    assert sorted(torch.cat([y_B for _, y_B in batches]).tolist()) == [0] * 7 + [1] * 7
+
+
+def test_an_epoch_is_the_same_with_any_number_of_workers(data, config):
+    assert same(epoch_of(data, config), epoch_of(data, config, workers=2))
+
+
+def test_an_epoch_can_be_entered_at_any_batch(data, config):
+    whole = epoch_of(data, config)
+    for start in range(5):
+        assert same(whole[start:], epoch_of(data, config, start_batch=start))
+
+
+def test_seed_and_epoch_change_order_and_samples(data, config):
+    first = epoch_of(data, config)
+    assert same(first, epoch_of(data, config))
+    assert not same(first, epoch_of(data, config, epoch=3)) and not same(first, epoch_of(data, config, seed=6))
+
+
+def test_reading_leaves_the_callers_random_stream_alone(data, config):
+    before = torch.get_rng_state()
+    epoch_of(data, config)
+    epoch_of(data, config, workers=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_samples_randomness_does_not_hang_on_its_batch(data, config):
+    small = torch.cat([x for x, _ in epoch_of(data, config, batch_size=2)])
+    assert torch.equal(small, torch.cat([x for x, _ in epoch_of(data, config, batch_size=4)]))
+
+
+def test_a_last_batch_of_one_clip_is_left_out(data, config):
+    assert [len(y_B) for _, y_B in epoch_of(data, config, batch_size=13)] == [13]
+    loader = train_loader(data, config=config, **{**SHAPE, "batch_size": 13}, seed=0, epoch=0)
+    assert len(loader) == 1
+    assert [len(y_B) for _, y_B in epoch_of(data, config, batch_size=1)] == [1] * 14
+
+
+def test_frames_of_a_sample_are_the_stride_apart_in_time(data, config):
+    """The clips' grey level rises by 60 a second, so the time between frames can be read off."""
+    for x_BCTHW, _ in epoch_of(data, config, frames=2, stride=6):
+        grey_BT = (x_BCTHW * 0.225 + 0.45).mean(dim=(1, 3, 4)) * 255
+        assert ((grey_BT[:, 1] - grey_BT[:, 0]) / 60 - 0.2).abs().max() < 1 / 12 + 0.05
+
+
+def with_ramp(data, tmp_path):
+    """The first train clip alone, its frames replaced by a ramp from left to right."""
+    clip = data.train[0]
+    ramp = np.broadcast_to(np.arange(clip.width, dtype=np.uint8)[:, None] * 4, (clip.height, clip.width, 3))
+    store = tmp_path / "ramp.frames"
+    store.write_bytes(ramp.tobytes() * len(clip.times_s))
+    return dataclasses.replace(data, train=(dataclasses.replace(clip, store=store),) * 2)
+
+
+def test_flips_happen_half_of_the_time_and_never_where_turned_off(data, config, tmp_path):
+    ramp = with_ramp(data, tmp_path)
+
+    def rising(config):
+        return [bool(x[0, 0, 0, 0, -1] > x[0, 0, 0, 0, 0]) for epoch in range(60)
+                for x, _ in epoch_of(ramp, config, epoch=epoch, batch_size=1)]
+
+    assert all(rising(dataclasses.replace(config, flip=False)))
+    assert 0.3 < np.mean(rising(config)) < 0.7
+
+
+def test_turning_the_flip_off_changes_nothing_else(data, config):
+    off = epoch_of(data, dataclasses.replace(config, flip=False))
+    for (x, _), (plain, _) in zip(epoch_of(data, config), off):
+        for sample, expected in zip(x, plain):
+            assert torch.equal(sample, expected) or torch.equal(sample.flip(-1), expected)
+
+
+def test_jitter_decides_how_much_of_the_frame_is_seen(data, config, tmp_path):
+    ramp = with_ramp(data, tmp_path)
+
+    def spans(jitter):
+        fixed = dataclasses.replace(config, jitter_min=jitter, jitter_max=jitter)
+        return [float((x[0, 0, 0, 0, -1] - x[0, 0, 0, 0, 0]).abs()) * 0.225 * 255 / 4
+                for epoch in range(5) for x, _ in epoch_of(ramp, fixed, epoch=epoch, batch_size=1)]
+
+    assert spans(1.0) == pytest.approx([31] * 10, abs=1.5) and spans(2.0) == pytest.approx([15] * 10, abs=1.5)
+
+
+def test_evaluation_gives_every_view_of_every_clip_in_order(data, config):
+    batches = list(eval_loader(data.val, frames=2, stride=3, resolution=24, views=3, batch_size=5, config=config))
+    x, y, index = (torch.cat(parts) for parts in zip(*batches))
+    assert x.shape == (42, 3, 2, 27, 27) and index.tolist() == [number for number in range(14) for _ in range(3)]
+    assert y.tolist() == [data.val[number].label for number in index.tolist()]
+    again = eval_loader(data.val, frames=2, stride=3, resolution=24, views=3, batch_size=7, config=config, workers=2)
+    assert torch.equal(x, torch.cat([batch[0] for batch in again]))
+    grey = (x.mean(dim=(1, 2, 3, 4)).reshape(14, 3) * 0.225 + 0.45) * 255
+    assert (grey[:, 2] > grey[:, 1]).all() and (grey[:, 1] > grey[:, 0]).all()  # later views are brighter
+
+
+@pytest.mark.parametrize("resolution, side", [(160, 182), (224, 256)])
+def test_evaluation_crops_are_the_published_ones(data, config, resolution, side):
+    loader = eval_loader(data.val[:1], frames=1, stride=1, resolution=resolution, views=1, batch_size=1, config=config)
+    assert next(iter(loader))[0].shape == (1, 3, 1, side, side)
+
+
+def test_frames_that_are_not_kept_give_the_same_batches(data, config):
+    bare = dataclasses.replace(data, train=tuple(dataclasses.replace(clip, store=None) for clip in data.train))
+    assert same(epoch_of(data, config), epoch_of(bare, config))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_frames_that_vanish_are_a_clear_error_from_any_process(data, config, tmp_path, workers):
+    gone = tuple(dataclasses.replace(clip, store=tmp_path / "gone") for clip in data.train)
+    with pytest.raises(DataError) as raised:
+        epoch_of(dataclasses.replace(data, train=gone), config, workers=workers)
+    assert raised.value.where == str(tmp_path / "gone") and "Traceback" not in str(raised.value)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as tv
+
+from expand.data.transforms import centre_box, normalise, random_box, resize
+
+sides = st.integers(1, 400)
+draws = st.floats(0, 1, exclude_max=True)
+
+
+@given(sides, sides, st.floats(1, 4), draws, draws)
+def test_a_random_box_lies_in_the_frame_and_leaves_the_jittered_short_side(height, width, jitter, top, left):
+    box = random_box(height, width, jitter, top, left)
+    assert 0 <= box.top <= height - box.side and 0 <= box.left <= width - box.side
+    assert box.side == max(1, round(min(height, width) / jitter))
+
+
+def test_random_boxes_reach_every_corner():
+    boxes = [random_box(6, 8, 2.0, top / 50, left / 50) for top in range(50) for left in range(50)]
+    assert {box.top for box in boxes} == set(range(4)) and {box.left for box in boxes} == set(range(6))
+
+
+@given(sides, sides)
+def test_the_centre_box_is_the_largest_square_in_the_middle(height, width):
+    box = centre_box(height, width)
+    assert box.side == min(height, width)
+    assert abs((height - box.side - box.top) - box.top) <= 1 and abs((width - box.side - box.left) - box.left) <= 1
+
+
+@pytest.mark.parametrize("side", [24, 40, 64])
+def test_resizing_is_torchvisions_antialiased_one(side):
+    clip_THWC = torch.randint(0, 256, (2, 40, 40, 3), dtype=torch.uint8)
+    expected = tv.resize(clip_THWC.permute(0, 3, 1, 2), [side, side], antialias=True).permute(0, 2, 3, 1)
+    resized = resize(clip_THWC, side)
+    assert resized.shape == (2, side, side, 3) and resized.dtype == torch.uint8
+    assert (resized.int() - expected.int()).abs().max() <= 1
+
+
+def test_normalising_gives_floats_in_the_networks_layout():
+    clips_BTHWC = torch.tensor([0, 255, 51], dtype=torch.uint8).expand(2, 4, 5, 6, 3).contiguous()
+    x_BCTHW = normalise(clips_BTHWC, 0.45, 0.225)
+    assert x_BCTHW.shape == (2, 3, 4, 5, 6) and x_BCTHW.dtype == torch.float32
+    assert x_BCTHW.is_contiguous(memory_format=torch.channels_last_3d)
+    assert x_BCTHW[0, :, 0, 0, 0].tolist() == pytest.approx([-2.0, (1 - 0.45) / 0.225, (0.2 - 0.45) / 0.225], abs=1e-5)
