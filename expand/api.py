@@ -5,15 +5,15 @@ Values that the command line prints with `--json` are what the functions return 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expand.config import Config, load_config
-from expand.errors import RunError
+from expand.errors import DataError, RunError, UsageError
 from expand.expansion.forecast import check_target, follow, forecast
 from expand.expansion.rules import Space
-from expand.expansion.types import Candidate
 from expand.rundir.paths import RunPaths
 from expand.space.complexity import complexity_of
 from expand.space.factors import PUBLISHED_CLASSES
@@ -75,7 +75,8 @@ def plot(run_dir: str | Path, out: str | Path | None = None) -> Path:
 
 
 def plan(config: str | Path | Config | None = None, *, overrides: Overrides = (),
-         values: Mapping[str, Any] | None = None, path: Sequence[str] = (), classes: int | None = None) -> dict[str, Any]:
+         values: Mapping[str, Any] | None = None, path: Sequence[str] = (),
+         classes: int | None = None) -> dict[str, Any]:
     """What a search would try, without training anything (docs/json.md).
 
     With `path`, axes in order, the networks along it and the contraction; the candidates of the step after it, and the
@@ -90,10 +91,10 @@ def plan(config: str | Path | Config | None = None, *, overrides: Overrides = ()
     is_done = planned.next is None
     to_come = [] if is_done else forecast(space, last if planned.steps else None)
     return {
-        "target_gflops": space.target, "classes": space.classes, "basis": _row(planned.basis),
-        "steps": [_row(step) for step in planned.steps],
-        "contraction": _row(planned.contraction) if planned.contraction else None,
-        "candidates": [] if is_done else [_row(c) for c in planned.next.candidates],
+        "target_gflops": space.target, "classes": space.classes, "basis": planned.basis.as_dict(),
+        "steps": [step.as_dict() for step in planned.steps],
+        "contraction": planned.contraction and planned.contraction.as_dict(),
+        "candidates": [] if is_done else [c.as_dict() for c in planned.next.candidates],
         "excluded": [] if is_done else [{"axis": e.axis, "reason": e.reason} for e in planned.next.excluded],
         "to_come": {"steps": len(to_come), "candidates": sum(map(len, to_come)),
                     "gflops": sum(c.gflops for step in to_come for c in step)}}
@@ -104,11 +105,11 @@ def _classes(config: Config, named: bool) -> int:
         return PUBLISHED_CLASSES
     from expand.data.sources import count_classes
 
-    return count_classes(config.data)
-
-
-def _row(candidate: Candidate) -> dict[str, Any]:
-    return candidate.as_dict()
+    try:
+        return count_classes(config.data)
+    except DataError as error:
+        raise UsageError(error.what, where=error.where, fix="the classes of these clips are counted, so that the costs "
+                         "are right; without the clips, say how many there are: --classes N") from error
 
 
 def complexity(network: str | Path) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def complexity(network: str | Path) -> dict[str, Any]:
     Raises `UsageError` where `network` names none of them.
     """
     path = Path(network)
-    found = load_network(_winner_of(path)) if path.is_dir() else find_network(str(network))
+    found = load_network(_winner_of(path)) if os.path.isdir(path) else find_network(str(network))
     cost = complexity_of(found.factors, found.classes)
     return {"network": found.name, "gflops": cost.gflops, "params": cost.params, "gflops_fvcore": cost.gflops_fvcore,
             "activations": cost.activations, "factors": found.factors.as_dict(), "frames": found.factors.frames,

@@ -15,12 +15,12 @@ from expand.config import Config
 from expand.data import PreparedData
 from expand.errors import CandidateFailed, ExpandError, Interrupted, RunError
 from expand.executors.local import Listener, LocalExecutor
-from expand.rundir.files import write_atomic
-from expand.rundir.journal import Journal
-from expand.rundir.paths import RunPaths
 from expand.expansion.rules import Space
 from expand.expansion.state import Done, Record, SearchState, Stuck, Train, TrainFinal, decide
 from expand.expansion.types import Candidate
+from expand.rundir.files import write_atomic
+from expand.rundir.journal import Journal
+from expand.rundir.paths import RunPaths
 from expand.space.network import dump_network
 from expand.train.candidate import train_final
 from expand.train.loop import Hooks, Job, Tick, candidate_seed

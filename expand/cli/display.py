@@ -32,7 +32,7 @@ class Plain:
     def __init__(self) -> None:
         self.paths: RunPaths | None = None
         self.shown = time.monotonic()
-        self.remaining: str | None = None
+        self.ends_at: float | None = None
 
     def opened(self, paths: RunPaths) -> None:
         """From now on the journal tells the time left."""
@@ -45,7 +45,8 @@ class Plain:
     def event(self, event: dict[str, Any], state: SearchState) -> None:
         """An event, as a line; the time left for the search changes with it."""
         if event["event"] in ("candidate_finished", "run_resumed", "final_started"):
-            self.remaining = self._remaining()
+            remaining = self._remaining_s()
+            self.ends_at = None if remaining is None else time.monotonic() + remaining
         if line := event_line(event):
             self.say(line)
 
@@ -61,16 +62,15 @@ class Plain:
         left = tick.seconds_left
         parts = [f"epoch {min(tick.epoch + 1, tick.epochs)} of {tick.epochs}", f"loss {tick.loss:.3f}",
                  f"{tick.clips_per_s:.0f} clips/s", f"{duration(left)} left"]
-        if self.remaining:
-            parts.append(f"search: about {self.remaining} left")
+        if self.ends_at is not None:
+            parts.append(f"search: about {duration(self.ends_at - time.monotonic())} left")
         return ", ".join(parts)
 
-    def _remaining(self) -> str | None:
+    def _remaining_s(self) -> float | None:
         try:
-            seconds = summarize(self.paths.root)["remaining_s"] if self.paths else None
+            return summarize(self.paths.root)["remaining_s"] if self.paths else None
         except ExpandError:
             return None
-        return None if seconds is None else duration(seconds)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

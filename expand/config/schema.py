@@ -32,11 +32,11 @@ class BuiltinConfig:
     """Length of a clip, seconds."""
     fps: int = opt(15, ge=8, le=60)
     """Frames a second; 15 are ample for the slowest and fastest label and keep the decoded frames below 2 GB."""
-    train_clips: int = opt(600, ge=12)
+    train_clips: int = opt(640, ge=16)
     """Clips in the train split; rounded up to a multiple of the number of classes."""
-    val_clips: int = opt(480, ge=12)
+    val_clips: int = opt(480, ge=16)
     """Clips in the val split, on which selection happens."""
-    test_clips: int = opt(480, ge=12)
+    test_clips: int = opt(480, ge=16)
     """Clips in the test split, used once, for the winner."""
     seed: int = opt(0, ge=0)
     """Seed of the rendering; the splits take different streams of it."""

@@ -1,13 +1,14 @@
 """The built-in clips: a small set whose labels need every axis, rendered as real H.264 files on first use.
 
-A soft disc drifts over a smooth, still background. The label is appearance x motion x period, 3 x 2 x 2 = 12 classes
-named like `plain-up-slow`:
+Coarse bands drift over a still picture of fine lines while the light pulses. The label is appearance x motion x
+period, where the appearance is a hue and a texture: 4 x 2 x 2 = 16 classes named like `warm-rows-up-slow`.
 
-- appearance: `plain`, or a grating of `rows` or `columns` on the disc with the same mean brightness, so fine that an
-  input of about 40 px or fewer blurs it away and one of 64 px or more shows it: needs pixels;
-- motion: the disc drifts `up` or `down`, about half a frame height a second, and wraps around: needs several frames
-  close enough in time;
-- period: its contrast pulses about every 0.8 s (`fast`) or 2.4 s (`slow`): needs a long clip.
+- hue: `warm` or `cool`; one frame of any size tells it;
+- texture: fine lines in `rows` or `columns`, 23 to the frame: needs pixels (evaluation at 32 px keeps a fifth of their
+  contrast, at 48 px half, at 64 px 0.7);
+- motion: the bands drift `up` or `down`, about every two seconds by their own length: needs several frames, and close
+  enough in time;
+- period: the light pulses about every 0.8 s (`fast`) or 2.4 s (`slow`): needs a clip of about a second.
 
 Left and right do not matter, so the default horizontal flip does no harm.
 """
@@ -32,111 +33,102 @@ from expand.config.schema import BuiltinConfig
 from expand.data.pool import process_map
 from expand.errors import DataError
 
-APPEARANCES, MOTIONS, PERIODS = ("plain", "rows", "columns"), ("up", "down"), ("fast", "slow")
-CLASSES = tuple("-".join(parts) for parts in itertools.product(APPEARANCES, MOTIONS, PERIODS))
+HUES, TEXTURES = ("warm", "cool"), ("rows", "columns")
+MOTIONS, PERIODS = ("up", "down"), ("fast", "slow")
+CLASSES = tuple("-".join(parts) for parts in itertools.product(HUES, TEXTURES, MOTIONS, PERIODS))
 SPLITS = ("train", "val", "test")
 PERIOD_S = {"fast": 0.8, "slow": 2.4}
 
 ONE_FRAME_CEILING = 1 / (len(MOTIONS) * len(PERIODS))
 """Best accuracy, 1/4, that any network can reach from one frame of a clip.
 
-Position at time t is phase + direction x speed x t modulo 1 with a phase uniform on [0, 1): uniform whatever direction
-and speed. Brightness at time t is a fixed function of a pulse phase that is uniform too, whatever the period. Both
-phases and every nuisance are drawn without looking at the label. So at any instant (position, brightness, nuisances)
-has one distribution for all four combinations of motion and period; a single frame tells nothing about them, and with
-the appearance known four equally frequent classes remain. (A mean of scores over several single-frame views of a clip
-is blind to the direction for the same reason, since a clip run backwards has the same frames; the spread of its
+The bands' phase at time t is phase + direction x frequency x t modulo 1 with a phase uniform on [0, 1): uniform
+whatever direction and frequency. The light at time t is a fixed function of a phase that is uniform too, whatever the
+period. Both phases and every nuisance are drawn without looking at the label. So at any instant (bands, light,
+nuisances) has one distribution for all four combinations of motion and period; a single frame tells nothing about
+them, and with hue and texture known four equally frequent classes remain. (A mean of scores over several single-frame
+views is blind to the direction for the same reason, since a clip run backwards has the same frames; the spread of its
 brightness could tell the period in principle, so there the strict ceiling is 1/2. Training on one frame gives a
 network no reason to use that.)"""
 
 RENDERER = 2
 """Version of what is rendered; raise it with every change that alters a pixel."""
-SPEED = 0.5
-"""Frame heights a second, +-20 %."""
-PULSE = 0.6
-"""The contrast swings between 1 - PULSE and 1 + PULSE times its mean."""
-GRATING = 0.8
-"""Amplitude of the grating as a share of the disc's contrast."""
-GRATING_LINES = 40
-"""Periods of the grating in a frame side. Resizing leaves of its contrast about 2 % at the 45 px that a 40 px input is
-evaluated at, 10 % at 54 px (input 48), 33 % at 73 px (input 64): the square of sinc(lines / pixels)."""
-EDGE_PX = 1.5
-"""Width of the disc's soft edge, pixels."""
-SHORTEST_PERIOD_PX = 2.4
-"""A finer grating would not survive the encoder."""
+LINES = 23
+"""Periods of the texture in a frame side: 1.6 px of the 36 px that a 32 px input is evaluated at, 2.3 px of 54 for
+48."""
+BANDS = 3.0
+"""Periods of the drifting bands in a frame's height."""
+BAND_HZ = 0.55
+"""Periods of the bands that pass a point in a second: a quarter in the 14/30 s between the first two frames."""
+LEVELS = {"bands": 32.0, "light": 23.0, "lines": 32.0, "hue": 10.0}
+"""Mean amplitudes, grey levels."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """Everything that is random about a clip; lengths in frame sides, times in seconds, phases in [0, 1)."""
+    """Everything that is random about a clip; amplitudes in grey levels, times in seconds, phases in [0, 1)."""
 
     direction: int
-    speed: float
-    phase: float
-    x: float
-    diameter: float
-    contrast: float
+    band_hz: float
+    bands: float
+    band_phase: float
+    band_level: float
     period_s: float
-    pulse_phase: float
-    grating: str
-    grating_phase: float
-    tint_UV: tuple[float, float]
-    background_Y: float
+    light_phase: float
+    light_level: float
+    texture: str
+    line_phase: float
+    line_level: float
+    hue_level: float
+    background: float
     ripples: np.ndarray
     """4 x 4: fx, fy (periods a frame), phase, amplitude (grey levels)."""
 
-    def position(self, time_s: np.ndarray) -> np.ndarray:
-        """Height of the disc's centre, in [0, 1) from the top."""
-        return (self.phase + self.direction * self.speed * time_s) % 1.0
+    def band_position(self, time_s: np.ndarray) -> np.ndarray:
+        """Phase of the bands at the top of the frame, in [0, 1)."""
+        return (self.band_phase - self.direction * self.band_hz * time_s) % 1.0
 
-    def brightness(self, time_s: np.ndarray) -> np.ndarray:
-        """Contrast against the background, grey levels."""
-        return self.contrast * (1 + PULSE * np.sin(2 * np.pi * (time_s / self.period_s + self.pulse_phase)))
+    def light(self, time_s: np.ndarray) -> np.ndarray:
+        """What the light adds everywhere, grey levels."""
+        return self.light_level * np.sin(2 * np.pi * (time_s / self.period_s + self.light_phase))
 
 
 def draw(rng: np.random.Generator, name: str) -> Drawing:
     """Draw a clip of class `name`. The label picks among the draws but never changes how many there are."""
-    appearance, motion, period = name.split("-")
+    hue, texture, motion, period = name.split("-")
     u = rng.random(16)
-    ripples = np.column_stack([rng.uniform(-1.5, 1.5, (4, 2)), rng.random(4), rng.uniform(0.5, 2.0, 4)])
-    return Drawing(direction=-1 if motion == "up" else 1, speed=SPEED * (0.8 + 0.4 * u[0]), phase=u[1],
-                   x=0.35 + 0.3 * u[2], diameter=0.45 + 0.1 * u[3], contrast=40 * (0.85 + 0.3 * u[4]),
-                   period_s=PERIOD_S[period] * (0.9 + 0.2 * u[5]), pulse_phase=u[6], grating=appearance,
-                   grating_phase=u[7], tint_UV=(24 * (u[8] - 0.5), 24 * (u[9] - 0.5)),
-                   background_Y=60 + 25 * u[10], ripples=ripples)
+    ripples = np.column_stack([rng.uniform(-1.5, 1.5, (4, 2)), rng.random(4), rng.uniform(1.0, 4.0, 4)])
+
+    def about(mean: float, spread: float, draw: float) -> float:
+        return mean * (1 + spread * (2 * draw - 1))
+
+    return Drawing(
+        direction=-1 if motion == "up" else 1, band_hz=about(BAND_HZ, 0.15, u[0]), bands=about(BANDS, 0.15, u[1]),
+        band_phase=u[2], band_level=about(LEVELS["bands"], 0.2, u[3]), period_s=about(PERIOD_S[period], 0.1, u[4]),
+        light_phase=u[5], light_level=about(LEVELS["light"], 0.2, u[6]), texture=texture, line_phase=u[7],
+        line_level=about(LEVELS["lines"], 0.2, u[8]),
+        hue_level=about(LEVELS["hue"], 0.4, u[9]) * (1 if hue == "warm" else -1), background=about(120, 0.08, u[10]),
+        ripples=ripples)
 
 
 def render(drawing: Drawing, size: int, times_s: np.ndarray) -> np.ndarray:
     """The frames at `times_s`, T x (3/2 size) x size uint8: planes Y, U, V one under the other (yuv420p)."""
-    axis = (np.arange(size, dtype=np.float32) + 0.5) / size
-    y, x = axis[:, None], axis[None, :]
-    background = np.full((size, size), drawing.background_Y)
+    axis = (np.arange(size) + 0.5) / size
+    still = np.full((size, size), drawing.background)
     for fx, fy, phase, amplitude in drawing.ripples:
-        background += amplitude * np.cos(2 * np.pi * (fy * y + fx * x + phase))
-    down = np.abs(axis - drawing.position(times_s)[:, None].astype(np.float32))
-    down = np.minimum(down, 1 - down)[:, :, None]  # the way around the wrap may be the shorter one
-    disc = np.square(x - np.float32(drawing.x)) + np.square(down)
-    np.sqrt(disc, out=disc)
-    np.multiply(drawing.diameter / 2 - disc, size / EDGE_PX, out=disc)
-    np.clip(disc + 0.5, 0, 1, out=disc)
-    brightness = drawing.brightness(times_s)[:, None, None].astype(np.float32)
-    small = (disc[:, ::2, ::2] + disc[:, 1::2, 1::2]) / 2 * (brightness / drawing.contrast)
+        still += amplitude * np.cos(2 * np.pi * (fy * axis[:, None] + fx * axis[None, :] + phase))
+    lines = drawing.line_level * np.sin(2 * np.pi * (LINES * axis + drawing.line_phase))
+    still += lines[:, None] if drawing.texture == "rows" else lines[None, :]
+    bands_TH = drawing.band_level * np.sin(
+        2 * np.pi * (drawing.bands * axis[None, :] + drawing.band_position(times_s)[:, None]))
+    moving_TH = (bands_TH + drawing.light(times_s)[:, None]).astype(np.float32)
     frames = np.empty((len(times_s), size * 3 // 2, size), dtype=np.uint8)
-    frames[:, :size] = np.rint(disc * brightness * _texture(drawing, size) + background.astype(np.float32))
+    luma = still.astype(np.float32) + moving_TH[:, :, None]
+    frames[:, :size] = np.rint(np.clip(luma, 16, 235, out=luma), out=luma)
     chroma = frames[:, size:].reshape(len(times_s), 2, size // 2, size // 2)
-    for plane, tint in enumerate(drawing.tint_UV):
-        chroma[:, plane] = np.rint(128 + np.float32(tint) * small)
+    for plane, sign in enumerate((-1, 1)):  # U falls and V rises with warmth
+        chroma[:, plane] = round(128 + sign * 0.6 * drawing.hue_level)
     return frames
-
-
-def _texture(drawing: Drawing, size: int) -> np.ndarray:
-    """What the disc shows, mean 1, H x W. It stands still in the frame: the disc is a window onto it."""
-    if drawing.grating == "plain":
-        return np.ones((size, size), dtype=np.float32)
-    period_px = max(SHORTEST_PERIOD_PX, size / GRATING_LINES)
-    line = 1 + GRATING * np.sin(2 * np.pi * (np.arange(size) / period_px + drawing.grating_phase))
-    line = line.astype(np.float32)
-    return np.broadcast_to(line[:, None] if drawing.grating == "rows" else line[None, :], (size, size))
 
 
 def clip_files(config: BuiltinConfig, cache_dir: Path) -> dict[str, list[tuple[Path, int]]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from expand.data import PreparedData
 from expand.errors import Interrupted, RunError
@@ -47,7 +47,7 @@ class LocalExecutor:
         self.data, self.runtime, self.workers, self.listener = data, runtime, workers, listener
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> LocalExecutor:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

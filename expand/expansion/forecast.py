@@ -17,8 +17,8 @@ MAX_STEPS = 64
 def check_target(space: Space) -> None:
     """Raises `UsageError` where the target leaves nothing to search: below the basis, or met by it."""
     basis = space.basis()
-    smaller = ("a smaller basis makes room: --set search.basis.resolution=R, "
-               f"or raise the target above {basis.gflops:.4g}")
+    least = basis.gflops / (1 - space.config.tolerance)  # what a target must exceed for an expansion to be due
+    smaller = f"a smaller basis makes room: --set search.basis.resolution=R, or raise the target above {least:.4g}"
     if basis.gflops > space.target:
         raise UsageError(f"the target of {space.target:g} GFLOPs is below the basis, which costs {basis.gflops:.4g}",
                          where="search.target_gflops", fix=smaller)
@@ -39,17 +39,18 @@ class Plan:
 
 
 def follow(space: Space, path: Sequence[str]) -> Plan:
-    """The plan that expands along the axes of `path`, in order, until the target is passed or the path ends.
+    """The plan that expands along the axes of `path`, in order, until the target is reached or the path ends.
 
     Raises `UsageError` for an unknown axis and for one that cannot grow where the path wants it.
     """
-    basis = space.basis()
-    current, steps = basis, []
     for number, name in enumerate(path, start=1):
         if name not in AXES:
             raise UsageError(f"no axis is called '{name}'", where=f"--path, step {number}",
                              fix=did_you_mean(name, AXES) or f"the axes: {', '.join(AXES)}")
-        if current.gflops > space.target:
+    basis = space.basis()
+    current, steps = basis, []
+    for number, name in enumerate(path, start=1):
+        if space.reached(current.gflops):
             break
         proposal = propose(space, current.factors, number)
         base, current = current, _along(proposal, name, number)

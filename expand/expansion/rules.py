@@ -17,6 +17,7 @@ from expand.space.axes import AXES, Axis, Bounds
 from expand.space.complexity import complexity_of
 from expand.space.factors import Factors
 
+
 @dataclass(frozen=True)
 class Space:
     """What the decisions depend on: the search's configuration and the number of classes."""

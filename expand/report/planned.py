@@ -29,17 +29,18 @@ def plan_text(planned: Mapping[str, Any]) -> str:
         lines += [_line("", candidate) for candidate in planned["candidates"]]
         lines += [f"      {axis_name(e)}: {e['reason']}" for e in planned["excluded"]]
         to_come = planned["to_come"]
-        lines += ["", f"To come: about {to_come['candidates']} candidates in {to_come['steps']} rounds, "
-                      f"{number(to_come['gflops'])} GFLOPs a clip in all"]
+        cost = number(to_come["gflops"])
+        rounds = f"about {to_come['candidates']} candidates in {to_come['steps']} rounds"
+        lines += ["", f"To come: {rounds}, {cost} GFLOPs a clip in all"]
     return "\n".join(lines)
 
 
 def complexity_text(counted: Mapping[str, Any]) -> str:
     """A network's costs (docs/json.md) as a table."""
     factors = ", ".join(f"{name} {number(value, 4)}" for name, value in counted["factors"].items())
+    clip = f"{counted['frames']} frames x stride {counted['stride']}, {counted['resolution']} px"
+    published = f"  {counted['gflops']:.9f} GFLOPs (10^9 multiply-adds of convolutions and linear layers, as published)"
     return "\n".join([
-        f"{counted['network']}: {counted['frames']} frames x stride {counted['stride']}, {counted['resolution']} px, "
-        f"{counted['classes']} classes", f"  {factors}",
-        f"  {counted['gflops']:.9f} GFLOPs (10^9 multiply-adds of convolutions and linear layers, as published)",
+        f"{counted['network']}: {clip}, {counted['classes']} classes", f"  {factors}", published,
         f"  {counted['gflops_fvcore']:.9f} GFLOPs (fvcore's convention: batch norm too)",
         f"  {counted['params']:,} parameters, {counted['activations']:,} activations"])

@@ -67,7 +67,8 @@ def _summary(paths: RunPaths, events: Sequence[Mapping[str, Any]], held: bool, n
     summary["elapsed_s"] = elapsed_s(events, now if state == "running" else None)
     summary["remaining_s"] = remaining_s(summary, _busy_s(events, now if state == "running" else None),
                                          final_weight=started.get("final_weight") or 1.0,
-                                         tolerance=started.get("tolerance") or 0.0)
+                                         tolerance=started.get("tolerance") or 0.0,
+                                         workers=started.get("workers") or 1)
     return summary
 
 

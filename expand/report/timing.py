@@ -33,11 +33,12 @@ def elapsed_s(events: Sequence[Mapping[str, Any]], now: float | None) -> float:
 
 
 def remaining_s(summary: Mapping[str, Any], busy_s: float = 0.0, *, final_weight: float = 1.0,
-                tolerance: float = 0.0) -> float | None:
+                tolerance: float = 0.0, workers: int = 1) -> float | None:
     """Estimated seconds of training to come; None until a candidate has finished, 0 when all is done.
 
     The rule: (seconds a GFLOP of the finished candidates: sum of their wall time / sum of their complexities) x (sum of
-    the complexities still to be trained) - `busy_s`, the time that the candidate in training has had. To come are
+    the complexities still to be trained, those of steps shared by `workers` processes) - `busy_s`, the time that the
+    candidate in training has had. To come are
 
     - the step's unfinished candidates;
     - then steps until the target, less its share `tolerance`, is reached, each of as many candidates as the last step,
@@ -53,7 +54,7 @@ def remaining_s(summary: Mapping[str, Any], busy_s: float = 0.0, *, final_weight
     if not cost:
         return None
     rate = sum(candidate["wall_s"] for candidate in done) / cost
-    return max(0.0, rate * _to_come_gflops(summary, final_weight, tolerance) - busy_s)
+    return max(0.0, rate * _to_come_gflops(summary, final_weight, tolerance, workers) - busy_s)
 
 
 def _trained(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -62,7 +63,7 @@ def _trained(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [candidate for step in summary["steps"] for candidate in step["candidates"]] + extra
 
 
-def _to_come_gflops(summary: Mapping[str, Any], final_weight: float, tolerance: float) -> float:
+def _to_come_gflops(summary: Mapping[str, Any], final_weight: float, tolerance: float, workers: int) -> float:
     winner, contraction, target = summary["winner"], summary["contraction"], summary["target_gflops"] or 0.0
     if winner:
         return 0.0 if winner["accuracy"] is not None else winner["gflops"] * final_weight
@@ -71,7 +72,8 @@ def _to_come_gflops(summary: Mapping[str, Any], final_weight: float, tolerance: 
         return own * final_weight + (own if contraction["state"] in ("waiting", "running", "interrupted") else 0.0)
     open_ones = [candidate["gflops"] for candidate in _trained(summary)
                  if candidate["state"] in ("waiting", "running", "interrupted")]
-    return sum(open_ones) + target * final_weight + _steps_gflops(summary, target, target * (1 - tolerance))
+    to_choose = sum(open_ones) + _steps_gflops(summary, target, target * (1 - tolerance))
+    return to_choose / workers + target * final_weight
 
 
 def _steps_gflops(summary: Mapping[str, Any], target: float, enough: float) -> float:

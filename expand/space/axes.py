@@ -7,7 +7,7 @@ How far to go is the search's decision (`expand.expansion.rules`), not an axis's
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from expand.config.schema import GridConfig, LimitsConfig
 from expand.space.factors import BASE_RESOLUTION, Factors, round_half_up
@@ -17,8 +17,8 @@ from expand.space.factors import BASE_RESOLUTION, Factors, round_half_up
 class Bounds:
     """What shapes the axes: grids, limits, and how X-Temporal divides its factor (`SearchConfig.temporal_split`)."""
 
-    grid: GridConfig = GridConfig()
-    limits: LimitsConfig = LimitsConfig()
+    grid: GridConfig = field(default_factory=GridConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     temporal_split: float = 0.75
 
 
@@ -95,9 +95,12 @@ class TemporalAxis(Axis):
 
     def between(self, base: Factors, expanded: Factors, k: int, bounds: Bounds) -> Factors:
         """Fewer frames over the expanded clip's duration: 16 x 5 contracts to the published 13 x 6."""
-        frames = base.frames + k * bounds.grid.frames
+        frames, limit_s = base.frames + k * bounds.grid.frames, bounds.limits.clip_s
         stride = max(1, round_half_up(expanded.stride * expanded.frames / frames))
-        return replace(base, gamma_t=frames, gamma_tau=stride)
+        found = replace(base, gamma_t=frames, gamma_tau=stride)
+        while limit_s is not None and found.span_s > limit_s and found.stride > 1:  # rounded up past the source clips
+            found = replace(found, gamma_tau=found.stride - 1)
+        return found
 
     def refusal(self, base: Factors, grown: Factors, bounds: Bounds) -> str | None:
         limits = bounds.limits
@@ -107,15 +110,11 @@ class TemporalAxis(Axis):
             return (f"a clip of {self.value(grown)} would last {grown.span_s:.2f} s; the source clips allow "
                     f"{limits.clip_s:.2f} s (search.limits.clip_s)")
         if not self.lengthens and grown.stride >= base.stride:
-            return f"the frame rate cannot rise above every {_ordinal(base.stride)} source frame"
+            return f"the frame rate cannot rise above one in {base.stride} source frames"
         return None
 
     def value(self, factors: Factors) -> str:
         return f"{factors.frames} x {factors.stride}"
-
-
-def _ordinal(number: int) -> str:
-    return "single" if number == 1 else f"{number}th" if number > 3 else {2: "2nd", 3: "3rd"}[number]
 
 
 X_FAST = TemporalAxis("x_fast", "X-Fast", lengthens=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def preset(name: str) -> Network:
 def find_network(source: str) -> Network:
     """The network that `source` names: a preset or a network's YAML. Raises `UsageError` where it names none."""
     path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or os.path.exists(path):  # False for a name no file can have
         return load_network(path)
     if source.lower() in PRESETS:
         return preset(source.lower())

@@ -9,9 +9,9 @@ import torch
 
 from expand.data import PreparedData
 from expand.errors import CandidateFailed
+from expand.expansion.types import Outcome
 from expand.rundir.files import read_json, write_atomic, write_json
 from expand.rundir.paths import CandidatePaths
-from expand.expansion.types import Outcome
 from expand.space.network import dump_network
 from expand.train import checkpoint
 from expand.train.loop import Hooks, Job, Training

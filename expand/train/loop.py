@@ -8,12 +8,12 @@ import io
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 
 from expand.config.schema import DataConfig, RecipeConfig
@@ -30,6 +30,11 @@ from expand.train.checkpoint import Progress
 from expand.train.evaluate import Evaluation, evaluate
 from expand.train.recipe import learning_rate, updates_per_epoch
 from expand.train.runtime import Runtime
+
+with warnings.catch_warnings():  # fvcore compiles its losses with torch.jit on import, which torch deprecates
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 
 CHECK_EVERY = 10
 """Updates between two looks at the loss; a look makes a GPU wait."""

@@ -17,11 +17,13 @@ import torch
 from expand.config.schema import BuiltinConfig, DataConfig
 from expand.data import prepare
 from expand.data.synthetic import (
-    APPEARANCES,
     CLASSES,
+    HUES,
     MOTIONS,
     ONE_FRAME_CEILING,
+    PERIOD_S,
     PERIODS,
+    TEXTURES,
     clip_files,
     draw,
     ensure_rendered,
@@ -31,7 +33,7 @@ from expand.data.synthetic import (
 from expand.data.transforms import resize
 from expand.space.geometry import evaluation_crop
 
-SMALL = BuiltinConfig(size=40, seconds=1.0, fps=8, train_clips=25, val_clips=12, test_clips=12)
+SMALL = BuiltinConfig(size=40, seconds=1.0, fps=8, train_clips=33, val_clips=16, test_clips=16)
 DRAWS = 3000
 
 
@@ -55,19 +57,19 @@ def drawings(name, seed=0, count=DRAWS):
 def test_every_class_of_every_split_has_as_many_clips_and_counts_are_rounded_up(rendered):
     config = DataConfig(cache_dir=str(rendered), builtin=SMALL)
     data = prepare(config, short_side=96, workers=1, report=print)
-    assert data.classes == CLASSES and len(CLASSES) == 12 and data.classes[0] == "plain-up-fast"
+    assert data.classes == CLASSES and len(CLASSES) == 16 and data.classes[0] == "warm-rows-up-fast"
     for split, each in ((data.train, 3), (data.val, 1), (data.test, 1)):
-        assert Counter(clip.label for clip in split) == {label: each for label in range(12)}
+        assert Counter(clip.label for clip in split) == {label: each for label in range(16)}
     assert all((clip.height, clip.width, len(clip.times_s)) == (40, 40, 8) for clip in data.train)
 
 
 def test_clips_are_real_h264_in_the_layout_of_any_folder(rendered):
     folder = set_folder(SMALL, rendered)
     assert sorted(entry.name for entry in folder.iterdir()) == ["test", "train", "val"]
-    with av.open(str(folder / "val" / "rows-up-slow" / "0000.mp4")) as container:
+    with av.open(str(folder / "val" / "cool-rows-up-slow" / "0000.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "h264"
     own = DataConfig(path=str(folder), cache_dir=str(rendered))
-    assert len(prepare(own, short_side=96, workers=1, report=print).train) == 36
+    assert len(prepare(own, short_side=96, workers=1, report=print).train) == 48
 
 
 def test_rendering_follows_the_seed_alone(rendered, tmp_path):
@@ -78,7 +80,7 @@ def test_rendering_follows_the_seed_alone(rendered, tmp_path):
 
 
 def test_no_two_clips_are_the_same_in_or_across_splits(rendered):
-    assert len(set(contents(SMALL, rendered).values())) == 36 + 12 + 12
+    assert len(set(contents(SMALL, rendered).values())) == 48 + 16 + 16
 
 
 def test_the_set_is_rendered_once(rendered):
@@ -88,21 +90,24 @@ def test_the_set_is_rendered_once(rendered):
 
 
 def test_an_odd_size_is_rounded_up(tmp_path):
-    config = dataclasses.replace(SMALL, size=33, train_clips=12)
+    config = dataclasses.replace(SMALL, size=33, train_clips=16)
     ensure_rendered(config, tmp_path, 1, lambda line: None)
     with av.open(str(clip_files(config, tmp_path)["train"][0][0])) as container:
         assert (container.streams.video[0].width, container.streams.video[0].height) == (34, 34)
 
 
 def test_the_label_decides_about_nothing_but_itself():
-    """Same random stream, different class: only direction, period and grating differ."""
+    """Same random stream, different class: only direction, period, texture and the sign of the hue differ."""
     for number in range(20):
         drawn = [dataclasses.asdict(draw(np.random.default_rng(number), name)) for name in CLASSES]
-        for own in ("direction", "grating"):
-            assert len({drawing.pop(own) for drawing in drawn}) > 1
-        ratios = {round(drawing.pop("period_s") / drawn[0].get("period_s", drawing["speed"]), 6) for drawing in drawn}
-        assert len(ratios) == 2
-        assert all(str(drawing) == str(drawn[0]) for drawing in drawn)
+        for drawing, name in zip(drawn, CLASSES):
+            hue, texture, motion, period = name.split("-")
+            assert drawing.pop("texture") == texture
+            assert drawing.pop("direction") == {"up": -1, "down": 1}[motion]
+            assert (drawing["hue_level"] > 0) == (hue == "warm")
+            drawing["hue_level"] = abs(drawing["hue_level"])
+            drawing["period_s"] = round(drawing["period_s"] / PERIOD_S[period], 9)
+        assert len({str(drawing) for drawing in drawn}) == 1
 
 
 def distance(one, other):
@@ -113,84 +118,112 @@ def distance(one, other):
 
 
 @pytest.mark.parametrize("time_s", [0.0, 0.4, 1.7, 2.9])
-def test_at_any_instant_position_and_brightness_are_distributed_alike_for_every_motion_and_period(time_s):
+def test_at_any_instant_bands_and_light_are_distributed_alike_for_every_motion_and_period(time_s):
     bound = 1.95 * np.sqrt(2 / DRAWS)  # exceeded by chance once in a thousand comparisons
     at = np.array([time_s])
-    drawn = [drawings(f"plain-{motion}-{period}", seed) for seed, (motion, period)
+    drawn = [drawings(f"warm-rows-{motion}-{period}", seed) for seed, (motion, period)
              in enumerate((motion, period) for motion in MOTIONS for period in PERIODS)]
-    measures = [lambda drawing: drawing.position(at)[0], lambda drawing: drawing.brightness(at)[0],
-                lambda drawing: (drawing.position(at)[0] + drawing.brightness(at)[0] / 40) % 1.0]
-    for measure in measures:
-        samples = [np.array([measure(drawing) for drawing in group]) for group in drawn]
+    bands = [np.array([drawing.band_position(at)[0] for drawing in group]) for group in drawn]
+    light = [np.array([drawing.light(at)[0] for drawing in group]) for group in drawn]
+    together = [(position + level / 40) % 1.0 for position, level in zip(bands, light)]
+    for samples in (bands, light, together):
         assert max(distance(samples[0], sample) for sample in samples[1:]) < bound
-    assert distance(np.array([drawing.position(at)[0] for drawing in drawn[0]]), np.linspace(0, 1, DRAWS)) < bound
+    assert max(distance(sample, np.linspace(0, 1, DRAWS)) for sample in bands) < bound
 
 
 def test_one_frame_leaves_four_equally_frequent_classes():
-    assert len(APPEARANCES) / len(CLASSES) == ONE_FRAME_CEILING == 0.25
+    assert len(HUES) * len(TEXTURES) / len(CLASSES) == ONE_FRAME_CEILING == 0.25
 
 
-def test_motion_and_period_show_over_time():
-    times_s = np.arange(0, 3, 0.05)
-    for name, direction in (("plain-up-fast", -1), ("plain-down-fast", 1)):
-        moved = np.diff(draw(np.random.default_rng(3), name).position(times_s))
-        assert np.median(np.sign(moved)) == direction
-    fast, slow = (draw(np.random.default_rng(3), f"plain-up-{period}").brightness(times_s) for period in PERIODS)
-    turns = [np.count_nonzero(np.diff(np.sign(np.diff(series)))) for series in (fast, slow)]
-    assert turns[0] >= 6 and turns[1] <= 3
+def luma(drawing, times_s, size=96):
+    return render(drawing, size, times_s)[:, :size].astype(float)
 
 
-def test_the_disc_wraps_around_whole():
-    drawing = draw(np.random.default_rng(5), "plain-down-slow")
+def test_the_bands_of_the_frames_drift_the_way_the_label_says():
     times_s = np.arange(0, 3, 0.1)
-    frames = render(drawing, 96, times_s)[:, :96].astype(float)
-    background = render(dataclasses.replace(drawing, contrast=1e-9), 96, times_s)[:, :96].astype(float)
-    area = (frames - background).sum(axis=(1, 2)) / drawing.brightness(times_s) / 96 ** 2
-    assert area == pytest.approx(np.full(len(area), np.pi / 4 * drawing.diameter ** 2), rel=0.03)
+    for motion, direction in (("up", -1), ("down", 1)):
+        drawing = draw(np.random.default_rng(3), f"cool-columns-{motion}-fast")
+        profile_TH = luma(drawing, times_s).mean(axis=2)
+        axis = (np.arange(96) + 0.5) / 96
+        profile_TH -= profile_TH.mean(axis=0)  # the still part
+        wave_T = profile_TH @ np.exp(-2j * np.pi * drawing.bands * axis)
+        turned = np.angle(wave_T[1:] / wave_T[:-1])  # a pattern sin(ky + p) moves up while p grows
+        assert np.median(-turned) / (2 * np.pi * 0.1) == pytest.approx(direction * drawing.band_hz, rel=0.1)
 
 
-def stripes(side_pixels, name, size=96):
-    """Contrast of the texture at `side_pixels`: spread along the lines' direction within the disc's middle."""
-    drawing = dataclasses.replace(draw(np.random.default_rng(2), name), phase=0.5, x=0.5, speed=0.0)
-    frame_HW = torch.from_numpy(render(drawing, size, np.array([0.3]))[0, :size])
-    small = resize(frame_HW[None, :, :, None].expand(1, size, size, 3), side_pixels)[0, :, :, 0].float()
-    a, b = int(side_pixels * 0.38), int(side_pixels * 0.62)
-    middle = small[a:b, a:b]
-    return float(middle.std()) / float(drawing.brightness(np.array([0.3]))[0]), float(middle.mean())
+def test_the_light_of_the_frames_pulses_as_fast_as_the_label_says():
+    times_s = np.arange(0, 3, 0.05)
+    turns = {}
+    for period in PERIODS:
+        drawing = dataclasses.replace(draw(np.random.default_rng(3), f"warm-rows-up-{period}"), band_level=0.0)
+        turns[period] = np.count_nonzero(np.diff(np.sign(np.diff(luma(drawing, times_s).mean(axis=(1, 2))))))
+    assert turns["fast"] >= 6 and turns["slow"] <= 3
 
 
-@pytest.mark.parametrize("name", ["rows-up-slow", "columns-up-slow"])
-def test_the_grating_needs_pixels(name):
-    assert stripes(evaluation_crop(40), name)[0] < 0.05
-    assert stripes(evaluation_crop(64), name)[0] > 0.12
-    assert stripes(96, name)[0] > 0.4
+def still(name, side, seed=2, size=96):
+    """The clip's still picture without ripples at `side` pixels, side x side grey levels, and its drawing."""
+    drawing = dataclasses.replace(draw(np.random.default_rng(seed), name), band_level=0.0, light_level=0.0,
+                                  ripples=np.zeros((0, 4)))
+    frame_HW = torch.from_numpy(render(drawing, size, np.zeros(1))[0, :size])
+    return resize(frame_HW[None, :, :, None].expand(1, size, size, 3), side)[0, :, :, 0].double().numpy(), drawing
 
 
-def test_all_appearances_have_the_same_mean_brightness():
-    plain, rows, columns = (stripes(evaluation_crop(40), f"{name}-up-slow")[1] for name in APPEARANCES)
-    assert rows == pytest.approx(plain, rel=0.02) and columns == pytest.approx(plain, rel=0.02)
+def contrast(name, resolution):
+    """What is left of the lines' amplitude in an input of `resolution` pixels, as a share of what was drawn."""
+    picture, drawing = still(name, evaluation_crop(resolution))
+    return picture.std() * np.sqrt(2) / drawing.line_level
 
 
-def test_the_grating_survives_the_encoder(tmp_path):
-    config = BuiltinConfig(seconds=1.0, train_clips=12, val_clips=12, test_clips=12)
+@pytest.mark.parametrize("texture", TEXTURES)
+def test_rows_and_columns_need_pixels(texture):
+    name = f"warm-{texture}-up-slow"
+    assert contrast(name, 32) < 0.25
+    assert contrast(name, 48) > 0.5
+    assert contrast(name, 64) > 0.65
+
+
+def test_rows_lie_and_columns_stand():
+    for texture, along in (("rows", 1), ("columns", 0)):
+        picture, _ = still(f"cool-{texture}-up-slow", 96)
+        assert np.ptp(picture, axis=along).max() == 0 and np.ptp(picture, axis=1 - along).min() > 40
+
+
+def test_rows_columns_and_hues_have_the_same_mean_brightness():
+    means = [still(f"{hue}-{texture}-up-slow", 36)[0].mean() for hue in HUES for texture in TEXTURES]
+    assert means == pytest.approx([means[0]] * len(means), abs=0.01)
+
+
+def test_warm_is_redder_and_cool_is_bluer_in_every_clip():
+    for hue in HUES:
+        for drawing in drawings(f"{hue}-rows-up-slow", count=50):
+            frame = av.VideoFrame.from_ndarray(render(drawing, 32, np.zeros(1))[0], format="yuv420p")
+            red, _, blue = frame.to_ndarray(format="rgb24").reshape(-1, 3).mean(axis=0)
+            assert (red - blue > 5) if hue == "warm" else (blue - red > 5)
+
+
+def test_the_texture_survives_the_encoder(tmp_path):
+    config = BuiltinConfig(seconds=1.0, train_clips=16, val_clips=16, test_clips=16)
     ensure_rendered(config, tmp_path, 1, lambda line: None)
-    path, label = clip_files(config, tmp_path)["train"][CLASSES.index("rows-down-fast")]
-    drawing = draw(np.random.default_rng([config.seed, 0, label]), CLASSES[label])
-    with av.open(str(path)) as container:
-        decoded = np.stack([frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)])
-    drawn = render(drawing, 96, np.arange(15) / 15)
-    error = decoded[:, :96].astype(float) - drawn[:, :96]
-    assert np.abs(error).mean() < 1.0 and np.sqrt((error ** 2).mean()) < 0.1 * drawn[:, :96].std()
+    for name in ("warm-rows-down-fast", "cool-columns-up-slow"):
+        path, label = clip_files(config, tmp_path)["train"][CLASSES.index(name)]
+        drawing = draw(np.random.default_rng([config.seed, 0, label]), name)
+        with av.open(str(path)) as container:
+            decoded = np.stack([frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)])
+        drawn = render(drawing, 96, np.arange(15) / 15)
+        error = decoded.astype(float) - drawn
+        assert np.abs(error[:, 96:]).max() <= 2
+        lines = drawing.line_level / np.sqrt(2)
+        assert np.abs(error[:, :96]).mean() < 0.1 * lines and np.sqrt((error[:, :96] ** 2).mean()) < 0.15 * lines
 
 
 RENDER = """
 import sys, pathlib
 from expand.config.schema import BuiltinConfig
 from expand.data.synthetic import ensure_rendered
-config = BuiltinConfig(size=40, seconds=1.0, fps=8, train_clips=60, val_clips=12, test_clips=12)
+config = BuiltinConfig(size=40, seconds=1.0, fps=8, train_clips=64, val_clips=16, test_clips=16)
 ensure_rendered(config, pathlib.Path(sys.argv[1]), int(sys.argv[2]), lambda line: print(line, flush=True))
 """
-RENDERED = dataclasses.replace(SMALL, train_clips=60)
+RENDERED = dataclasses.replace(SMALL, train_clips=64)
 
 
 def start_rendering(folder, workers):

@@ -106,8 +106,8 @@ def test_a_missing_folder_split_or_list_is_named_with_the_layout(tmp_path):
 
 
 def test_built_in_clips_are_named_without_being_rendered(tmp_path):
-    config = DataConfig(cache_dir=str(tmp_path), builtin=BuiltinConfig(train_clips=13, val_clips=12, test_clips=12))
-    assert len(list_clips(config).clips) == 24 + 12 + 12 and count_classes(config) == 12
+    config = DataConfig(cache_dir=str(tmp_path), builtin=BuiltinConfig(train_clips=17, val_clips=16, test_clips=16))
+    assert len(list_clips(config).clips) == 32 + 16 + 16 and count_classes(config) == 16
     assert not list(tmp_path.iterdir())
 
 
