@@ -41,10 +41,15 @@ class Depthwise(nn.Conv3d):
         super().__init__(width, width, kernel, stride=(1, stride, stride), padding=padding, groups=width, bias=False)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        is_plain = x_BCTHW.device.type != "cpu" or x_BCTHW.dtype not in (torch.float32, torch.float64)
-        if is_plain or not (torch.is_grad_enabled() and self.weight.requires_grad) or torch.is_autocast_enabled("cpu"):
-            return super().forward(x_BCTHW)
-        return _DepthwiseFunction.apply(x_BCTHW, self.weight, self.stride[-1])
+        if self._gains(x_BCTHW):
+            return _DepthwiseFunction.apply(x_BCTHW, self.weight, self.stride[-1])
+        return super().forward(x_BCTHW)
+
+    def _gains(self, x_BCTHW: Tensor) -> bool:
+        """Whether a backward pass on a CPU is to come; a tracer (fvcore's counters) must see the plain operator."""
+        is_cpu = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype in (torch.float32, torch.float64)
+        is_trained = torch.is_grad_enabled() and self.weight.requires_grad
+        return is_cpu and is_trained and not torch.is_autocast_enabled("cpu") and not torch.jit.is_tracing()
 
 
 class _DepthwiseFunction(torch.autograd.Function):
