@@ -18,7 +18,7 @@ from expand.report.words import duration, one_line
 from expand.rundir.paths import RunPaths
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from expand.train.loop import Tick
 
@@ -79,33 +79,35 @@ class Plain:
 
 
 class Live(Plain):
-    """The same lines, above a live line with a bar."""
+    """The same lines, above a bar for each training."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__()
         self.progress = progress
-        self.task = progress.add_task("preparing", total=None, text="")
+        self.bars: dict[str, TaskID] = {}
 
     def say(self, text: str) -> None:
-        """A remark, above the bar."""
+        """A remark, above the bars."""
         self.progress.console.print(one_line(text), markup=False, highlight=False)
 
     def event(self, event: dict[str, Any], state: SearchState) -> None:
-        """An event, above the bar; a start renames the bar."""
+        """An event, above the bars; the bar of a training comes and goes with it."""
         super().event(event, state)
         if event["event"] == "candidate_started":
-            self.progress.reset(self.task, description=event["id"], total=None, text="")
-        elif event["event"] == "final_started":
-            self.progress.reset(self.task, description="final", total=None, text="")
+            self.bars[event["id"]] = self.progress.add_task(event["id"], total=None, text="")
+        elif event["event"] == "candidate_finished" and event["id"] in self.bars:
+            self.progress.remove_task(self.bars.pop(event["id"]))
 
     def tick(self, job_id: str, tick: Tick) -> None:
-        """The bar."""
-        self.progress.update(self.task, description=job_id, total=tick.updates, completed=tick.update,
+        """Moves a bar on."""
+        if job_id not in self.bars:
+            self.bars[job_id] = self.progress.add_task(job_id, total=None, text="")
+        self.progress.update(self.bars[job_id], total=tick.updates, completed=tick.update,
                              text=self.progress_text(tick))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The bar is taken away while a question is asked."""
+        """The bars are taken away while a question is asked."""
         self.progress.stop()
         yield
         self.progress.start()

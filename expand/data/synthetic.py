@@ -51,16 +51,16 @@ views is blind to the direction for the same reason, since a clip run backwards 
 brightness could tell the period in principle, so there the strict ceiling is 1/2. Training on one frame gives a
 network no reason to use that.)"""
 
-RENDERER = 2
+RENDERER = 3
 """Version of what is rendered; raise it with every change that alters a pixel."""
 LINES = 23
 """Periods of the texture in a frame side: 1.6 px of the 36 px that a 32 px input is evaluated at, 2.3 px of 54 for
 48."""
-BANDS = 3.0
+BANDS = 2.5
 """Periods of the drifting bands in a frame's height."""
 BAND_HZ = 0.55
 """Periods of the bands that pass a point in a second: a quarter in the 14/30 s between the first two frames."""
-LEVELS = {"bands": 32.0, "light": 23.0, "lines": 32.0, "hue": 10.0}
+LEVELS = {"bands": 44.0, "light": 19.0, "lines": 32.0, "hue": 10.0}
 """Mean amplitudes, grey levels."""
 
 

@@ -7,6 +7,7 @@ flipped kernel, and its weight gradient a sum over the kernel's taps (docs/decis
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
 
 import torch
@@ -97,18 +98,27 @@ def _overlap(size_in: int, size_out: int, offset: int, stride: int) -> tuple[sli
     return slice(start, max(start, last * stride + offset + 1), stride), slice(first, max(first, last + 1))
 
 
+@lru_cache(maxsize=1024)
+def _taps(sizes_in: tuple[int, ...], sizes_out: tuple[int, ...], kernel: tuple[int, ...],
+          stride: int) -> tuple[tuple[tuple, tuple, tuple], ...]:
+    """For every tap that meets more than padding: its place in the weight, and the cuts of B x T x H x W x C input and
+    output that it connects."""
+    found = []
+    for tap in product(*map(range, kernel)):
+        overlaps = [_overlap(size_in, size_out, place - side // 2, step) for size_in, size_out, place, side, step
+                    in zip(sizes_in, sizes_out, tap, kernel, (1, stride, stride), strict=True)]
+        if all(of_out.start < of_out.stop for _, of_out in overlaps):
+            found.append(((slice(None), 0, *tap), (slice(None), *(of_in for of_in, _ in overlaps)),
+                          (slice(None), *(of_out for _, of_out in overlaps))))
+    return tuple(found)
+
+
 def _by_taps(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
     """One product and sum a tap; taps that only ever meet padding stay zero."""
     x_BTHWC, grad_BTHWC = x_BCTHW.permute(0, 2, 3, 4, 1), grad_BCTHW.permute(0, 2, 3, 4, 1)
     result = torch.zeros_like(weight)
-    strides = (1, stride, stride)
-    for tap in product(*map(range, weight.shape[2:])):
-        overlaps = [_overlap(x_BTHWC.shape[i + 1], grad_BTHWC.shape[i + 1], tap[i] - weight.shape[i + 2] // 2, strides[i])
-                    for i in range(3)]
-        cut_x = x_BTHWC[(slice(None), *(pair[0] for pair in overlaps))]
-        cut_grad = grad_BTHWC[(slice(None), *(pair[1] for pair in overlaps))]
-        if cut_x.numel():
-            result[(slice(None), 0, *tap)] = (cut_x * cut_grad).sum((0, 1, 2, 3))
+    for place, of_x, of_grad in _taps(x_BCTHW.shape[2:], grad_BCTHW.shape[2:], weight.shape[2:], stride):
+        result[place] = (x_BTHWC[of_x] * grad_BTHWC[of_grad]).sum((0, 1, 2, 3))
     return result
 
 
