@@ -34,7 +34,7 @@ from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
 from expand.settle import check_unchanged, settle
 from expand.train.estimate import estimate_seconds
-from expand.train.runtime import Runtime, available_cores
+from expand.train.runtime import Runtime, available_cores, settle_run
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 PACKAGES = ("torch", "torchvision", "av", "numpy", "pandas", "fvcore", "pyyaml", "click")
@@ -100,6 +100,7 @@ def begin(config: Config, run_dir: Path | None, name: str, display: Display | No
     display = display or Quiet()
     space = Space(config.search, count_classes(config.data))
     check_target(space)
+    Runtime.of(settle_run(config.run))  # a device that is not there is said before the clips are decoded
     paths = RunPaths(run_dir or _choose_dir(config, name))
     _check_free(paths)
     data = _prepare(config, space, display)

@@ -38,7 +38,7 @@ def plan_text(planned: Mapping[str, Any]) -> str:
 def complexity_text(counted: Mapping[str, Any]) -> str:
     """A network's costs (docs/json.md) as a table."""
     factors = ", ".join(f"{name} {number(value, 4)}" for name, value in counted["factors"].items())
-    clip = f"{counted['frames']} frames x stride {counted['stride']}, {counted['resolution']} px"
+    clip = value_text({**counted, "axis": "basis"})
     published = f"  {counted['gflops']:.9f} GFLOPs (10^9 multiply-adds of convolutions and linear layers, as published)"
     return "\n".join([
         f"{counted['network']}: {clip}, {counted['classes']} classes", f"  {factors}", published,

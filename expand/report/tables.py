@@ -164,7 +164,7 @@ def _winner_lines(summary: Mapping[str, Any]) -> list[str]:
     if winner is None:
         return []
     factors = winner["factors"] or {}
-    network = (f"  {winner['frames']} frames × {winner['stride']}, {winner['resolution']} px, "
+    network = (f"  {value_text({**winner, 'axis': 'basis'})}, "
                + ", ".join(f"γ{name} {number(factors.get(f'gamma_{name}'), 4)}" for name in "wbd"))
     size = f"  {number(winner['gflops'], 4)} GFLOPs"
     if winner["params"] is not None:

@@ -59,7 +59,8 @@ def test_a_plan_marks_a_step_that_is_held_back_or_exceeds_the_rate() -> None:
 def test_a_complexity_shows_both_conventions_and_the_counts(name: str) -> None:
     counted, factors = api.complexity(name), PRESETS[name]
     text = complexity_text(counted)
-    for figure in (f"{name}: {factors.frames} frames x stride {factors.stride}, {factors.resolution} px, 400 classes",
+    clip = "1 frame" if factors.frames == 1 else f"{factors.frames} frames × {factors.stride}"
+    for figure in (f"{name}: {clip}, {factors.resolution} px, 400 classes",
                    f"{counted['gflops']:.9f} GFLOPs (10^9 multiply-adds",
                    f"{counted['gflops_fvcore']:.9f} GFLOPs (fvcore",
                    f"{counted['params']:,} parameters, {counted['activations']:,} activations",

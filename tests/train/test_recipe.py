@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -95,7 +97,7 @@ def test_the_rate_never_jumps(recipe, updates):
     peak = recipe.lr * recipe.batch_size / REFERENCE_BATCH
     rates = [learning_rate(update, updates, recipe) for update in range(updates + 1)]
     steepest = max(2 / updates, 1 / warmup if warmup else 0)  # of the cosine (pi / 2) and of the line
-    assert max(abs(b - a) for a, b in zip(rates, rates[1:])) <= peak * steepest * (1 + 1e-6)
+    assert max(abs(b - a) for a, b in itertools.pairwise(rates)) <= peak * steepest * (1 + 1e-6)
 
 
 @given(st.integers(1, 512))
