@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,25 +19,29 @@ from expand.train import checkpoint
 from expand.train.loop import Hooks, Job, Training
 from expand.train.runtime import Runtime
 
+NO_MEMORY = "the memory did not suffice; a smaller candidate.batch_size needs less"
+
 
 def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> Outcome:
     """Trains a candidate and measures it on `val`.
 
-    A candidate whose outcome is on disk is not trained again. A loss that is not finite, or memory that does not
-    suffice, gives a failed outcome with its reason. Raises `Interrupted` when asked to stop; a checkpoint is on disk.
+    A candidate whose outcome is on disk is not trained again. A loss that is not finite, memory that does not suffice,
+    or an operator that fails gives a failed outcome with its reason. Raises `Interrupted` when asked to stop; a
+    checkpoint is on disk.
     """
     known = _known_outcome(job.paths, job.identity(len(data.classes)))
     if known is not None:
         return known
     write_atomic(job.paths.spec, dump_network(job.factors, len(data.classes), name=job.id))
     try:
-        training = Training(job, data, runtime, hooks)
-        seconds = _fit(training)
-        began = time.monotonic()
-        evaluation = training.evaluate("val")
-        seconds["evaluate_s"] = time.monotonic() - began
-    except (CandidateFailed, torch.OutOfMemoryError, MemoryError) as error:
-        outcome = Outcome(job.id, "failed", reason=_reason(error))
+        with _failures():
+            training = Training(job, data, runtime, hooks)
+            seconds = _fit(training)
+            began = time.monotonic()
+            evaluation = training.evaluate("val")
+            seconds["evaluate_s"] = time.monotonic() - began
+    except CandidateFailed as failure:
+        outcome = Outcome(job.id, "failed", reason=failure.what)
         _write_outcome(job, data, outcome, None)
         return outcome
     outcome = Outcome(
@@ -59,9 +65,10 @@ def train_final(job: Job, data: PreparedData, runtime: Runtime, weights: Any, ho
         known = read_json(job.paths.outcome)
         if known.get("identity") == identity:
             return known["result"]
-    training = Training(job, data, runtime, hooks)
-    seconds = _fit(training)
-    splits = {split: training.evaluate(split) for split in ("val", "test") if getattr(data, split)}
+    with _failures():
+        training = Training(job, data, runtime, hooks)
+        seconds = _fit(training)
+        splits = {split: training.evaluate(split) for split in ("val", "test") if getattr(data, split)}
     split = "test" if "test" in splits else "val"
     measured, val = splits[split], splits["val"]
     checkpoint.save_weights(weights, training.model)
@@ -86,10 +93,17 @@ def _rate(training: Training) -> float:
     return progress.clips / progress.train_s if progress.train_s else 0.0
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, CandidateFailed):
-        return error.what
-    return "the memory did not suffice; a smaller candidate.batch_size needs less"
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What torch and the system raise in a training, as `CandidateFailed` with a reason."""
+    try:
+        yield
+    except MemoryError as error:
+        raise CandidateFailed(NO_MEMORY) from error
+    except RuntimeError as error:  # torch's own, its lack of memory among them
+        text = str(error).strip()
+        lacks_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text
+        raise CandidateFailed(NO_MEMORY if lacks_memory else text.splitlines()[0] if text else repr(error)) from error
 
 
 def _known_outcome(paths: CandidatePaths, identity: str) -> Outcome | None:

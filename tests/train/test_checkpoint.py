@@ -2,6 +2,7 @@
 
 import pickle
 
+import pytest
 import torch
 
 from expand.config.schema import RecipeConfig
@@ -63,6 +64,7 @@ class Bomb:
         return (open, ("bomb-went-off", "w"))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_hostile_checkpoint_executes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"version": 1, "identity": "id", "model": Bomb()}, tmp_path / "c.pt")

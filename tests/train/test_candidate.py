@@ -1,0 +1,100 @@
+"""A training becomes an outcome, whatever happens in it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from expand.config.schema import BuiltinConfig, DataConfig, RecipeConfig
+from expand.data import prepare
+from expand.errors import CandidateFailed, Interrupted
+from expand.model import X3D
+from expand.rundir.paths import CandidatePaths
+from expand.space.factors import Factors
+from expand.train.candidate import train_candidate, train_final
+from expand.train.loop import Hooks, Job, candidate_seed
+from expand.train.runtime import Runtime
+
+CONFIG = DataConfig(builtin=BuiltinConfig(size=32, seconds=1.5, fps=12, train_clips=32, val_clips=16, test_clips=16))
+RECIPE = RecipeConfig(epochs=2, batch_size=8, eval_clips=1, precise_bn_batches=2)
+RUNTIME = Runtime(torch.device("cpu"), 1, "fp32")
+
+
+@pytest.fixture(scope="module")
+def data(own_cache):
+    return prepare(CONFIG, short_side=64, workers=1, report=lambda text: None)
+
+
+@pytest.fixture
+def job(tmp_path):
+    factors = Factors.of(frames=1, stride=28, resolution=32, width=0.5, depth=0.4)
+    return Job("s00-basis", factors, 0.001, RECIPE, CONFIG, candidate_seed(0, "s00-basis"),
+               CandidatePaths(tmp_path), 1000.0)
+
+
+def test_an_outcome_has_every_figure_that_is_promised(job, data):
+    outcome = train_candidate(job, data, RUNTIME, Hooks())
+    assert outcome.finished and outcome.reason is None
+    assert 0 <= outcome.accuracy <= outcome.top5 <= 1 and outcome.loss > 0
+    assert outcome.wall_s > 0 and outcome.clips_per_s > 0 and outcome.peak_memory_mb > 10
+    assert set(outcome.breakdown) == {"train_s", "norms_s", "evaluate_s"}
+    stored = json.loads(job.paths.outcome.read_text())
+    assert stored["accuracy"] == outcome.accuracy
+    assert sum(map(sum, stored["confusion"])) == len(data.val)
+    assert len(job.paths.metrics.read_text().splitlines()) == 1 + RECIPE.epochs
+
+
+def test_a_training_that_was_stopped_ends_as_an_undisturbed_one(job, data, tmp_path):
+    undisturbed = train_candidate(job, data, RUNTIME, Hooks())
+    other = replace(job, paths=CandidatePaths(tmp_path / "stopped"))
+    for calls in (3, 2, 4):  # in the middle of both epochs
+        answers = iter([False] * calls)
+        with pytest.raises(Interrupted):
+            train_candidate(other, data, RUNTIME, Hooks(stop=lambda answers=answers: next(answers, True)))
+    resumed = train_candidate(other, data, RUNTIME, Hooks())
+    assert (resumed.accuracy, resumed.loss) == (undisturbed.accuracy, undisturbed.loss)
+    weights = [torch.load(paths.checkpoint, weights_only=True)["model"] for paths in (job.paths, other.paths)]
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*(w.values() for w in weights), strict=True))
+
+
+def test_a_finished_candidate_is_not_trained_again(job, data):
+    first = train_candidate(job, data, RUNTIME, Hooks())
+    assert train_candidate(job, data, RUNTIME, Hooks(stop=lambda: True)) == first
+
+
+def test_another_recipe_is_another_training(job, data):
+    train_candidate(job, data, RUNTIME, Hooks())
+    with pytest.raises(Interrupted):
+        train_candidate(replace(job, recipe=replace(RECIPE, epochs=3)), data, RUNTIME, Hooks(stop=lambda: True))
+
+
+@pytest.mark.parametrize(("error", "reason"), [
+    (RuntimeError("an operator failed\nat length"), "an operator failed"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "candidate.batch_size"),
+    (MemoryError(), "candidate.batch_size"),
+])
+def test_what_fails_in_a_training_fails_the_candidate_with_its_reason(job, data, monkeypatch, error, reason):
+    def forward(self, x):
+        raise error
+
+    monkeypatch.setattr(X3D, "forward", forward)
+    outcome = train_candidate(job, data, RUNTIME, Hooks())
+    assert outcome.state == "failed" and reason in outcome.reason and "\n" not in outcome.reason
+    with pytest.raises(CandidateFailed):
+        train_final(replace(job, id="final"), data, RUNTIME, job.paths.dir / "weights.pt", Hooks())
+
+
+def test_a_loss_that_is_not_finite_fails_the_candidate(job, data):
+    outcome = train_candidate(replace(job, recipe=replace(RECIPE, lr=1e30)), data, RUNTIME, Hooks())
+    assert outcome.state == "failed" and "the loss became" in outcome.reason
+
+
+def test_the_test_split_is_used_for_the_winner_where_there_is_one(job, data):
+    result = train_final(replace(job, id="final"), data, RUNTIME, job.paths.dir / "weights.pt", Hooks())
+    assert result["split"] == "test" and 0 <= result["val_accuracy"] <= 1
+
+
+def test_seeds_depend_on_run_and_candidate_alone():
+    seeds = {candidate_seed(run, name) for run in range(3) for name in ("s00-basis", "s01-x_fast", "final")}
+    assert len(seeds) == 9 and candidate_seed(1, "final") == candidate_seed(1, "final")
