@@ -52,6 +52,7 @@ class LocalExecutor:
 
     def __exit__(self, *exception: object) -> None:
         if self._pool is not None:
+            self._stop.set()  # after an error here, trainings end at their next update rather than at their end
             self._pool.shutdown(cancel_futures=True)
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:

@@ -184,7 +184,7 @@ def _winner(events: Sequence[Mapping[str, Any]], final: Mapping[str, Any] | None
 
 
 def _busy_s(events: Sequence[Mapping[str, Any]], now: float | None) -> float:
-    """Seconds that the training in progress has had in this session; 0 where none is."""
+    """Seconds that the training in progress has had since it was last started; 0 where none is."""
     starts = [event for event in events if event["event"] in ("candidate_started", "final_started")]
     ends = ("candidate_finished", "final_finished", "run_resumed", "run_interrupted", "run_failed")
     if now is None or not starts:
