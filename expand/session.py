@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import re
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 
 from expand import __version__
 from expand.config import Config, dump_config, parse_config
-from expand.data import PreparedData, prepare
+from expand.config.checks import RUN_NAME
+from expand.data import PreparedData, count_classes, prepare
 from expand.driver import Display, Driver
 from expand.errors import ExpandError, RunError, UsageError
 from expand.expansion.forecast import check_target, forecast, largest_resolution
@@ -36,7 +36,6 @@ from expand.settle import check_unchanged, settle
 from expand.train.estimate import estimate_seconds
 from expand.train.runtime import Runtime, available_cores, settle_run
 
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 PACKAGES = ("torch", "torchvision", "av", "numpy", "pandas", "fvcore", "pyyaml", "click")
 
 
@@ -95,17 +94,14 @@ class Estimate:
 def begin(config: Config, run_dir: Path | None, name: str, display: Display | None,
           confirm: Callable[[Estimate], bool]) -> Path:
     """Starts a run and works on it to its end; returns its directory. `name` is the stem of an unnamed run's name."""
-    from expand.data.sources import count_classes
-
     display = display or Quiet()
     space = Space(config.search, count_classes(config.data))
     check_target(space)
-    Runtime.of(settle_run(config.run))  # a device that is not there is said before the clips are decoded
+    runtime = Runtime.of(settle_run(config.run))  # a device that is not there is said before the clips are decoded
     paths = RunPaths(run_dir or _choose_dir(config, name))
     _check_free(paths)
     data = _prepare(config, space, display)
     config = settle(config, data, paths.root.resolve().name)
-    runtime = Runtime.of(config.run)
     estimate = _estimate(config, space, data, runtime)
     display.say(f"{estimate.candidates} candidates in {estimate.steps} steps, "
                 f"{estimate.gflops:.3g} GFLOPs a clip in all; roughly {_rough(estimate.seconds)}")
@@ -130,13 +126,17 @@ def go_on(run_dir: Path, display: Display | None) -> Path:
         if SearchState.from_events(events).finished:
             display.say(f"{run_dir} is finished")
             return paths.root
-        started = next((event for event in events if event["event"] == "run_started"), None)
-        if started:
+        if started := _started(events):
             check_unchanged(started["config"], config, str(paths.config))
-        space = Space(config.search, len(started["classes"])) if started else None
-        data = _prepare(config, space, display)
-        _work(config, paths, data, Runtime.of(config.run), display)
+        runtime = Runtime.of(config.run)
+        data = _prepare(config, Space(config.search, count_classes(config.data)), display)
+        _work(config, paths, data, runtime, display)
     return paths.root
+
+
+def _started(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The event with which the run began, if it did."""
+    return next((event for event in events if event["event"] == "run_started"), None)
 
 
 def _choose_dir(config: Config, stem: str) -> Path:
@@ -146,7 +146,7 @@ def _choose_dir(config: Config, stem: str) -> Path:
         while (folder / f"{stem}-{number}").exists():
             number += 1
         name = f"{stem}-{number}"
-    if not RUN_NAME.fullmatch(name):
+    if not RUN_NAME.match(name):
         raise UsageError(f"'{name}' cannot name a run", where="--name",
                          fix="use letters, digits, '.', '_' and '-'; --run-dir takes any path")
     return folder / name
@@ -175,11 +175,8 @@ def _stored_config(paths: RunPaths) -> Config:
                        where=str(paths.root), fix="start one with: x3d-expand search") from error
 
 
-def _prepare(config: Config, space: Space | None, display: Display) -> PreparedData:
+def _prepare(config: Config, space: Space, display: Display) -> PreparedData:
     """Frames kept at the largest short side that the search can come to need."""
-    from expand.data.sources import count_classes
-
-    space = space or Space(config.search, count_classes(config.data))
     short_side = int(largest_resolution(space) * config.data.jitter_max) + 1
     return prepare(config.data, short_side=short_side, workers=available_cores(), report=display.say)
 
@@ -202,7 +199,7 @@ def _work(config: Config, paths: RunPaths, data: PreparedData, runtime: Runtime,
     """Drives the run from where its journal ends; the report is renewed whatever happens."""
     display, journal, events = Logged(display, paths), Journal(paths.journal), read_events(paths.journal)
     display.opened(paths)
-    started = next((event for event in events if event["event"] == "run_started"), None)
+    started = _started(events)
     if started is None:
         written = journal.append("run_started", **_start_fields(config, paths, data))
     else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from expand.config.options import flatten, options
 from expand.config.schema import Config
 
-_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,6 @@ def _limits(config: Config) -> Iterator[Conflict]:
 
 def _run_name(config: Config) -> Iterator[Conflict]:
     name = config.run.name
-    if name is not None and not _RUN_NAME.match(name):
+    if name is not None and not RUN_NAME.match(name):
         yield Conflict(("run.name",), f"run.name must be letters, digits, '.', '_' and '-', at most 100, got '{name}'",
                        "the folder around it is run.runs_dir")

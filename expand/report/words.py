@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-AXIS_NAMES = {"basis": "basis", "x_fast": "X-Fast", "x_temporal": "X-Temporal", "x_spatial": "X-Spatial",
-              "x_depth": "X-Depth", "x_width": "X-Width", "x_bottleneck": "X-Bottleneck"}
+from expand.expansion.types import BASIS_AXIS
+from expand.space.axes import AXES
+
+AXIS_NAMES = {BASIS_AXIS: "basis", **{name: axis.title for name, axis in AXES.items()}}
 
 
 def axis_name(candidate: Mapping[str, Any]) -> str:
