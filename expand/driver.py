@@ -22,9 +22,9 @@ from expand.rundir.files import write_atomic
 from expand.rundir.journal import Journal
 from expand.rundir.paths import RunPaths
 from expand.space.network import dump_network
-from expand.train.candidate import train_final
-from expand.train.loop import Hooks, Job, Tick, candidate_seed
-from expand.train.runtime import Runtime
+from expand.training.candidate import train_final
+from expand.training.loop import Hooks, Job, Tick, candidate_seed, described
+from expand.training.runtime import Runtime
 
 FINAL = "final"
 """The id of the winner's last training."""
@@ -113,8 +113,8 @@ class Driver:
 
     def _write_network(self, action: Record) -> None:
         winner = Candidate.from_dict(action.fields["network"])
-        write_atomic(self.paths.network,
-                     dump_network(winner.factors, self.space.classes, name=self.paths.root.resolve().name))
+        write_atomic(self.paths.network, dump_network(
+            described(self.paths.root.resolve().name, winner.factors, self.data.classes, self.config.data)))
 
     def _job(self, candidate: Candidate) -> Job:
         paths = self.paths.candidate(candidate.id)

@@ -33,8 +33,8 @@ from expand.rundir.journal import Journal, read_events
 from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
 from expand.settle import check_unchanged, settle
-from expand.train.estimate import estimate_seconds
-from expand.train.runtime import Runtime, available_cores, settle_run
+from expand.training.estimate import estimate_seconds
+from expand.training.runtime import Runtime, available_cores, settle_run
 
 PACKAGES = ("torch", "torchvision", "av", "numpy", "pandas", "fvcore", "pyyaml", "click")
 

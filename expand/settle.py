@@ -9,8 +9,8 @@ from expand.config import Config, config_diff, parse_config
 from expand.config.schema import DataConfig
 from expand.data import PreparedData
 from expand.errors import RunError
-from expand.train.recipe import settle as settle_recipe
-from expand.train.runtime import settle_run
+from expand.training.recipe import settle as settle_recipe
+from expand.training.runtime import settle_run
 
 HARMLESS = ("run.name", "run.workers", "run.runs_dir", "run.checkpoint_every_s", "data.cache_dir", "data.cache_gb")
 """Options that cannot alter a result, so that a run may be continued with other values."""

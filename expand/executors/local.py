@@ -17,9 +17,9 @@ from typing import Any, Self
 from expand.data import PreparedData
 from expand.errors import Interrupted, RunError
 from expand.expansion.types import Outcome
-from expand.train.candidate import train_candidate
-from expand.train.loop import Hooks, Job
-from expand.train.runtime import Runtime
+from expand.training.candidate import train_candidate
+from expand.training.loop import Hooks, Job
+from expand.training.runtime import Runtime
 
 POLL_S = 0.1
 """Seconds between two looks at the workers' messages."""

@@ -7,6 +7,8 @@ flipped kernel, and its weight gradient a sum over the kernel's taps (docs/decis
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import product
 
@@ -20,6 +22,25 @@ LARGE_ELEMENTS = 1_000_000
 """Above this size of the input too: the 2-D kernel falls out of the cache."""
 
 
+_plain = False
+
+
+@contextmanager
+def plain_operators() -> Iterator[None]:
+    """Inside, the layers run as the public implementations do, `nn.Conv3d` for all convolutions: for exporters, and to compare with other implementations."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+def is_plain() -> bool:
+    """Whether `plain_operators` is in force."""
+    return _plain
+
+
 class Pointwise(nn.Conv3d):
     """A 1x1x1 convolution, with a spatial stride or none."""
 
@@ -27,7 +48,7 @@ class Pointwise(nn.Conv3d):
         super().__init__(width_in, width_out, 1, stride=(1, stride, stride), bias=bias)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        if x_BCTHW.device.type != "cpu":
+        if _plain or x_BCTHW.device.type != "cpu":
             return super().forward(x_BCTHW)
         stride = self.stride[-1]
         x_BTHWC = x_BCTHW[..., ::stride, ::stride].permute(0, 2, 3, 4, 1)
@@ -50,7 +71,7 @@ class Depthwise(nn.Conv3d):
         """Whether a backward pass on a CPU is to come; a tracer (fvcore's counters) must see the plain operator."""
         is_cpu = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype in (torch.float32, torch.float64)
         is_trained = torch.is_grad_enabled() and self.weight.requires_grad
-        return is_cpu and is_trained and not torch.is_autocast_enabled("cpu") and not torch.jit.is_tracing()
+        return not _plain and is_cpu and is_trained and not torch.is_autocast_enabled("cpu") and not torch.jit.is_tracing()
 
 
 class _DepthwiseFunction(torch.autograd.Function):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from expand.model.convolution import Depthwise, Pointwise
+from expand.model.convolution import Depthwise, Pointwise, is_plain
 from expand.space.geometry import Block
 
 BN_EPS = 1e-5
@@ -70,18 +70,32 @@ class ResBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """1x1x1, BN, ReLU, global average, 1x1x1 without norm or bias, ReLU, dropout, linear. To B x classes logits."""
+    """1x1x1, BN, ReLU, average, 1x1x1 without norm or bias, ReLU, dropout, linear. To B x T x H x W x classes logits.
 
-    def __init__(self, width_in: int, inner: int, width: int, classes: int, dropout: float) -> None:
+    The average is over windows of `window` (T x H x W) positions, the size of the training clip's features, one position
+    apart: a training clip has one window, the larger crop of an evaluation several. That is what both public
+    implementations do. A clip smaller than the window is averaged whole.
+    """
+
+    def __init__(self, width_in: int, inner: int, width: int, classes: int, dropout: float,
+                 window: tuple[int, int, int]) -> None:
         super().__init__()
+        self.window = window
         self.inner = Pointwise(width_in, inner)
         self.inner_bn = norm(inner)
-        self.pool = nn.AdaptiveAvgPool3d(1)
         self.features = Pointwise(inner, width)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         y_BCTHW = torch.relu_(self.inner_bn(self.inner(x_BCTHW)))
-        y_BC = torch.relu_(self.features(self.pool(y_BCTHW)).flatten(1))
-        return self.classifier(self.dropout(y_BC))
+        y_BTHWC = torch.relu_(self.features(self.pool(y_BCTHW))).permute(0, 2, 3, 4, 1)
+        return self.classifier(self.dropout(y_BTHWC))
+
+    def pool(self, x_BCTHW: Tensor) -> Tensor:
+        """The windows' averages."""
+        sides = x_BCTHW.shape[2:]
+        kernel = [min(side, most) for side, most in zip(sides, self.window, strict=True)]
+        if kernel == list(sides) and not is_plain():
+            return x_BCTHW.mean((2, 3, 4), keepdim=True)  # the same but for rounding, in half the time
+        return nn.functional.avg_pool3d(x_BCTHW, kernel, stride=1)

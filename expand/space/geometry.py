@@ -61,6 +61,14 @@ class Geometry:
     resolution: int
     head: int = HEAD_WIDTH
 
+    @property
+    def head_window(self) -> tuple[int, int, int]:
+        """Size of a training clip's features, T x H x W: what the head averages over."""
+        side = self.resolution
+        for _ in range(1 + len(self.stages)):
+            side = halved(side)
+        return self.frames, side, side
+
     @classmethod
     def of(cls, factors: Factors, classes: int, *, first_projection_bn: bool = True) -> Geometry:
         """Shapes of the network of `factors` with `classes` outputs.

@@ -12,36 +12,73 @@ import yaml
 from expand.errors import UsageError, did_you_mean
 from expand.space.complexity import complexity_of
 from expand.space.factors import PRESETS, PUBLISHED_CLASSES, Factors
+from expand.space.geometry import Geometry
 
 MAX_BYTES = 1_000_000
 BOUNDS = {"gamma_tau": (1, 10_000), "gamma_t": (1, 10_000), "gamma_s": (32 / 112, 100.0), "gamma_w": (0.01, 100.0),
           "gamma_b": (0.01, 100.0), "gamma_d": (0.01, 1000.0)}
+PIXEL_BOUNDS = {"mean": (0.0, 1.0), "std": (1e-6, 1.0)}
 """Values outside are taken for mistakes."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network's name, factors and number of classes."""
+    """A network as it is handed over: what it is, and what a clip must look like for it.
+
+    `classes` is their number, `class_names` their names in the order of the logits where they are known. A clip's
+    pixels in [0, 1] are normalised to (pixel - `mean`) / `std`. `first_projection_bn`: see `Geometry.of`.
+    """
 
     name: str
     factors: Factors
     classes: int
+    class_names: tuple[str, ...] | None = None
+    mean: float = 0.45
+    std: float = 0.225
+    first_projection_bn: bool = True
+
+    @property
+    def geometry(self) -> Geometry:
+        """The shapes of its layers."""
+        return Geometry.of(self.factors, self.classes, first_projection_bn=self.first_projection_bn)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The description as plain values, as its YAML holds it; `Network.from_dict` is the inverse."""
+        names = None if self.class_names is None else list(self.class_names)
+        return {"network": self.name, "classes": self.classes, "factors": self.factors.as_dict(), "mean": self.mean,
+                "std": self.std, "first_projection_bn": self.first_projection_bn, "class_names": names}
+
+    @classmethod
+    def from_dict(cls, content: Any, *, where: str, name: str = "network") -> Network:
+        """A network from plain values, which may be a stranger's; `name` is that of one which has none.
+
+        Raises `UsageError` naming everything that is wrong with them, and `where` they stand.
+        """
+        problems = list(_problems(content))
+        if problems:
+            raise UsageError("; ".join(problems), where=where,
+                             fix="a network has 'network', 'classes' and 'factors' with the six gammas")
+        gammas = {f.name: (int if f.type == "int" else float)(content["factors"][f.name]) for f in fields(Factors)}
+        names = content.get("class_names")
+        return cls(str(content.get("network", name)), Factors(**gammas), content["classes"],
+                   None if names is None else tuple(names), float(content.get("mean", cls.mean)),
+                   float(content.get("std", cls.std)), content.get("first_projection_bn", cls.first_projection_bn))
 
 
-def dump_network(factors: Factors, classes: int, *, name: str) -> str:
+def dump_network(network: Network) -> str:
     """The YAML of a network; `load_network` reads it back. The costs are for the reader and are not read."""
-    cost = complexity_of(factors, classes)
-    text = yaml.safe_dump({"network": name, "classes": classes, "factors": factors.as_dict()}, sort_keys=False)
+    factors, cost = network.factors, complexity_of(network.factors, network.classes)
+    text = yaml.safe_dump(network.as_dict(), sort_keys=False, allow_unicode=True)
     return (f"# X3D network: {factors.frames} frames x stride {factors.stride}, {factors.resolution} px; "
             f"{cost.gflops:.6g} GFLOPs, {cost.params:,} parameters\n{text}")
 
 
-def preset(name: str) -> Network:
-    """A published network (`xs`, `s`, `m`, `l`, `xl`, `x2d`) with 400 classes. Raises `UsageError` for other names."""
+def preset(name: str, classes: int = PUBLISHED_CLASSES) -> Network:
+    """A published network: `xs`, `s`, `m`, `l`, `xl` or `x2d`. Raises `UsageError` for other names."""
     if name not in PRESETS:
         raise UsageError(f"no network is called '{name}'",
                          fix=did_you_mean(name, PRESETS) or f"known: {', '.join(PRESETS)}")
-    return Network(name, PRESETS[name], PUBLISHED_CLASSES)
+    return Network(name, PRESETS[name], classes)
 
 
 def find_network(source: str) -> Network:
@@ -65,12 +102,7 @@ def load_network(path: Path) -> Network:
         raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"is not YAML: {str(error).splitlines()[0]}", where=str(path)) from error
-    problems = list(_problems(content))
-    if problems:
-        raise UsageError("; ".join(problems), where=str(path),
-                         fix="a network has 'network', 'classes' and 'factors' with the six gammas")
-    gammas = {f.name: (int if f.type == "int" else float)(content["factors"][f.name]) for f in fields(Factors)}
-    return Network(str(content.get("network", path.stem)), Factors(**gammas), content["classes"])
+    return Network.from_dict(content, where=str(path), name=path.stem)
 
 
 def _problems(content: Any) -> Any:
@@ -89,3 +121,17 @@ def _problems(content: Any) -> Any:
             yield f"'factors.{f.name}' is not a {'whole ' if f.type == 'int' else ''}number"
         elif not low <= value <= high:
             yield f"'factors.{f.name}' is {value}, outside {low:g} to {high:g}"
+    yield from _problems_of_the_clip(content)
+
+
+def _problems_of_the_clip(content: dict[str, Any]) -> Any:
+    for name, (low, high) in PIXEL_BOUNDS.items():
+        value = content.get(name, high)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            yield f"'{name}' is not a number from {low:g} to {high:g}"
+    if not isinstance(content.get("first_projection_bn", True), bool):
+        yield "'first_projection_bn' is neither true nor false"
+    names = content.get("class_names")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)
+                                  and len(names) == content["classes"]):
+        yield "'class_names' is not a list of as many texts as there are 'classes'"

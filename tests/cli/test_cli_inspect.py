@@ -13,7 +13,7 @@ from expand import api
 from expand.cli import main
 from expand.expansion.forecast import forecast
 from expand.space.factors import PRESETS
-from expand.space.network import dump_network
+from expand.space.network import Network, dump_network
 from tests.expansion.simulated import PAPER_PATH, paper_space
 
 # FACTS: the published family. multiply-adds, parameters, frames, stride, training crop
@@ -70,7 +70,7 @@ def test_complexity_gives_the_published_figures_to_the_digit(answer, name):
 
 def test_complexity_reads_a_networks_file(answer, tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text(dump_network(PRESETS["s"], 400, name="mine"))
+    file.write_text(dump_network(Network("mine", PRESETS["s"], 400)))
     assert answer("complexity", file) == {**answer("complexity", "s"), "network": "mine"}
 
 

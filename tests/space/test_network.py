@@ -4,15 +4,21 @@ import pytest
 
 from expand.errors import UsageError
 from expand.space.factors import PRESETS
-from expand.space.network import dump_network, find_network, load_network
+from expand.space.network import Network, dump_network, find_network, load_network
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_written_network_reads_back_exactly(tmp_path, name):
     path = tmp_path / "network.yaml"
-    path.write_text(dump_network(PRESETS[name], 7, name="mine"))
-    network = load_network(path)
-    assert (network.name, network.factors, network.classes) == ("mine", PRESETS[name], 7)
+    network = Network("mine", PRESETS[name], 3, ("walk", "run, fast", "Sprünge"), 0.4, 0.3, first_projection_bn=False)
+    path.write_text(dump_network(network))
+    assert load_network(path) == network
+
+
+def test_a_network_needs_no_more_than_factors_and_classes(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"classes: 7\nfactors: {PRESETS['s'].as_dict()}")
+    assert load_network(path) == Network("mine", PRESETS["s"], 7)
 
 
 def test_an_unknown_name_gets_a_suggestion():
@@ -28,6 +34,10 @@ def test_an_unknown_name_gets_a_suggestion():
     ("classes: 4\nfactors: {gamma_t: 1.5}", "'factors.gamma_t' is not a whole number"),
     ("classes: 4\nfactors: {gamma_w: 1.0e+9}", "outside"),
     ("classes: 4\nfactors: {gamma_s: .nan}", "outside"),
+    ("classes: 1\nfactors: {gamma_t: 1}\nmean: 2", "'mean' is not a number from 0 to 1"),
+    ("classes: 1\nfactors: {gamma_t: 1}\nstd: 0", "'std' is not a number"),
+    ("classes: 1\nfactors: {gamma_t: 1}\nfirst_projection_bn: 1", "neither true nor false"),
+    ("classes: 2\nfactors: {gamma_t: 1}\nclass_names: [a]", "as many texts as there are 'classes'"),
     ("!!python/object/apply:os.system ['true']", "is not YAML"),
 ])
 def test_a_wrong_file_is_explained(tmp_path, text, words):

@@ -9,7 +9,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,12 +24,12 @@ from expand.model import X3D
 from expand.rundir.files import write_atomic
 from expand.rundir.paths import CandidatePaths
 from expand.space.factors import Factors
-from expand.space.geometry import Geometry
-from expand.train import checkpoint
-from expand.train.checkpoint import Progress
-from expand.train.evaluate import Evaluation, evaluate
-from expand.train.recipe import learning_rate, updates_per_epoch
-from expand.train.runtime import Runtime
+from expand.space.network import Network
+from expand.training import checkpoint
+from expand.training.checkpoint import Progress
+from expand.training.evaluate import Evaluation, evaluate
+from expand.training.recipe import learning_rate, updates_per_epoch
+from expand.training.runtime import Runtime
 
 with warnings.catch_warnings():  # fvcore compiles its losses with torch.jit on import, which torch deprecates
     warnings.simplefilter("ignore", FutureWarning)
@@ -53,11 +53,20 @@ class Job:
     paths: CandidatePaths
     checkpoint_every_s: float
 
+    def network(self, classes: Sequence[str]) -> Network:
+        """The network that comes out."""
+        return described(self.id, self.factors, classes, self.data_config)
+
     def identity(self, classes: int) -> str:
         """Names everything that the weights depend on; a checkpoint of another identity is never continued."""
         what = {"id": self.id, "factors": self.factors.as_dict(), "recipe": asdict(self.recipe), "seed": self.seed,
                 "classes": classes}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def described(name: str, factors: Factors, classes: Sequence[str], data: DataConfig) -> Network:
+    """A network that is trained on clips of `classes`, read by `data`."""
+    return Network(name, factors, len(classes), tuple(classes), data.mean, data.std)
 
 
 def candidate_seed(run_seed: int, identity: str) -> int:
@@ -102,7 +111,7 @@ class Training:
         runtime.reset_peak_memory()
         torch.manual_seed(job.seed)
         self.identity = job.identity(len(data.classes))
-        self.model = X3D(Geometry.of(job.factors, len(data.classes)), dropout=job.recipe.dropout)
+        self.model = X3D.of(job.network(data.classes), dropout=job.recipe.dropout)
         self.model.to(runtime.device, memory_format=runtime.memory_format)
         self.optimizer = make_optimizer(self.model, job.recipe)
         self.progress = self._restored()

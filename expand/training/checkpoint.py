@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from expand.model import X3D
 from expand.rundir.files import atomic_path
 
 VERSION = 1
@@ -43,10 +44,11 @@ def save(path: Path, identity: str, model: nn.Module, optimizer: torch.optim.Opt
         torch.save(state, temporary)
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Writes the weights alone: what stays of a training that has its outcome."""
+def save_weights(path: Path, model: X3D) -> None:
+    """Writes the weights with the network's description: what stays of a training that has its outcome."""
     with atomic_path(path) as temporary:
-        torch.save({"version": VERSION, "model": model.state_dict()}, temporary)
+        torch.save({"version": VERSION, "network": model.network and model.network.as_dict(),
+                    "model": model.state_dict()}, temporary)
 
 
 def load(path: Path, identity: str) -> tuple[dict[str, Any] | None, str | None]:

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from expand.errors import CandidateFailed
-from expand.train.runtime import Runtime
+from expand.model import X3D
+from expand.training.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def standard_error(accuracy: float, videos: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / videos)
 
 
-def score_videos(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,
+def score_videos(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,
                  runtime: Runtime) -> tuple[Tensor, Tensor]:
     """Class probabilities (videos x classes, float64), averaged over each video's clips, and labels (videos).
 
@@ -46,14 +47,14 @@ def score_videos(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tenso
         for x_BCTHW, y_B, video_B in batches:
             x_BCTHW = x_BCTHW.to(runtime.device, memory_format=runtime.memory_format, non_blocking=True)
             with runtime.autocast():
-                logits = model(x_BCTHW)
-            scores.index_add_(0, video_B, logits.float().softmax(1).double().cpu())
+                scores_BK = model.probabilities(x_BCTHW)
+            scores.index_add_(0, video_B, scores_BK.double().cpu())
             views.index_add_(0, video_B, torch.ones(len(y_B), 1, dtype=torch.float64))
             labels[video_B] = y_B
     return scores / views, labels
 
 
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,
+def evaluate(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,
              runtime: Runtime) -> Evaluation:
     """Measures `model`. Raises `CandidateFailed` where its scores are not finite."""
     scores, labels = score_videos(model, batches, videos, classes, runtime)

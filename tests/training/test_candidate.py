@@ -12,9 +12,9 @@ from expand.errors import CandidateFailed, Interrupted
 from expand.model import X3D
 from expand.rundir.paths import CandidatePaths
 from expand.space.factors import Factors
-from expand.train.candidate import train_candidate, train_final
-from expand.train.loop import Hooks, Job, candidate_seed
-from expand.train.runtime import Runtime
+from expand.training.candidate import train_candidate, train_final
+from expand.training.loop import Hooks, Job, candidate_seed
+from expand.training.runtime import Runtime
 
 CONFIG = DataConfig(builtin=BuiltinConfig(size=32, seconds=1.5, fps=12, train_clips=32, val_clips=16, test_clips=16))
 RECIPE = RecipeConfig(epochs=2, batch_size=8, eval_clips=1, precise_bn_batches=2)

@@ -12,8 +12,8 @@ from expand.config import Config
 from expand.expansion.types import Candidate
 from expand.model import X3D
 from expand.space.geometry import Geometry
-from expand.train.loop import make_optimizer
-from expand.train.runtime import Runtime
+from expand.training.loop import make_optimizer
+from expand.training.runtime import Runtime
 
 PROBE_GFLOPS = 1.0
 """The costlier of the two probed networks costs at most this, so that the probe takes seconds."""

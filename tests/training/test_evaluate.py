@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from expand.errors import CandidateFailed
-from expand.train.evaluate import evaluate, standard_error
-from expand.train.runtime import Runtime
+from expand.training.evaluate import evaluate, standard_error
+from expand.training.runtime import Runtime
 
 RUNTIME = Runtime(torch.device("cpu"), 1, "fp32")
 
 
 class Echo(torch.nn.Module):
-    """Gives back the logits that are written into the clip's first values."""
+    """Gives back the probabilities that are written into the clip's first values."""
 
-    def forward(self, x):
-        return x.flatten(1)[:, :3].log()
+    def probabilities(self, x):
+        return x.flatten(1)[:, :3]
 
 
 def batches(videos):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from expand.config.schema import DataConfig, RecipeConfig
 from expand.data import PreparedData
 from expand.data.loader import train_loader
-from expand.train.recipe import BATCHES, EPOCHS, REFERENCE_BATCH, UPDATES, learning_rate, settle, updates_per_epoch
+from expand.training.recipe import BATCHES, EPOCHS, REFERENCE_BATCH, UPDATES, learning_rate, settle, updates_per_epoch
 
 SETTLED = RecipeConfig(batch_size=128, epochs=30)
 recipes = st.builds(RecipeConfig, batch_size=st.integers(1, 512), epochs=st.just(1), lr=st.floats(0.01, 1.0),

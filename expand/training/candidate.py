@@ -15,9 +15,9 @@ from expand.expansion.types import Outcome
 from expand.rundir.files import read_json, write_atomic, write_json
 from expand.rundir.paths import CandidatePaths
 from expand.space.network import dump_network
-from expand.train import checkpoint
-from expand.train.loop import Hooks, Job, Training
-from expand.train.runtime import Runtime
+from expand.training import checkpoint
+from expand.training.loop import Hooks, Job, Training
+from expand.training.runtime import Runtime
 
 NO_MEMORY = "the memory did not suffice; a smaller candidate.batch_size needs less"
 
@@ -32,7 +32,7 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
     known = _known_outcome(job.paths, job.identity(len(data.classes)))
     if known is not None:
         return known
-    write_atomic(job.paths.spec, dump_network(job.factors, len(data.classes), name=job.id))
+    write_atomic(job.paths.spec, dump_network(job.network(data.classes)))
     try:
         with _failures():
             training = Training(job, data, runtime, hooks)

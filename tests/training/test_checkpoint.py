@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from expand.config.schema import RecipeConfig
-from expand.train import checkpoint
-from expand.train.checkpoint import Progress
-from expand.train.loop import make_optimizer
+from expand.training import checkpoint
+from expand.training.checkpoint import Progress
+from expand.training.loop import make_optimizer
 
 
 def trained(steps):
