@@ -1,27 +1,31 @@
 """Finds the X3D-family network that spends a compute budget best on your clips.
 
-The commands are functions here, of the same names: `search`, `resume`, `status`, `plot`, `plan`, `complexity`
-(`expand.api`); `X3D` is the network.
+The commands are functions here, of the same names: `search`, `resume`, `status`, `plot`, `plan`, `complexity`, `train`,
+`test`, `predict`, `export`, and `load` for what they leave; `X3D` is the network.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expand.api import complexity, load, plan, plot, resume, search, status, train
+    from expand.exports import export
+    from expand.inference.predicting import predict
+    from expand.inference.testing import test
+    from expand.model import X3D
 
 __version__ = "0.1.0"
+__all__ = ["X3D", "__version__", "complexity", "export", "load", "plan", "plot", "predict", "resume", "search",
+           "status", "test", "train"]
 
-_COMMANDS = ("search", "resume", "status", "plot", "plan", "complexity")
-__all__ = ["X3D", "__version__", "complexity", "plan", "plot", "resume", "search", "status"]
+_HOMES = {"X3D": "expand.model", "export": "expand.exports", "predict": "expand.inference.predicting",
+          "test": "expand.inference.testing"}
 
 
 def __getattr__(name: str) -> Any:
     """Loads on first use, so that `import expand` stays light."""
-    if name in _COMMANDS:
-        from expand import api
-
-        return getattr(api, name)
-    if name == "X3D":
-        from expand.model import X3D
-
-        return X3D
+    if name in __all__:
+        return pkgutil.resolve_name(f"{_HOMES.get(name, 'expand.api')}:{name}")
     raise AttributeError(f"module 'expand' has no attribute '{name}'")

@@ -17,10 +17,11 @@ from expand.expansion.rules import Space
 from expand.rundir.paths import RunPaths
 from expand.space.complexity import complexity_of
 from expand.space.factors import PUBLISHED_CLASSES
-from expand.space.network import find_network, load_network
+from expand.space.network import Network, find_network, load_network
 
 if TYPE_CHECKING:
     from expand.driver import Display
+    from expand.model import X3D
     from expand.session import Estimate
 
 Overrides = Sequence[str]
@@ -48,11 +49,48 @@ def search(config: str | Path | Config | None = None, *, overrides: Overrides = 
 def resume(run_dir: str | Path, *, display: Display | None = None) -> dict[str, Any]:
     """Goes on with a run after an interruption of any kind; returns its `status`. A finished run is left as it is.
 
-    Raises as `search` does; `RunError` where the configuration or the clips were changed since the run began.
+    For a training that belongs to no search, returns what `train` does. Raises as `search` does; `RunError` where the
+    configuration or the clips were changed since the run began.
     """
+    if RunPaths(Path(run_dir)).training.exists():
+        from expand import train_session
+
+        return train_session.go_on(Path(run_dir), display)
     from expand.session import go_on
 
     return status(go_on(Path(run_dir), display))
+
+
+def train(network: str | Path, config: str | Path | Config | None = None, *, init: str | Path | None = None,
+          overrides: Overrides = (), values: Mapping[str, Any] | None = None, run_dir: str | Path | None = None,
+          display: Display | None = None) -> dict[str, Any]:
+    """Trains one network by the recipe `final` of `config` and measures it; returns the result (docs/json.md).
+
+    `network`: `xs`, `s`, `m`, `l`, `xl`, `x2d`, a network's YAML, or a run, for its winner. `init`: a file with weights
+    to begin with, ours or those of SlowFast or PyTorchVideo; a head of another number of classes begins anew. The rest
+    is as in `search`; `resume` goes on with it. Under torchrun, every process calls this and takes a share.
+
+    Raises as `search` does.
+    """
+    from expand import train_session
+
+    settings = config if isinstance(config, Config) else load_config(config, overrides, values)
+    return train_session.begin(_network(network), settings, Path(init) if init else None,
+                               Path(run_dir) if run_dir else None, display)
+
+
+def load(path: str | Path, network: str | Path | Network | None = None) -> X3D:
+    """A trained network, on the CPU and in evaluation mode: logits B x classes from clips B x 3 x T x H x W.
+
+    `path`: a run or a training, a weights file of ours (.pt, .safetensors, .pt2), or a checkpoint of SlowFast or
+    PyTorchVideo. `network`: what it is, where the file does not say: a published network's name, a network's YAML, or
+    the `Network` that `model.network` is. No code from the file is run.
+
+    Raises `UsageError` for a file that holds no X3D, `RunError` for a run without a trained winner.
+    """
+    from expand.model.load import load_model
+
+    return load_model(path, network)
 
 
 def status(run_dir: str | Path) -> dict[str, Any]:
@@ -117,17 +155,22 @@ def complexity(network: str | Path) -> dict[str, Any]:
 
     Raises `UsageError` where `network` names none of them.
     """
-    path = Path(network)
-    found = load_network(_winner_of(path)) if os.path.isdir(path) else find_network(str(network))
+    found = _network(network)
     cost = complexity_of(found.factors, found.classes)
     return {"network": found.name, "gflops": cost.gflops, "params": cost.params, "gflops_fvcore": cost.gflops_fvcore,
             "activations": cost.activations, "factors": found.factors.as_dict(), "frames": found.factors.frames,
             "resolution": found.factors.resolution, "stride": found.factors.stride, "classes": found.classes}
 
 
+def _network(source: str | Path) -> Network:
+    """The network that `source` names: a published one, a YAML file, or a run's winner."""
+    path = Path(source)
+    return load_network(_winner_of(path)) if os.path.isdir(path) else find_network(str(source))
+
+
 def _winner_of(run_dir: Path) -> Path:
     paths = RunPaths(run_dir)
-    if not paths.journal.exists():
+    if not (paths.journal.exists() or paths.training.exists()):
         raise RunError("is not a run directory", where=str(run_dir),
                        fix="give a run, a network's YAML file, or one of xs, s, m, l, xl, x2d")
     if not paths.network.exists():

@@ -18,6 +18,7 @@ from expand.executors.local import Listener, LocalExecutor
 from expand.expansion.rules import Space
 from expand.expansion.state import Done, Record, SearchState, Stuck, Train, TrainFinal, decide
 from expand.expansion.types import Candidate
+from expand.exports.card import write_card
 from expand.rundir.files import write_atomic
 from expand.rundir.journal import Journal
 from expand.rundir.paths import RunPaths
@@ -133,4 +134,5 @@ class Driver:
         except CandidateFailed as error:
             raise RunError(f"the winner's final training failed: {error.what}", where=str(self.paths.root),
                            fix="its network is in final/network.yaml; change the final recipe in a new run") from error
+        write_card(self.paths)
         self.record("final_finished", **result)

@@ -23,6 +23,7 @@ from expand.errors import ExpandError, RunError, UsageError
 from expand.expansion.forecast import check_target, forecast, largest_resolution
 from expand.expansion.rules import Space
 from expand.expansion.state import SearchState
+from expand.exports.card import write_card
 from expand.report.lines import event_line
 from expand.report.plots import plot_expansion
 from expand.report.summary import summarize
@@ -98,8 +99,8 @@ def begin(config: Config, run_dir: Path | None, name: str, display: Display | No
     space = Space(config.search, count_classes(config.data))
     check_target(space)
     runtime = Runtime.of(settle_run(config.run))  # a device that is not there is said before the clips are decoded
-    paths = RunPaths(run_dir or _choose_dir(config, name))
-    _check_free(paths)
+    paths = RunPaths(run_dir or choose_dir(config, name))
+    check_free(paths)
     data = _prepare(config, space, display)
     config = settle(config, data, paths.root.resolve().name)
     estimate = _estimate(config, space, data, runtime)
@@ -110,8 +111,8 @@ def begin(config: Config, run_dir: Path | None, name: str, display: Display | No
                          "(--set candidate.epochs=N), makes it shorter")
     make_dir(paths.root)
     with RunLock(paths):
-        _check_free(paths)
-        write_json(paths.env, _environment(config))
+        check_free(paths)
+        write_json(paths.env, environment(config))
         write_atomic(paths.config, dump_config(config))
         _work(config, paths, data, runtime, display)
     return paths.root
@@ -121,9 +122,11 @@ def go_on(run_dir: Path, display: Display | None) -> Path:
     """Works on an existing run to its end; returns its directory."""
     display, paths = display or Quiet(), RunPaths(run_dir)
     with RunLock(paths):
-        config = _stored_config(paths)
+        config = stored_config(paths)
         events = read_events(paths.journal)
         if SearchState.from_events(events).finished:
+            if not paths.card.exists():  # it was deleted, or an older version ran
+                write_card(paths)
             display.say(f"{run_dir} is finished")
             return paths.root
         if started := _started(events):
@@ -139,7 +142,8 @@ def _started(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return next((event for event in events if event["event"] == "run_started"), None)
 
 
-def _choose_dir(config: Config, stem: str) -> Path:
+def choose_dir(config: Config, stem: str) -> Path:
+    """Where a run is kept that says no directory: named by its configuration, else by `stem` and a free number."""
     folder, name = Path(config.run.runs_dir), config.run.name
     if name is None:
         number = 1
@@ -152,13 +156,13 @@ def _choose_dir(config: Config, stem: str) -> Path:
     return folder / name
 
 
-def _check_free(paths: RunPaths) -> None:
+def check_free(paths: RunPaths) -> None:
     """Raises `RunError` where a run, or anything else, is kept in the directory."""
     if not paths.root.exists():
         return
     if not paths.root.is_dir():
         raise RunError("is not a directory", where=str(paths.root), fix="choose another --name or --run-dir")
-    if paths.journal.exists():
+    if paths.journal.exists() or paths.training.exists():
         raise RunError("a run is kept here", where=str(paths.root),
                        fix=f"go on with it: x3d-expand resume {paths.root}; or choose another --name")
     known = {paths.config.name, paths.env.name, paths.lock.name, paths.log.name}
@@ -167,7 +171,8 @@ def _check_free(paths: RunPaths) -> None:
                        fix="choose another --name or --run-dir")
 
 
-def _stored_config(paths: RunPaths) -> Config:
+def stored_config(paths: RunPaths) -> Config:
+    """The configuration that a run was begun with, as it stands there now."""
     try:
         return parse_config(paths.config.read_text(encoding="utf-8"), str(paths.config))
     except (OSError, UnicodeDecodeError) as error:
@@ -209,7 +214,7 @@ def _work(config: Config, paths: RunPaths, data: PreparedData, runtime: Runtime,
         written = journal.append("run_resumed")
     display.event(written, SearchState())
     space = Space(config.search, len(data.classes))
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         driver = Driver(config, space, paths, data, runtime, journal, SearchState.from_events(events), display,
                         stop.is_set)
         try:
@@ -238,8 +243,8 @@ def _start_fields(config: Config, paths: RunPaths, data: PreparedData) -> dict[s
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second one acts at once, as if nobody listened."""
+def stop_signals(*, patient: bool = False) -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set; a second one acts at once, as if nobody listened, unless `patient`."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -248,8 +253,9 @@ def _stop_signals() -> Iterator[threading.Event]:
 
     def ask(number: int, frame: Any) -> None:
         stop.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        if not patient:
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
     for number in before:
         signal.signal(number, ask)
@@ -260,7 +266,7 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _environment(config: Config) -> dict[str, Any]:
+def environment(config: Config) -> dict[str, Any]:
     """What a result may depend on besides the configuration, for env.json."""
     import torch
 

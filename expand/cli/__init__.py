@@ -11,8 +11,11 @@ import sys
 import click
 
 from expand import __version__
+from expand.cli.handover import export
 from expand.cli.inspect import complexity, plan, plot, status
-from expand.cli.run import resume, search
+from expand.cli.judge import predict, test
+from expand.cli.options import is_first_process
+from expand.cli.run import resume, search, train
 from expand.errors import ExpandError
 
 
@@ -22,7 +25,7 @@ def cli() -> None:
     """Finds the X3D-family network that spends a compute budget best on your clips."""
 
 
-for _command in (search, resume, status, plot, plan, complexity):
+for _command in (search, resume, status, plot, plan, complexity, train, test, predict, export):
     cli.add_command(_command)
 
 
@@ -50,5 +53,6 @@ def main() -> None:
 
 
 def _end(text: str, code: int) -> None:
-    click.echo(f"Error: {text}" if code != 130 else text, err=True)
+    if is_first_process():  # the others have met the same
+        click.echo(f"Error: {text}" if code != 130 else text, err=True)
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,11 @@ def configuration(command: Command) -> Command:
 def as_json(command: Command) -> Command:
     """--json."""
     return click.option("--json", "json_", is_flag=True, help="Print JSON and nothing else (docs/json.md).")(command)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that talks, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def print_json(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""`search` and `resume`."""
+"""`search`, `resume` and `train`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from expand.cli.options import configuration
+from expand.cli.options import configuration, is_first_process
 
 if TYPE_CHECKING:
     from expand.session import Estimate
@@ -54,7 +54,43 @@ def resume(run: Path) -> None:
 
     with make_display() as display:
         summary = api.resume(run, display=display)
-    _report(summary)
+    _report(summary) if "steps" in summary else _report_training(summary)
+
+
+@click.command()
+@click.argument("network")
+@click.option("--data", metavar="PATH", help="Your clips, as in `search`.  [default: the built-in clips]")
+@click.option("--init", type=click.Path(path_type=Path), metavar="CHECKPOINT",
+              help="Weights to begin with: ours, SlowFast's or PyTorchVideo's.  [default: drawn anew]")
+@click.option("--epochs", type=int, metavar="N", help="Passes over the train split.  [default: about 2,000 updates]")
+@click.option("--batch-size", type=int, metavar="N", help="Clips in an update.  [default: by the size of the train split]")
+@click.option("--config", metavar="CONFIG", help="A YAML file or a ready configuration, for its sections data, final, run.")
+@click.option("--name", metavar="N", help="Name of the training; it is kept in runs/N.")
+@click.option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Keep the training in DIR instead.")
+@click.option("--seed", type=int, metavar="N", help="Seed of everything random.  [default: 0]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.  [default: auto]")
+@click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: all cores]")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+              help="Any other option, such as final.ema=0.999; may be repeated.")
+def train(network: str, data: str | None, init: Path | None, epochs: int | None, batch_size: int | None,
+          config: str | None, name: str | None, run_dir: Path | None, seed: int | None, device: str | None,
+          threads: int | None, overrides: tuple[str, ...]) -> None:
+    """Train one network to the end of its recipe, and measure it.
+
+    NETWORK is xs, s, m, l, xl, x2d, a network's YAML file, or a run, for its winner. `resume` goes on after an
+    interruption. In several processes: torchrun --nproc-per-node N -m expand train ...
+    """
+    from expand import api
+    from expand.cli.display import make_display
+
+    if name and run_dir:
+        raise click.UsageError("--name and --run-dir both say where the training is kept; give one of them")
+    values = {"data.path": data, "final.epochs": epochs, "final.batch_size": batch_size, "run.name": name,
+              "run.seed": seed, "run.device": device, "run.threads": threads}
+    with make_display() as display:
+        result = api.train(network, config, init=init, overrides=overrides, values=values, run_dir=run_dir,
+                           display=display)
+    _report_training(result)
 
 
 def _confirm(estimate: Estimate, display: Any) -> bool:
@@ -72,3 +108,16 @@ def _report(summary: dict[str, Any]) -> None:
     click.echo()
     echo_status(summary)
     click.echo(f"\nThe winner: {paths.final}    The plot: {paths.plot_png}")
+
+
+def _report_training(result: dict[str, Any]) -> None:
+    from expand.report.words import duration, percent
+    from expand.rundir.paths import RunPaths
+
+    if not is_first_process():
+        return
+    paths, (low, high) = RunPaths(Path(result["run"])), result["accuracy_interval"]
+    click.echo(f"\n{percent(result['accuracy'])} % of {result['videos']} videos of {result['split']} "
+               f"(95 % interval {percent(low)} to {percent(high)}), top-5 {percent(result['top5'])} %, "
+               f"after {duration(result['wall_s'])} of training")
+    click.echo(f"The network: {paths.final}    Its card: {paths.card}")

@@ -171,6 +171,14 @@ class RecipeConfig:
     """Before the last linear layer."""
     label_smoothing: float = opt(0.0, ge=0.0, le=1.0)
     """Share of the target spread over all classes."""
+    ema: float = opt(0.0, ge=0.0, le=0.99999)
+    """Decay of an exponential moving average of the weights, one step an update; it is then what is measured and kept.
+    0: off, the last weights are kept."""
+    accumulation: int = opt(1, ge=1)
+    """Parts that a batch is split into, one after another through the network: less memory for the same update, but
+    batch norm averages over a part only. Doubled by itself where the memory does not suffice."""
+    eval_every: int = opt(0, ge=0)
+    """Epochs between two measurements on val during the training, for its curve; 0: only at the end."""
     precise_bn_batches: int = opt(200, ge=0)
     """Batches for precise batch-norm statistics before an evaluation (never more than the train split has); 0: off."""
     eval_clips: int = opt(10, ge=1)

@@ -6,7 +6,7 @@ Everything random about a training sample follows from (seed, epoch, its clip's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from expand.config.schema import DataConfig
 from expand.data.cache import CachedClip, read_frames
 from expand.data.prepared import PreparedData
 from expand.data.sampling import clip_frames, random_start_s, span_s, view_starts_s
-from expand.data.transforms import Box, centre_box, normalise, random_box, resize
+from expand.data.transforms import Box, crop_boxes, normalise, random_box, resize
 from expand.errors import DataError
 from expand.space.geometry import evaluation_crop
 
@@ -45,12 +45,14 @@ class Batches:
 
 
 def train_loader(data: PreparedData, *, frames: int, stride: int, resolution: int, batch_size: int, seed: int,
-                 epoch: int, config: DataConfig, start_batch: int = 0, workers: int = 0) -> Batches:
+                 epoch: int, config: DataConfig, start_batch: int = 0, workers: int = 0,
+                 share: Callable[[int], range] | None = None) -> Batches:
     """One epoch of `data.train` in batches (x_BCTHW float32, y_B int64), H = W = `resolution`.
 
     A sample is a clip at a random time, short side drawn in [jitter_min, jitter_max] x crop, random crop and flip. The
     last batch may be smaller, but a single clip is left out (batch norm has nothing to average over). The first
-    `start_batch` batches are skipped without reading. x is channels-last in memory.
+    `start_batch` batches are skipped without reading. `share` of a batch's length says which of its rows are given, for
+    one of several processes; all by default. x is channels-last in memory.
 
     Raises `DataError` while iterating where a clip's frames are gone.
     """
@@ -58,20 +60,24 @@ def train_loader(data: PreparedData, *, frames: int, stride: int, resolution: in
     batches = [order[first:first + batch_size] for first in range(0, len(order), batch_size)]
     if len(batches) > 1 and batch_size > 1 and len(batches[-1]) == 1:
         batches.pop()
+    if share:
+        batches = [[batch[row] for row in share(len(batch))] for batch in batches]
     clips = _TrainClips(data.train, frames, stride, resolution, seed, epoch, config)
     return Batches(clips, batches[start_batch:], workers, config)
 
 
 def eval_loader(clips: Sequence[CachedClip], *, frames: int, stride: int, resolution: int, views: int,
-                batch_size: int, config: DataConfig, workers: int = 0) -> Batches:
+                batch_size: int, config: DataConfig, workers: int = 0, crops: int = 1) -> Batches:
     """Every clip at `views` times uniform over its length, in batches (x_BCTHW float32, y_B int64, index_B int64).
 
-    H = W = `evaluation_crop(resolution)`: the centre square of the frame, resized. `index` is the clip's in
-    `clips`; its views follow one another. Raises `DataError` while iterating where a clip's frames are gone.
+    H = W = `evaluation_crop(resolution)`: squares as large as the frame's short side, resized; the centre one, or with
+    `crops` 3 those of `crop_boxes`. `index` is the clip's in `clips`; its times follow one another, the crops of a time
+    too. A batch has `batch_size` rows or, where the crops of a time would be torn apart, the next smaller number.
+    Raises `DataError` while iterating where a clip's frames are gone.
     """
-    samples = range(len(clips) * views)
-    batches = [samples[first:first + batch_size] for first in range(0, len(samples), batch_size)]
-    return Batches(_EvalClips(clips, frames, stride, resolution, views), batches, workers, config)
+    samples, times = range(len(clips) * views), max(1, batch_size // crops)
+    batches = [samples[first:first + times] for first in range(0, len(samples), times)]
+    return Batches(_EvalClips(clips, frames, stride, resolution, views, crops), batches, workers, config)
 
 
 class _TrainClips(Dataset):
@@ -105,33 +111,47 @@ class _TrainClips(Dataset):
 
 
 class _EvalClips(Dataset):
-    def __init__(self, clips: Sequence[CachedClip], frames: int, stride: int, resolution: int, views: int) -> None:
-        self.clips, self.frames, self.stride, self.views = clips, frames, stride, views
+    """A sample is a time of a clip: one row for each crop, cut from frames that are read once."""
+
+    def __init__(self, clips: Sequence[CachedClip], frames: int, stride: int, resolution: int, views: int,
+                 crops: int) -> None:
+        self.clips, self.frames, self.stride, self.views, self.crops = clips, frames, stride, views, crops
         self.side = evaluation_crop(resolution)
 
     def __len__(self) -> int:
         return len(self.clips) * self.views
 
     def __getitems__(self, samples: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | DataError:
-        clips_BTHWC = torch.empty((len(samples), self.frames, self.side, self.side, 3), dtype=torch.uint8)
-        index_B = [sample // self.views for sample in samples]
+        rows, side = len(samples) * self.crops, self.side
+        clips_BTHWC = torch.empty((rows, self.frames, side, side, 3), dtype=torch.uint8)
+        index_B = [sample // self.views for sample in samples for _ in range(self.crops)]
         try:
-            for row_THWC, sample in zip(clips_BTHWC, samples):
-                self._fill(row_THWC, *divmod(sample, self.views))
+            for rows_CTHWC, sample in zip(clips_BTHWC.split(self.crops), samples):
+                self._fill(rows_CTHWC, *divmod(sample, self.views))
         except DataError as error:
             return error
         return clips_BTHWC, torch.tensor([self.clips[index].label for index in index_B]), torch.tensor(index_B)
 
-    def _fill(self, row_THWC: torch.Tensor, index: int, view: int) -> None:
+    def _fill(self, rows_CTHWC: torch.Tensor, index: int, view: int) -> None:
         clip = self.clips[index]
         start_s = view_starts_s(clip.length_s, span_s(self.frames, self.stride), self.views)[view]
         index_T = clip_frames(clip.times_s, start_s, self.frames, self.stride)
-        row_THWC.copy_(_cut(clip, index_T, centre_box(clip.height, clip.width), self.side))
+        boxes = crop_boxes(clip.height, clip.width, self.crops)
+        for row_THWC, cut_THWC in zip(rows_CTHWC, _cuts(clip, index_T, boxes, self.side)):
+            row_THWC.copy_(cut_THWC)
 
 
 def _cut(clip: CachedClip, index_T: np.ndarray, box: Box, side: int) -> torch.Tensor:
-    frames_THWC = read_frames(clip, index_T, box.top, box.top + box.side)
-    return resize(torch.from_numpy(frames_THWC)[:, :, box.left:box.left + box.side], side)
+    return next(_cuts(clip, index_T, [box], side))
+
+
+def _cuts(clip: CachedClip, index_T: np.ndarray, boxes: Sequence[Box], side: int) -> Iterator[torch.Tensor]:
+    """The clip in each of `boxes`, resized: T x side x side x 3. Rows outside all of them are not read."""
+    top, bottom = min(box.top for box in boxes), max(box.top + box.side for box in boxes)
+    frames_THWC = torch.from_numpy(read_frames(clip, index_T, top, bottom))
+    for box in boxes:
+        first = box.top - top
+        yield resize(frames_THWC[:, first:first + box.side, box.left:box.left + box.side], side)
 
 
 def _as_is(batch):

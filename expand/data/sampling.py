@@ -32,6 +32,14 @@ def view_starts_s(length_s: float, span: float, views: int) -> np.ndarray:
     return np.linspace(0.0, slack, views) if views > 1 else np.array([slack / 2])
 
 
+def window_starts_s(length_s: float, window_s: float, hop_s: float) -> np.ndarray:
+    """Starts of windows `hop_s` apart that cover a file of `length_s`: the last one ends with it. One, at 0, where the
+    file is no longer than a window."""
+    slack = max(0.0, length_s - window_s)
+    starts_s = np.arange(int(slack / hop_s + 1e-9) + 1) * hop_s
+    return starts_s if slack - starts_s[-1] < 1e-6 else np.append(starts_s, slack)
+
+
 def nearest_frames(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
     """Index of the frame nearest to each wanted time; the earlier of two at the same distance.
 

@@ -33,6 +33,15 @@ def centre_box(height: int, width: int) -> Box:
     return Box((height - side) // 2, (width - side) // 2, side)
 
 
+def crop_boxes(height: int, width: int, crops: int) -> tuple[Box, ...]:
+    """The squares of an evaluation, as large as the short side: the centre one, or (`crops` 3) the two ends of the
+    longer side around it, left or top first (FACTS: recipe). A square frame gives the same box thrice."""
+    centre = centre_box(height, width)
+    if crops == 1:
+        return (centre,)
+    return Box(0, 0, centre.side), centre, Box(height - centre.side, width - centre.side, centre.side)
+
+
 def resize(clip_THWC: torch.Tensor, side: int) -> torch.Tensor:
     """Resize T x H x W x 3 uint8 to T x side x side x 3, bilinear with antialiasing."""
     if clip_THWC.shape[1] == clip_THWC.shape[2] == side:

@@ -32,6 +32,9 @@ def summarize(run_dir: Path | str, now: float | None = None) -> dict[str, Any]:
     # The lock first: a run that ends in between is then read as finished, never as interrupted.
     held = holder(paths) is not None
     events = read_events(paths.journal)
+    if paths.training.exists():
+        raise RunError("is a training, not a search", where=str(paths.root),
+                       fix=f"Its epochs are in {paths.final_candidate.metrics}, its network in {paths.final}.")
     if not events and not (held or paths.config.is_file()):
         raise _no_run(paths.root)
     try:

@@ -64,6 +64,21 @@ class RunPaths:
         return self.root / "journal.jsonl"
 
     @property
+    def training(self) -> Path:
+        """What a training that belongs to no search was begun with; its presence tells the two apart."""
+        return self.root / "training.yaml"
+
+    @property
+    def first_weights(self) -> Path:
+        """The weights that such a training began with, where it did not draw them."""
+        return self.root / "first_weights.pt"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of such a training's TensorBoard events."""
+        return self.root / "tensorboard"
+
+    @property
     def log(self) -> Path:
         """What the run said, for people."""
         return self.root / "log.txt"
@@ -80,7 +95,7 @@ class RunPaths:
 
     @property
     def final(self) -> Path:
-        """The folder of the winner: weights, network YAML, exports."""
+        """The folder of the winner: weights, network YAML, model card, exports."""
         return self.root / "final"
 
     @property
@@ -92,6 +107,16 @@ class RunPaths:
     def weights(self) -> Path:
         """The winner's trained weights."""
         return self.final / "weights.pt"
+
+    @property
+    def card(self) -> Path:
+        """The winner's model card."""
+        return self.final / "README.md"
+
+    @property
+    def latency(self) -> Path:
+        """The winner's measured latency."""
+        return self.final / "latency.json"
 
     @property
     def report(self) -> Path:

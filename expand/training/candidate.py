@@ -5,21 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import torch
-
 from expand.data import PreparedData
-from expand.errors import CandidateFailed
+from expand.errors import CandidateFailed, Interrupted
 from expand.expansion.types import Outcome
 from expand.rundir.files import read_json, write_atomic, write_json
 from expand.rundir.paths import CandidatePaths
 from expand.space.network import dump_network
 from expand.training import checkpoint
+from expand.training.distributed import ALONE, Group
 from expand.training.loop import Hooks, Job, Training
-from expand.training.runtime import Runtime
+from expand.training.runtime import Runtime, lacks_memory
 
-NO_MEMORY = "the memory did not suffice; a smaller candidate.batch_size needs less"
+NO_MEMORY = "the memory did not suffice; a smaller batch_size, or a larger accumulation, needs less"
 
 
 def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> Outcome:
@@ -34,7 +34,7 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
         return known
     write_atomic(job.paths.spec, dump_network(job.network(data.classes)))
     try:
-        with _failures():
+        with _failures(job, hooks):
             training = Training(job, data, runtime, hooks)
             seconds = _fit(training)
             began = time.monotonic()
@@ -50,14 +50,15 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
         peak_memory_mb=runtime.peak_memory_mb(), clips_per_s=_rate(training),
         breakdown={name: round(value, 3) for name, value in seconds.items()})
     _write_outcome(job, data, outcome, evaluation.confusion)
-    checkpoint.save_weights(job.paths.checkpoint, training.model)
+    checkpoint.save_weights(job.paths.checkpoint, training.result)
     return outcome
 
 
-def train_final(job: Job, data: PreparedData, runtime: Runtime, weights: Any, hooks: Hooks) -> dict[str, Any]:
+def train_final(job: Job, data: PreparedData, runtime: Runtime, weights: Path, hooks: Hooks,
+                group: Group = ALONE) -> dict[str, Any]:
     """Trains the winner by the final recipe and measures it: on `val`, and once on `test` where there is one.
 
-    Writes the weights to the path `weights`. Returns the fields of `final_finished`; `accuracy` is that of `split`.
+    Writes the weights to the path `weights`. In a `group`, every process calls it, and the first one writes. Returns the fields of `final_finished`; `accuracy` is that of `split`.
     Raises `CandidateFailed` and `Interrupted` as a training does.
     """
     identity = job.identity(len(data.classes))
@@ -65,18 +66,19 @@ def train_final(job: Job, data: PreparedData, runtime: Runtime, weights: Any, ho
         known = read_json(job.paths.outcome)
         if known.get("identity") == identity:
             return known["result"]
-    with _failures():
-        training = Training(job, data, runtime, hooks)
+    with _failures(job, hooks):
+        training = Training(job, data, runtime, hooks, group)
         seconds = _fit(training)
         splits = {split: training.evaluate(split) for split in ("val", "test") if getattr(data, split)}
     split = "test" if "test" in splits else "val"
     measured, val = splits[split], splits["val"]
-    checkpoint.save_weights(weights, training.model)
     result = {"split": split, "accuracy": measured.accuracy, "stderr": measured.stderr, "top5": measured.top5,
               "loss": measured.loss, "val_accuracy": val.accuracy, "val_stderr": val.stderr,
               "wall_s": training.progress.wall_s + seconds["norms_s"]}
-    write_json(job.paths.outcome, {"identity": identity, "result": result, "classes": list(data.classes),
-                                   "confusion": {name: e.confusion for name, e in splits.items()}})
+    if group.is_first:
+        checkpoint.save_weights(weights, training.result)
+        write_json(job.paths.outcome, {"identity": identity, "result": result, "classes": list(data.classes),
+                                       "confusion": {name: e.confusion for name, e in splits.items()}})
     return result
 
 
@@ -94,16 +96,17 @@ def _rate(training: Training) -> float:
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
+def _failures(job: Job, hooks: Hooks) -> Iterator[None]:
     """What torch and the system raise in a training, as `CandidateFailed` with a reason."""
     try:
         yield
-    except MemoryError as error:
-        raise CandidateFailed(NO_MEMORY) from error
-    except RuntimeError as error:  # torch's own, its lack of memory among them
+    except (MemoryError, RuntimeError) as error:
+        if hooks.stop():  # of a group's processes, one had ended before another, which waited for it in vain
+            raise Interrupted("stopped", where=job.id) from error
+        if lacks_memory(error):
+            raise CandidateFailed(NO_MEMORY) from error
         text = str(error).strip()
-        lacks_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text
-        raise CandidateFailed(NO_MEMORY if lacks_memory else text.splitlines()[0] if text else repr(error)) from error
+        raise CandidateFailed(text.splitlines()[0] if text else repr(error)) from error
 
 
 def _known_outcome(paths: CandidatePaths, identity: str) -> Outcome | None:

@@ -32,12 +32,17 @@ class Progress:
     wall_s: float = 0.0
     train_s: float = 0.0
     clips: int = 0
+    parts: int = 1
+    """Parts that a batch is split into by now: `RecipeConfig.accumulation`, or more where memory ran out."""
 
 
-def save(path: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save(path: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress,
+         average: nn.Module | None = None) -> None:
     """Writes the training's state. `identity` names what is trained, so that another training never goes on from it."""
     state = {"version": VERSION, "identity": identity, "model": model.state_dict(),
              "optimizer": optimizer.state_dict(), "progress": dict(vars(progress)), "rng": torch.get_rng_state()}
+    if average is not None:
+        state["average"] = average.state_dict()
     if torch.cuda.is_available():
         state["cuda_rng"] = torch.cuda.get_rng_state_all()
     with atomic_path(path) as temporary:
@@ -64,9 +69,12 @@ def load(path: Path, identity: str) -> tuple[dict[str, Any] | None, str | None]:
     return state, None
 
 
-def restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Puts `state` into model, optimiser and the random generators."""
+def restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer,
+            average: nn.Module | None = None) -> Progress:
+    """Puts `state` into model, optimiser, moving average and the random generators."""
     model.load_state_dict(state["model"])
+    if average is not None:
+        average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state and torch.cuda.is_available():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -33,6 +34,24 @@ def standard_error(accuracy: float, videos: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / videos)
 
 
+def wilson_interval(share: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of a share seen in `count` independent cases, in 0..1 (Wilson, J. Am. Stat. Assoc. 22, 1927).
+
+    Unlike `standard_error` it has a width where the share is 0 or 1, and is right for few cases.
+    """
+    z2_per_case = NormalDist().inv_cdf((1 + confidence) / 2) ** 2 / count
+    middle = share + z2_per_case / 2
+    half = math.sqrt(z2_per_case * (share * (1 - share) + z2_per_case / 4))
+    return max(0.0, (middle - half) / (1 + z2_per_case)), min(1.0, (middle + half) / (1 + z2_per_case))
+
+
+def probabilities_of(model: X3D, x_BCTHW: Tensor, runtime: Runtime) -> Tensor:
+    """Class probabilities of clips, B x classes float64, on the CPU; for `torch.inference_mode`."""
+    x_BCTHW = x_BCTHW.to(runtime.device, memory_format=runtime.memory_format, non_blocking=True)
+    with runtime.autocast():
+        return model.probabilities(x_BCTHW).double().cpu()
+
+
 def score_videos(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,
                  runtime: Runtime) -> tuple[Tensor, Tensor]:
     """Class probabilities (videos x classes, float64), averaged over each video's clips, and labels (videos).
@@ -45,26 +64,33 @@ def score_videos(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], v
     model.eval()
     with torch.inference_mode():
         for x_BCTHW, y_B, video_B in batches:
-            x_BCTHW = x_BCTHW.to(runtime.device, memory_format=runtime.memory_format, non_blocking=True)
-            with runtime.autocast():
-                scores_BK = model.probabilities(x_BCTHW)
-            scores.index_add_(0, video_B, scores_BK.double().cpu())
+            scores.index_add_(0, video_B, probabilities_of(model, x_BCTHW, runtime))
             views.index_add_(0, video_B, torch.ones(len(y_B), 1, dtype=torch.float64))
             labels[video_B] = y_B
     return scores / views, labels
 
 
-def evaluate(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,
-             runtime: Runtime) -> Evaluation:
-    """Measures `model`. Raises `CandidateFailed` where its scores are not finite."""
-    scores, labels = score_videos(model, batches, videos, classes, runtime)
+def hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
+    """For every video (a row of `scores`) whether its label is among the `k` best classes."""
+    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    return (best == labels[:, None]).any(1)
+
+
+def judged(scores: Tensor, labels: Tensor) -> Evaluation:
+    """The figures of `scores` (videos x classes, probabilities). Raises `CandidateFailed` where they are not finite."""
     if not torch.isfinite(scores).all():
         raise CandidateFailed("its scores are not finite")
+    videos, classes = scores.shape
     guesses = scores.argmax(1)
     accuracy = (guesses == labels).double().mean().item()
-    best = scores.topk(min(5, classes), dim=1).indices
     likelihood = scores.gather(1, labels[:, None]).clamp_min(1e-12)
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     confusion.index_put_((labels, guesses), torch.ones_like(labels), accumulate=True)
-    return Evaluation(accuracy, standard_error(accuracy, videos), (best == labels[:, None]).any(1).double().mean().item(),
+    return Evaluation(accuracy, standard_error(accuracy, videos), hits(scores, labels, 5).double().mean().item(),
                       -likelihood.log().mean().item(), confusion.tolist())
+
+
+def evaluate(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,
+             runtime: Runtime) -> Evaluation:
+    """Measures `model`. Raises `CandidateFailed` where its scores are not finite."""
+    return judged(*score_videos(model, batches, videos, classes, runtime))

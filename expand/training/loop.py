@@ -10,26 +10,31 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from expand.config.schema import DataConfig, RecipeConfig
 from expand.data import PreparedData
 from expand.data.loader import eval_loader, train_loader
 from expand.errors import CandidateFailed, Interrupted
 from expand.model import X3D
+from expand.model.weights import load_checkpoint
 from expand.rundir.files import write_atomic
 from expand.rundir.paths import CandidatePaths
 from expand.space.factors import Factors
 from expand.space.network import Network
 from expand.training import checkpoint
 from expand.training.checkpoint import Progress
-from expand.training.evaluate import Evaluation, evaluate
-from expand.training.recipe import learning_rate, updates_per_epoch
-from expand.training.runtime import Runtime
+from expand.training.distributed import ALONE, Group, shared
+from expand.training.evaluate import Evaluation, judged, score_videos
+from expand.training.recipe import clips_of_batch, learning_rate, updates_per_epoch
+from expand.training.runtime import Runtime, lacks_memory
 
 with warnings.catch_warnings():  # fvcore compiles its losses with torch.jit on import, which torch deprecates
     warnings.simplefilter("ignore", FutureWarning)
@@ -52,6 +57,8 @@ class Job:
     seed: int
     paths: CandidatePaths
     checkpoint_every_s: float
+    first_weights: Path | None = None
+    """A file with the weights to begin with; None: drawn with the seed."""
 
     def network(self, classes: Sequence[str]) -> Network:
         """The network that comes out."""
@@ -61,6 +68,8 @@ class Job:
         """Names everything that the weights depend on; a checkpoint of another identity is never continued."""
         what = {"id": self.id, "factors": self.factors.as_dict(), "recipe": asdict(self.recipe), "seed": self.seed,
                 "classes": classes}
+        if self.first_weights is not None:
+            what["first_weights"] = hashlib.sha256(self.first_weights.read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -94,26 +103,35 @@ class Tick:
 
 @dataclass(frozen=True)
 class Hooks:
-    """How a training talks to the outside: `tick` after each look at the loss, `log` for remarks, `stop` asks whether
-    to end at the next update."""
+    """How a training talks to the outside: `tick` after each look at the loss, `epoch` with each new row of metrics.csv,
+    `log` for remarks, `stop` asks whether to end at the next update."""
 
     tick: Callable[[Tick], None] = lambda tick: None
+    epoch: Callable[[dict[str, float]], None] = lambda row: None
     log: Callable[[str], None] = lambda text: None
     stop: Callable[[], bool] = lambda: False
 
 
 class Training:
-    """One network in training. `fit` brings it to the end of its recipe, `evaluate` measures it."""
+    """One network in training. `fit` brings it to the end of its recipe, `evaluate` measures it.
 
-    def __init__(self, job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> None:
-        self.job, self.data, self.runtime, self.hooks = job, data, runtime, hooks
+    In a `group` each process takes its share of every batch and of every evaluation; the first one writes the files.
+    """
+
+    def __init__(self, job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks, group: Group = ALONE) -> None:
+        self.job, self.data, self.runtime, self.hooks, self.group = job, data, runtime, hooks, group
         runtime.prepare()
         runtime.reset_peak_memory()
         torch.manual_seed(job.seed)
         self.identity = job.identity(len(data.classes))
         self.model = X3D.of(job.network(data.classes), dropout=job.recipe.dropout)
+        if job.first_weights is not None:
+            load_checkpoint(self.model, job.first_weights, hooks.log)
         self.model.to(runtime.device, memory_format=runtime.memory_format)
         self.optimizer = make_optimizer(self.model, job.recipe)
+        self.called = shared(self.model, group, runtime.device)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(job.recipe.ema)) \
+            if job.recipe.ema else None
         self.progress = self._restored()
         self.started = self.saved = time.monotonic()
 
@@ -121,7 +139,14 @@ class Training:
         state, complaint = checkpoint.load(self.job.paths.checkpoint, self.identity)
         if complaint:
             self.hooks.log(f"{self.job.id}: the checkpoint is {complaint}; training starts anew")
-        return checkpoint.restore(state, self.model, self.optimizer) if state else Progress()
+        if state is None:
+            return Progress(parts=self.job.recipe.accumulation)
+        return checkpoint.restore(state, self.model, self.optimizer, self.average)
+
+    @property
+    def result(self) -> X3D:
+        """The network that is measured and kept: the moving average where there is one."""
+        return self.average.module if self.average is not None else self.model
 
     def save(self) -> None:
         """Writes a checkpoint now."""
@@ -129,7 +154,9 @@ class Training:
         now = time.monotonic()
         self.progress.wall_s += now - self.started
         self.started = self.saved = now
-        checkpoint.save(self.job.paths.checkpoint, self.identity, self.model, self.optimizer, self.progress)
+        if self.group.is_first:
+            checkpoint.save(self.job.paths.checkpoint, self.identity, self.model, self.optimizer, self.progress,
+                            self.average)
 
     @property
     def updates(self) -> int:
@@ -149,17 +176,21 @@ class Training:
         self.model.train()
         mark = time.monotonic()
         for x_BCTHW, y_B in self._batches(self.progress.epoch, self.progress.batch):
-            loss, hits = self._update(x_BCTHW, y_B)
-            mark = self._count(len(y_B), loss, hits, mark)
+            clips = clips_of_batch(self.progress.batch, len(self.data.train), self.job.recipe.batch_size)
+            loss, hits = self._update(x_BCTHW, y_B, clips)
+            mark = self._count(clips, loss, hits, mark)
             if self.progress.batch % CHECK_EVERY == 0 or self.progress.batch == self.updates:
                 self._look()
-            if self.hooks.stop():
+            if self._is_to_stop():
                 self.save()
                 raise Interrupted("stopped", where=self.job.id)
             if time.monotonic() - self.saved >= self.job.checkpoint_every_s:
                 self.save()
                 mark = time.monotonic()
         self._end_epoch()
+
+    def _is_to_stop(self) -> bool:
+        return self.group.any(self.hooks.stop())
 
     def _count(self, clips: int, loss: torch.Tensor, hits: torch.Tensor, mark: float) -> float:
         """Adds an update to the running sums, which stay on the device until somebody looks; the time now."""
@@ -172,27 +203,70 @@ class Training:
         progress.train_s += now - mark
         return now
 
-    def _batches(self, epoch: int, start: int = 0) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    def _batches(self, epoch: int, start: int = 0, *, whole: bool = False) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of an epoch: this process's share of each, or each `whole`."""
         job = self.job
         return train_loader(self.data, frames=job.factors.frames, stride=job.factors.stride,
                             resolution=job.factors.resolution, batch_size=job.recipe.batch_size, seed=job.seed,
-                            epoch=epoch, config=job.data_config, start_batch=start, workers=self.runtime.loader_workers)
+                            epoch=epoch, config=job.data_config, start_batch=start, workers=self.runtime.loader_workers,
+                            share=None if whole else self.group.share)
 
-    def _update(self, x_BCTHW: torch.Tensor, y_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step of SGD; the loss and the number of right guesses, still on the device."""
+    def _update(self, x_BCTHW: torch.Tensor, y_B: torch.Tensor, clips: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of SGD on a batch of `clips`, of which these are this process's: the mean loss and the number of
+        right guesses in the whole batch, still on the device.
+
+        Where the memory does not suffice, the batch goes through the network in twice as many parts from now on.
+        """
         progress, recipe = self.progress, self.job.recipe
         rate = learning_rate(progress.epoch * self.updates + progress.batch, recipe.epochs * self.updates, recipe)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         x_BCTHW = x_BCTHW.to(self.runtime.device, memory_format=self.runtime.memory_format, non_blocking=True)
         y_B = y_B.to(self.runtime.device, non_blocking=True)
-        with self.runtime.autocast():
-            logits = self.model(x_BCTHW)
-            loss = nn.functional.cross_entropy(logits, y_B, label_smoothing=recipe.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        while (sums := self._gradients(x_BCTHW, y_B, clips)) is None:
+            self._halve()
         self.optimizer.step()
-        return loss.detach().double(), (logits.detach().argmax(1) == y_B).sum()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        loss_sum, hits = self.group.sum(sums)
+        return loss_sum / clips, hits
+
+    def _gradients(self, x_BCTHW: torch.Tensor, y_B: torch.Tensor, clips: int) -> torch.Tensor | None:
+        """The gradients of a batch's mean loss, in `progress.parts` parts. Sums over the clips at hand: loss, right
+        guesses; None where the memory did not suffice for a part that can be smaller."""
+        parts = max(1, min(self.progress.parts, clips // self.group.size))
+        sums = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            for part in range(parts):
+                is_last = part == parts - 1
+                with nullcontext() if is_last or self.group.size == 1 else self.called.no_sync():
+                    sums += self._part(x_BCTHW, y_B, clips, part, parts)
+        except (MemoryError, RuntimeError) as error:
+            # in a group the others wait in the middle of this very batch, and nothing but the group's end frees them
+            if not lacks_memory(error) or parts * 2 > clips or self.group.size > 1:
+                raise
+            return None
+        return sums
+
+    def _part(self, x_BCTHW: torch.Tensor, y_B: torch.Tensor, clips: int, part: int, parts: int) -> torch.Tensor:
+        """Adds the gradients of part `part` of `parts`; its summed loss and right guesses."""
+        rows = slice(part * len(y_B) // parts, (part + 1) * len(y_B) // parts)
+        y_B = y_B[rows]
+        with self.runtime.autocast():
+            logits_BK = self.called(x_BCTHW[rows])
+            loss = nn.functional.cross_entropy(logits_BK, y_B, label_smoothing=self.job.recipe.label_smoothing,
+                                               reduction="sum")
+        (loss * (self.group.size / clips)).backward()  # in a group, the mean over the processes is taken
+        return torch.stack([loss.detach().double(), (logits_BK.detach().argmax(1) == y_B).sum().double()])
+
+    def _halve(self) -> None:
+        self.progress.parts *= 2
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.hooks.log(f"{self.job.id}: the memory did not suffice; batches of {self.job.recipe.batch_size} go through the "
+                       f"network in {self.progress.parts} parts from now on, with batch norm over a part")
 
     def _settle_sums(self) -> None:
         """Brings the running sums to the host, as plain numbers."""
@@ -212,21 +286,36 @@ class Training:
     def _end_epoch(self) -> None:
         progress = self.progress
         self._settle_sums()
-        progress.rows.append({"epoch": progress.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"],
-                              "loss": progress.loss_sum / progress.seen, "accuracy": progress.correct / progress.seen,
-                              "train_s": round(progress.train_s, 3)})
+        row = {"epoch": progress.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"],
+               "loss": progress.loss_sum / progress.seen, "accuracy": progress.correct / progress.seen,
+               "train_s": round(progress.train_s, 3), **self._measured(progress.epoch + 1)}
+        progress.rows.append(row)
         progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
-        write_atomic(self.job.paths.metrics, _csv(progress.rows))
+        if self.group.is_first:
+            write_atomic(self.job.paths.metrics, _csv(progress.rows))
+        self.hooks.epoch(row)
+
+    def _measured(self, epoch: int) -> dict[str, float]:
+        """Columns of the figures on val after `epoch`: empty between two measurements, none where there are none."""
+        every = self.job.recipe.eval_every
+        if not every:
+            return {}
+        if epoch % every:
+            return {"val_accuracy": math.nan, "val_loss": math.nan}
+        evaluation = self.evaluate("val")
+        return {"val_accuracy": evaluation.accuracy, "val_loss": evaluation.loss}
 
     def refresh_norms(self) -> None:
-        """Precise batch-norm statistics (fvcore), from fresh train clips."""
+        """Precise batch-norm statistics (fvcore), from fresh train clips. In a group every process looks at them all:
+        fvcore corrects a variance by the number of clips that it sees in a batch."""
         batches = min(self.job.recipe.precise_bn_batches, self.updates)
-        if batches and get_bn_modules(self.model.train()):
+        model = self.result.train()
+        if batches and get_bn_modules(model):
             inputs = (x.to(self.runtime.device, memory_format=self.runtime.memory_format)
-                      for x, _ in self._stoppable(self._batches(self.job.recipe.epochs)))
+                      for x, _ in self._stoppable(self._batches(self.job.recipe.epochs, whole=True)))
             with self.runtime.autocast():
-                update_bn_stats(self.model, inputs, num_iters=batches)
+                update_bn_stats(model, inputs, num_iters=batches)
 
     def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
         """`batches` for as long as nobody asks to stop; the training itself is on disk by then."""
@@ -238,10 +327,23 @@ class Training:
     def evaluate(self, split: str) -> Evaluation:
         """Measures the network on `split` (`val` or `test`)."""
         clips, factors, recipe = getattr(self.data, split), self.job.factors, self.job.recipe
-        batches = eval_loader(clips, frames=factors.frames, stride=factors.stride, resolution=factors.resolution,
-                              views=recipe.eval_clips, batch_size=recipe.batch_size, config=self.job.data_config,
-                              workers=self.runtime.loader_workers)
-        return evaluate(self.model, self._stoppable(batches), len(clips), len(self.data.classes), self.runtime)
+        mine = self.group.share(len(clips))
+        batches = eval_loader(clips[mine.start:mine.stop], frames=factors.frames, stride=factors.stride,
+                              resolution=factors.resolution, views=recipe.eval_clips,
+                              batch_size=max(1, recipe.batch_size // self.progress.parts),
+                              config=self.job.data_config, workers=self.runtime.loader_workers)
+        scores, labels = score_videos(self.result, self._stoppable(batches), len(mine), len(self.data.classes),
+                                      self.runtime)
+        return judged(*self._gathered(scores, labels, len(clips), mine))
+
+    def _gathered(self, scores: torch.Tensor, labels: torch.Tensor, clips: int,
+                  mine: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores and labels of all clips, from those of each process's."""
+        if self.group.size == 1:
+            return scores, labels
+        all_scores, all_labels = scores.new_zeros(clips, scores.shape[1]), labels.new_zeros(clips)
+        all_scores[mine.start:mine.stop], all_labels[mine.start:mine.stop] = scores, labels
+        return self.group.sum(all_scores), self.group.sum(all_labels)
 
 
 def _csv(rows: list[dict[str, float]]) -> str:

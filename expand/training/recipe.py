@@ -31,6 +31,11 @@ def updates_per_epoch(clips: int, batch_size: int) -> int:
     return max(1, full + (rest > 1))
 
 
+def clips_of_batch(batch: int, clips: int, batch_size: int) -> int:
+    """Clips in batch number `batch` of an epoch: the last one may be smaller."""
+    return min(batch_size, clips - batch * batch_size)
+
+
 def learning_rate(update: int, updates: int, recipe: RecipeConfig) -> float:
     """Half-period cosine over `updates`, with a linear warm-up from `warmup_start` x the cosine's value at its end."""
     peak = recipe.lr * recipe.batch_size / REFERENCE_BATCH

@@ -29,7 +29,7 @@ class Runtime:
         if run.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("no CUDA device is usable here", where="run.device",
                              fix="use --device cpu, or check the driver with nvidia-smi")
-        return cls(torch.device(run.device), run.threads, run.precision)
+        return cls(_device(run.device), run.threads, run.precision)
 
     def prepare(self) -> None:
         """Sets this process's CPU threads; results depend on their number."""
@@ -72,6 +72,17 @@ class Runtime:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
+def _device(name: str) -> torch.device:
+    """Under torchrun, a GPU of its own for each process of the machine."""
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether `error` is torch's or Python's word for memory that did not suffice."""
+    is_torchs = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_torchs
+
+
 def settle_run(run: RunConfig) -> RunConfig:
     """`run` with device, threads and precision settled for this machine."""
     device = run.device
@@ -81,7 +92,9 @@ def settle_run(run: RunConfig) -> RunConfig:
     if precision == "auto":
         has_bf16 = device == "cuda" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         precision = "bf16" if has_bf16 else "fp32"
-    return replace(run, device=device, threads=run.threads or max(1, available_cores() // run.workers), precision=precision)
+    processes = run.workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return replace(run, device=device, threads=run.threads or max(1, available_cores() // processes),
+                   precision=precision)
 
 
 def available_cores() -> int:

@@ -136,6 +136,37 @@ def test_evaluation_gives_every_view_of_every_clip_in_order(data, config):
     assert (grey[:, 2] > grey[:, 1]).all() and (grey[:, 1] > grey[:, 0]).all()  # later views are brighter
 
 
+def test_three_crops_of_each_time_follow_one_another(data, config):
+    def views(crops, batch_size):
+        batches = list(eval_loader(data.val, frames=2, stride=3, resolution=24, views=3, batch_size=batch_size,
+                                   config=config, crops=crops))
+        return batches, *(torch.cat(parts) for parts in zip(*batches))
+
+    batches, x, y, index = views(3, 8)
+    assert [len(labels) for _, labels, _ in batches] == [6] * 21  # 8 would tear the crops of a time apart
+    assert index.tolist() == [number for number in range(14) for _ in range(9)]
+    assert y.tolist() == [data.val[number].label for number in index.tolist()]
+    assert torch.equal(x[1::3], views(1, 5)[1])
+    assert torch.equal(x, views(3, 1)[1])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_three_crops_show_both_ends_of_the_longer_side(data, config, tmp_path, turned):
+    clip = data.val[0]
+    ramp_HW = np.broadcast_to(np.arange(48, dtype=np.uint8) * 4, (32, 48))
+    height, width = (48, 32) if turned else (32, 48)
+    frame_HWC = np.repeat((ramp_HW.T if turned else ramp_HW)[..., None], 3, axis=2)
+    store = tmp_path / "ramp.frames"
+    store.write_bytes(frame_HWC.tobytes() * len(clip.times_s))
+    clips = [dataclasses.replace(clip, store=store, height=height, width=width)]
+    loader = eval_loader(clips, frames=1, stride=1, resolution=28, views=1, batch_size=3, config=config, crops=3)
+    greys_BHW = (next(iter(loader))[0][:, 0, 0] * 0.225 + 0.45) * 255
+    assert greys_BHW.shape == (3, 32, 32)
+    lines_BL = greys_BHW[:, :, 0] if turned else greys_BHW[:, 0]
+    for first, line_L in zip((0, 8, 16), lines_BL, strict=True):
+        assert line_L.tolist() == pytest.approx([4 * (first + number) for number in range(32)], abs=0.01)
+
+
 @pytest.mark.parametrize("resolution, side", [(160, 182), (224, 256)])
 def test_evaluation_crops_are_the_published_ones(data, config, resolution, side):
     loader = eval_loader(data.val[:1], frames=1, stride=1, resolution=resolution, views=1, batch_size=1, config=config)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 
-from expand.data.transforms import centre_box, normalise, random_box, resize
+from expand.data.transforms import centre_box, crop_boxes, normalise, random_box, resize
 
 sides = st.integers(1, 400)
 draws = st.floats(0, 1, exclude_max=True)
@@ -46,3 +46,12 @@ def test_normalising_gives_floats_in_the_networks_layout():
     assert x_BCTHW.shape == (2, 3, 4, 5, 6) and x_BCTHW.dtype == torch.float32
     assert x_BCTHW.is_contiguous(memory_format=torch.channels_last_3d)
     assert x_BCTHW[0, :, 0, 0, 0].tolist() == pytest.approx([-2.0, (1 - 0.45) / 0.225, (0.2 - 0.45) / 0.225], abs=1e-5)
+
+
+@given(sides, sides)
+def test_three_crops_are_the_ends_and_the_middle_of_the_longer_side(height, width):
+    first, middle, last = crop_boxes(height, width, 3)
+    assert (middle,) == crop_boxes(height, width, 1) == (centre_box(height, width),)
+    assert first.side == last.side == min(height, width)
+    assert (first.top, first.left) == (0, 0) and (last.top + last.side, last.left + last.side) == (height, width)
+    assert (height == width) == (first == middle == last)

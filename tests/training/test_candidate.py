@@ -71,8 +71,8 @@ def test_another_recipe_is_another_training(job, data):
 
 @pytest.mark.parametrize(("error", "reason"), [
     (RuntimeError("an operator failed\nat length"), "an operator failed"),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "candidate.batch_size"),
-    (MemoryError(), "candidate.batch_size"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "smaller batch_size"),
+    (MemoryError(), "smaller batch_size"),
 ])
 def test_what_fails_in_a_training_fails_the_candidate_with_its_reason(job, data, monkeypatch, error, reason):
     def forward(self, x):

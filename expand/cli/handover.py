@@ -1,0 +1,40 @@
+"""`export`: a trained network in the format of the code that will use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from expand.cli.options import as_json, print_json
+from expand.exports import FORMATS
+
+FORMAT_TABLE = "\n".join(["\b", "Formats, and how their files end:", *(
+    f"  {name:13} {format.suffix:19} {format.about}" for name, format in FORMATS.items())])
+
+
+@click.command(epilog=FORMAT_TABLE)
+@click.argument("network")
+@click.option("--format", "format_", required=True, metavar="F", help="One of the formats below.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="PATH",
+              help="A file, or a folder.  [default: the run's final/, else the current folder]")
+@click.option("--weights", type=click.Path(path_type=Path), metavar="CHECKPOINT",
+              help="The weights of a NETWORK that is only a description.")
+@as_json
+def export(network: str, format_: str, out: Path | None, weights: Path | None, json_: bool) -> None:
+    """Hand a trained network over to other code.
+
+    NETWORK is a run, a training, or a file with weights; with --weights also xs, s, m, l, xl, x2d or a network's YAML
+    file.
+    """
+    from expand.exports import hand_over
+
+    done = hand_over(network, format_, out, weights=weights, log=lambda text: click.echo(text, err=True))
+    if json_:
+        measured = {} if done.largest_difference is None else {"largest_difference": done.largest_difference}
+        print_json({"format": format_, "files": done.files, **measured})
+        return
+    for file in done.files:
+        click.echo(file)
+    if done.largest_difference is not None:
+        click.echo(f"its logits differ from the network's by at most {done.largest_difference:.1e}", err=True)

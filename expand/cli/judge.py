@@ -1,0 +1,211 @@
+"""`test` and `predict`: a trained network judged, and asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from expand.cli.options import as_json, print_json
+
+if TYPE_CHECKING:
+    from expand.cli.display import Plain
+
+Command = Callable[..., Any]
+LISTED_CLASSES = 20
+"""Most classes whose figures are printed; of more, the worst."""
+
+
+def network_options(command: Command) -> Command:
+    """--weights, --device, --threads."""
+    for decorate in (
+        click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads.  [default: all cores]"),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+                     help="Where the network runs."),
+        click.option("--weights", type=click.Path(path_type=Path), metavar="CHECKPOINT",
+                     help="Weights for NETWORK, ours or those of SlowFast or PyTorchVideo."),
+    ):
+        command = decorate(command)
+    return command
+
+
+@click.command()
+@click.argument("network")
+@click.option("--views", type=click.Choice(["10", "30"]), default="10", show_default=True,
+              help="10 clips uniform in time; 30: three crops of each.")
+@click.option("--data", metavar="PATH", help="Clips with labels, as in `search`.  [default: those of the run]")
+@click.option("--split", type=click.Choice(["test", "val"]), help="[default: test where there is one, else val]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the results are written.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, metavar="N",
+              help="Clips that go through the network at once.")
+@click.option("--set", "overrides", multiple=True, metavar="data.KEY=VALUE",
+              help="Any other option of the data; may be repeated.")
+@network_options
+@as_json
+def test(network: str, views: str, data: str | None, split: str | None, out: Path | None, batch_size: int,
+         overrides: tuple[str, ...], weights: Path | None, device: str, threads: int | None, json_: bool) -> None:
+    """Measure a network by the published protocol.
+
+    NETWORK is a run, a training's folder or a file with weights; with --weights, also xs, s, m, l, xl or a network's
+    YAML file.
+    """
+    from expand.inference import testing
+
+    with _told(json_) as told:
+        result = testing.test(network, views=int(views), data=data, overrides=overrides, split=split, weights=weights,
+                              out=out, batch_size=batch_size, device=device, threads=threads, log=told.say,
+                              progress=told.progress)
+    print_json(result) if json_ else click.echo("\n".join(_test_lines(result)))
+
+
+@click.command()
+@click.argument("network")
+@click.argument("videos", nargs=-1, required=True, metavar="VIDEO...")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, metavar="K",
+              help="Classes named for each file.")
+@click.option("--views", type=click.IntRange(1, 1000), default=10, show_default=True, metavar="N",
+              help="Clips taken from each file, uniform in time.")
+@click.option("--timeline", is_flag=True, help="Also say what is seen when.")
+@click.option("--window", "window_s", type=float, metavar="S",
+              help="Seconds that an entry of the timeline looks at.  [default: the network's clip, at least 1]")
+@click.option("--hop", "hop_s", type=float, metavar="S",
+              help="Seconds between two entries.  [default: half of the window]")
+@network_options
+@as_json
+def predict(network: str, videos: tuple[str, ...], top: int, views: int, timeline: bool, window_s: float | None,
+            hop_s: float | None, weights: Path | None, device: str, threads: int | None, json_: bool) -> None:
+    """Say what is seen in each VIDEO, a file of any length.
+
+    NETWORK is a run, a training's folder or a file with weights. Ends with 1 if a file could not be read.
+    """
+    from expand.errors import DataError
+    from expand.inference import predicting
+
+    with _told(json_) as told:
+        answers = predicting.predict(
+            network, videos, top=top, views=views, timeline=timeline, window_s=window_s, hop_s=hop_s, weights=weights,
+            device=device, threads=threads, log=told.say, progress=told.progress,
+            report=lambda file: told.show("\n".join(_file_lines(file))))
+    if json_:
+        print_json(answers)
+    if unread := sum("error" in file for file in answers["files"]):
+        raise DataError(f"{unread} of {len(videos)} files could not be read")
+
+
+class _Told:
+    """What the reader is told meanwhile, on `display`; nothing where that is None."""
+
+    def __init__(self, display: Plain | None) -> None:
+        self.display, self.bar, self.shown = display, None, time.monotonic()
+        self.since: tuple[float, int] | None = None  # when the first clips of a file or a split were done
+
+    def say(self, text: str) -> None:
+        """A remark."""
+        if self.display:
+            self.display.say(text)
+
+    def show(self, text: str) -> None:
+        """Lines that are laid out already."""
+        if self.display:
+            with self.display.paused():
+                click.echo(text)
+
+    def progress(self, done: int, total: int) -> None:
+        """Clips a second and the time left: a bar on a terminal, a line now and then when piped."""
+        now = time.monotonic()
+        self.since = self.since or (now, done)
+        if self.display and done > self.since[1]:
+            self._tell(done, total, (done - self.since[1]) / max(now - self.since[0], 1e-9), now)
+        if done == total:
+            self.since = None
+
+    def _tell(self, done: int, total: int, clips_per_s: float, now: float) -> None:
+        from expand.cli.display import PLAIN_EVERY_S, Live
+        from expand.report.words import duration
+
+        text = f"{done} of {total} clips, {clips_per_s:.1f} clips/s, {duration((total - done) / clips_per_s)} left"
+        if isinstance(self.display, Live):
+            bars = self.display.progress
+            self.bar = bars.add_task("clips", total=total, text="") if self.bar is None else self.bar
+            bars.update(self.bar, completed=done, text=text)
+            if done == total:
+                bars.remove_task(self.bar)
+                self.bar = None
+        elif now - self.shown >= PLAIN_EVERY_S:
+            self.shown = now
+            self.display.say(text)
+
+
+@contextmanager
+def _told(silent: bool) -> Iterator[_Told]:
+    from expand.cli.display import make_display
+
+    if silent:
+        yield _Told(None)
+        return
+    with make_display() as display:
+        yield _Told(display)
+
+
+def _test_lines(result: dict[str, Any]) -> Iterator[str]:
+    from expand.report.words import duration, one_line, percent
+
+    left_out = f" ({result['left_out']} unreadable ones left out)" if result["left_out"] else ""
+    yield (f"{one_line(result['network'])}: {result['videos']} videos{left_out} of {result['split']} in "
+           f"{one_line(result['data'])}, {result['views']} views each")
+    for name, key in (("top-1", "accuracy"), ("top-5", "top5")):
+        low, high = result[f"{key}_interval"]
+        yield f"  {name}  {percent(result[key]):>5} %   95 % interval {percent(low)} to {percent(high)}"
+    yield f"  loss   {result['loss']:.3f}"
+    if result["note"]:
+        yield f"  {result['note']}"
+    yield ""
+    yield from _class_lines(result["per_class"])
+    yield ""
+    yield (f"{duration(result['wall_s'])} on {result['device']}, {result['precision']}, "
+           f"{result['clips_per_s']:.1f} clips/s. Written to {one_line(result['out'])}")
+
+
+def _class_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The classes' figures; of many classes, the worst first."""
+    from expand.report.words import one_line, percent
+
+    shown = rows
+    if len(rows) > LISTED_CLASSES:
+        shown = sorted(rows, key=lambda row: row["accuracy"])[:LISTED_CLASSES]
+        yield f"The worst {LISTED_CLASSES} of {len(rows)} classes (classes.csv has all):"
+    names = [one_line(row["class"]) for row in shown]
+    width = max(map(len, [*names, "class"]))
+    yield f"{'class':<{width}}  videos  top-1 %  top-5 %  most often mistaken for"
+    for name, row in zip(names, shown, strict=True):
+        mistaken = f"{one_line(row['confused_with'])} ({row['confused']})" if row["confused"] else "-"
+        yield (f"{name:<{width}}  {row['videos']:>6}  {percent(row['accuracy']):>7}  {percent(row['top5']):>7}  "
+               f"{mistaken}")
+
+
+def _file_lines(file: dict[str, Any]) -> Iterator[str]:
+    from expand.report.words import one_line
+
+    if "error" in file:
+        yield f"{one_line(file['path'])}: cannot be read: {one_line(file['error'])}"
+        return
+    damaged = f", {file['damaged']} damaged packets skipped" if file["damaged"] else ""
+    yield f"{one_line(file['path'])} ({file['length_s']:.1f} s{damaged})"
+    for guess in file["predictions"]:
+        yield f"  {100 * guess['probability']:5.1f} %  {one_line(guess['class'])}"
+    for start_s, end_s, name, probability in _merged(file.get("timeline", [])):
+        yield f"  {start_s:7.1f} to {end_s:7.1f} s  {100 * probability:5.1f} %  {one_line(name)}"
+
+
+def _merged(timeline: Sequence[dict[str, Any]]) -> Iterator[tuple[float, float, str, float]]:
+    """(start, end, class, mean probability) of neighbouring windows that see the same class."""
+    for _, group in groupby(timeline, key=lambda window: window["predictions"][0]["label"]):
+        windows = list(group)
+        best = [window["predictions"][0] for window in windows]
+        yield (windows[0]["start_s"], windows[-1]["end_s"], best[0]["class"],
+               sum(guess["probability"] for guess in best) / len(best))

@@ -1,0 +1,1 @@
+"""A trained network at work: tested by the published protocol, and asked about files."""

@@ -1,0 +1,175 @@
+"""What a network says about files: their class, and how it changes along them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from expand.data.sampling import clip_frames, view_starts_s, window_starts_s
+from expand.data.transforms import normalise, resize
+from expand.errors import DataError, UsageError
+from expand.inference.child import in_child
+from expand.inference.clips import centre_clips, frame_times
+from expand.inference.ready import check_finite, ready
+from expand.model import X3D
+from expand.space.factors import REFERENCE_FPS, Factors
+from expand.space.geometry import evaluation_crop
+from expand.space.network import Network
+from expand.training.evaluate import probabilities_of
+from expand.training.runtime import Runtime
+
+BATCH = 8
+"""Clips that go through the network at once."""
+SHORTEST_WINDOW_S = 1.0
+"""Shortest default window, seconds: a network of one frame, or of a few close ones, would give a flicker."""
+
+
+def predict(source: str | Path, videos: Sequence[str | Path], *, top: int = 5, views: int = 10,
+            timeline: bool = False, window_s: float | None = None, hop_s: float | None = None,
+            weights: str | Path | None = None, device: str = "auto", threads: int | None = None,
+            log: Callable[[str], None] = lambda text: None,
+            report: Callable[[dict[str, Any]], None] = lambda file: None,
+            progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    """The `top` classes of each file, from `views` clips uniform in time, centre crop, probabilities averaged.
+
+    `source`: a run, a training's folder or a file with weights; with `weights`, a preset or a network's YAML.
+    `timeline` adds what a window of `window_s` seconds sees that moves on by `hop_s` (default: the clip's span, at
+    least 1 s, and half of the window); a longer window takes more clips. `report` gets each file's answer as it is
+    ready, `progress` the clips done and to do in the present file.
+
+    Returns {"network", "classes", "files": [{"path", "length_s", "damaged", "predictions", "timeline"?, "error"?}]} in
+    the order of `videos`. Predictions are [{"class", "label", "probability"}], best first; "class" is the label's
+    number where the names are not known. A timeline is [{"start_s", "end_s", "predictions"}]. "damaged" counts packets
+    that could not be decoded. A file that cannot be read has "error", the reason, and no predictions.
+
+    Raises `UsageError` for options that cannot be meant and `UsageError` or `RunError` for the network.
+    """
+    if top < 1 or views < 1:
+        raise UsageError(f"top and views are at least 1, got {top} and {views}")
+    if not timeline and not window_s is hop_s is None:
+        raise UsageError("a window and its hop belong to a timeline", fix="add --timeline")
+    model, runtime = ready(source, weights, device, threads, log)
+    network = model.network
+    windows = Windows.of(network.factors, window_s, hop_s) if timeline else None
+    files = []
+    for video in videos:
+        files.append(_answer(_Asked(Path(video), model, runtime, views, windows, progress), top))
+        report(files[-1])
+    return {"network": network.name, "classes": network.classes, "files": files}
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A window of `window_s` seconds that moves on by `hop_s`, from which `views` clips are taken."""
+
+    window_s: float
+    hop_s: float
+    views: int
+
+    @classmethod
+    def of(cls, factors: Factors, window_s: float | None, hop_s: float | None) -> Windows:
+        """The windows asked for, for a network of `factors`. Raises `UsageError` for impossible ones."""
+        shortest = max(factors.span_s, SHORTEST_WINDOW_S)
+        window_s = shortest if window_s is None else window_s
+        hop_s = window_s / 2 if hop_s is None else hop_s
+        least = max(factors.span_s, 1 / REFERENCE_FPS)
+        if not least - 1e-3 <= window_s < math.inf:
+            raise UsageError(f"a window of {window_s:g} s", where="--window",
+                             fix=f"it is at least {least:.3f} s long, the span of the network's clip")
+        if not 1 / REFERENCE_FPS - 1e-3 <= hop_s <= window_s:
+            raise UsageError(f"a hop of {hop_s:g} s", where="--hop",
+                             fix=f"it is at least 1/{REFERENCE_FPS} s and at most the window, {window_s:g} s")
+        return cls(window_s, hop_s, math.ceil(window_s / shortest - 1e-9))
+
+    def over(self, length_s: float) -> list[tuple[float, float]]:
+        """(start, end) of the windows over a file, seconds."""
+        return [(start_s, min(start_s + self.window_s, length_s))
+                for start_s in window_starts_s(length_s, self.window_s, self.hop_s).tolist()]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A file and what is asked about it."""
+
+    path: Path
+    model: X3D
+    runtime: Runtime
+    views: int
+    windows: Windows | None
+    progress: Callable[[int, int], None]
+
+
+def _answer(asked: _Asked, top: int) -> dict[str, Any]:
+    answer = {"path": str(asked.path), "length_s": None, "damaged": 0, "predictions": []}
+    try:
+        _check_file(asked.path)
+        times_s, answer["damaged"] = next(in_child(frame_times, asked.path))
+        answer["length_s"] = float(times_s[-1])
+        spans = asked.windows.over(answer["length_s"]) if asked.windows else []
+        best = {part: _best(scores_K, asked.model.network, top)
+                for part, scores_K in _mean_scores(asked, times_s, spans)}
+    except DataError as error:
+        return {**answer, "error": error.what}
+    answer["predictions"] = best[0]
+    if asked.windows:
+        answer["timeline"] = [{"start_s": start_s, "end_s": end_s, "predictions": best[number]}
+                              for number, (start_s, end_s) in enumerate(spans, start=1)]
+    return answer
+
+
+def _check_file(path: Path) -> None:
+    """Raises `DataError` for what would make the decoder wait or guess; a missing file it explains itself."""
+    if path.is_dir():
+        raise DataError("is a folder, not a file")
+    if path.exists() and not path.is_file():
+        raise DataError("is not a regular file")
+    if path.exists() and not path.stat().st_size:
+        raise DataError("is empty: 0 bytes")
+
+
+def _mean_scores(asked: _Asked, times_s: np.ndarray,
+                 spans: Sequence[tuple[float, float]]) -> Iterator[tuple[int, np.ndarray]]:
+    """(part, mean class probabilities) as the parts are complete: 0 is the whole file, the windows follow."""
+    factors, length_s = asked.model.network.factors, float(times_s[-1])
+    starts_s = [view_starts_s(length_s, factors.span_s, asked.views)]
+    starts_s += [start_s + view_starts_s(end_s - start_s, factors.span_s, asked.windows.views)
+                 for start_s, end_s in spans]
+    part_N = np.repeat(np.arange(len(starts_s)), [len(starts) for starts in starts_s])
+    start_N = np.concatenate(starts_s)
+    order_N = np.argsort(start_N, kind="stable")
+    index_NT = np.stack([clip_frames(times_s, start_s, factors.frames, factors.stride) for start_s in start_N[order_N]])
+    clips = in_child(centre_clips, asked.path, evaluation_crop(factors.resolution), index_NT)
+    sums: dict[int, np.ndarray] = {}
+    left = np.bincount(part_N)
+    for done, (part, scores_K) in enumerate(zip(part_N[order_N].tolist(), _scores(asked, clips), strict=True), start=1):
+        sums[part] = sums.get(part, 0.0) + scores_K
+        left[part] -= 1
+        if not left[part]:
+            yield part, sums.pop(part) / len(starts_s[part])
+        asked.progress(done, len(order_N))
+
+
+def _scores(asked: _Asked, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Class probabilities of each of `clips` (T x H x W x 3 uint8, square)."""
+    network, clips = asked.model.network, iter(clips)
+    side = evaluation_crop(network.factors.resolution)
+    while some := list(islice(clips, BATCH)):
+        clips_BTHWC = torch.stack([resize(torch.from_numpy(clip_THWC), side) for clip_THWC in some])
+        with torch.inference_mode():
+            scores_BK = probabilities_of(asked.model, normalise(clips_BTHWC, network.mean, network.std), asked.runtime)
+        check_finite(scores_BK, network)
+        yield from scores_BK.numpy()
+
+
+def _best(scores_K: np.ndarray, network: Network, top: int) -> list[dict[str, Any]]:
+    """The `top` classes, best first."""
+    names = network.class_names or range(network.classes)
+    return [{"class": str(names[label]), "label": label, "probability": float(scores_K[label])}
+            for label in np.argsort(-scores_K, kind="stable")[:top].tolist()]

@@ -1,0 +1,43 @@
+"""A network, loaded and placed where it is to work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from expand.config import load_config
+from expand.errors import RunError, UsageError
+from expand.model import X3D
+from expand.model.load import load_model
+from expand.rundir.paths import RunPaths
+from expand.space.factors import PRESETS
+from expand.space.network import Network
+from expand.training.runtime import Runtime, settle_run
+
+
+def ready(source: str | Path, weights: str | Path | None, device: str, threads: int | None,
+          log: Callable[[str], None]) -> tuple[X3D, Runtime]:
+    """The network of `source` on `device`: a run, a file with weights; or with `weights`, a preset or a network's YAML.
+
+    Raises `UsageError` or `RunError` where it cannot be loaded, `UsageError` where the machine lacks the device.
+    """
+    runtime = Runtime.of(settle_run(load_config(values={"run.device": device, "run.threads": threads}).run))
+    runtime.prepare()
+    if weights is None:
+        if str(source).lower() in PRESETS or Path(source).suffix in (".yaml", ".yml"):
+            raise UsageError("is a network without weights", where=str(source), fix="add --weights CHECKPOINT")
+        model = load_model(source, log=log)
+    else:
+        network = RunPaths(Path(source)).network
+        model = load_model(weights, network if network.exists() else source, log=log)
+    return model.to(runtime.device, memory_format=runtime.memory_format), runtime
+
+
+def check_finite(scores: Tensor, network: Network) -> None:
+    """Raises `RunError` where `scores` of the network are not finite."""
+    if not torch.isfinite(scores).all():
+        raise RunError("its scores are not finite", where=f"network '{network.name}'",
+                       fix="its weights are damaged, or belong to another network")

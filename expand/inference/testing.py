@@ -1,0 +1,208 @@
+"""A network tested by the published protocol: 10 clips uniform in time, or 30 with three crops of each (FACTS: recipe;
+docs/decisions/007-test-protocol.md)."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from expand.config import load_config
+from expand.config.schema import DataConfig
+from expand.data import ClipList, list_clips, prepare
+from expand.data.cache import CachedClip
+from expand.data.loader import eval_loader
+from expand.data.sources import SHOWN, shown
+from expand.errors import DataError, RunError, UsageError, did_you_mean
+from expand.inference.ready import check_finite, ready
+from expand.model import X3D
+from expand.report.confusion import classes_frame, confusion_frame, plot_confusion
+from expand.report.words import one_line, percent, split_note
+from expand.rundir.files import jsonable, make_dir, write_atomic, write_json
+from expand.rundir.paths import RunPaths
+from expand.space.geometry import evaluation_crop
+from expand.space.network import Network
+from expand.training.evaluate import Evaluation, hits, judged, score_videos, wilson_interval
+from expand.training.runtime import Runtime, available_cores
+
+TIMES = 10
+CROPS = {10: 1, 30: 3}
+"""Crops of each of the `TIMES` clips, by the number of views."""
+DESCRIBED = ("data.mean", "data.std")
+"""Options of the data that the network's own description settles."""
+
+Log = Callable[[str], None]
+
+
+def test(source: str | Path, *, views: int = 10, data: str | Path | None = None, overrides: Sequence[str] = (),
+         split: str | None = None, weights: str | Path | None = None, out: str | Path | None = None,
+         batch_size: int = 8, device: str = "auto", threads: int | None = None, log: Log = lambda text: None,
+         progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    """Measures a network on labelled clips with 10 or 30 views a video, class probabilities averaged.
+
+    `source`: a run, a training's folder or a file with weights; with `weights`, a preset or a network's YAML. `data`: a
+    folder of clips or of lists, by default those of the run; `overrides`: texts "data.key=value". `split`: by default
+    test where there is one, else val. Labels are matched by the classes' names; by their order where the network does
+    not know names. `progress` gets the clips done and to do.
+
+    Writes result.json, classes.csv, confusion.csv, confusion.png and scores.csv (a row a video) into `out`, by default
+    `test/<split>-<views>views` in a run, else `test-<network>-<split>-<views>views` here. Returns what result.json
+    holds: {"network", "source", "data", "split", "note", "views", "videos", "left_out", "accuracy",
+    "accuracy_interval", "top5", "top5_interval", "loss", "per_class", "device", "precision", "wall_s", "clips_per_s",
+    "out"}. Intervals are [low, high] of 95 % confidence; `note` says what the split was used for before, where that is
+    known; `left_out` counts unreadable clips; `per_class` are the rows of classes.csv.
+
+    Raises `UsageError` for options that cannot be meant, `DataError` for the clips, `RunError` for a network that gives
+    no scores.
+    """
+    if views not in CROPS:
+        raise UsageError(f"{views} views", fix=f"choose {' or '.join(map(str, CROPS))}")
+    if batch_size < 1:
+        raise UsageError(f"a batch of {batch_size} clips")
+    model, runtime = ready(source, weights, device, threads, log)
+    network, paths = model.network, RunPaths(Path(source))
+    config = replace(_data_config(paths, data, overrides), mean=network.mean, std=network.std)
+    exam = _prepared(config, split, network, log)
+    folder = make_dir(Path(out) if out else _default_folder(paths, data, f"{exam.split}-{views}views", network))
+    began = time.monotonic()
+    scores, labels = _scores(model, exam, views, batch_size, runtime, progress)
+    evaluation, seconds = judged(scores, labels), time.monotonic() - began
+    confusion_KK = np.array(evaluation.confusion)
+    top5_K = torch.bincount(labels[hits(scores, labels, 5)], minlength=network.classes).numpy()
+    per_class = classes_frame(confusion_KK, top5_K, exam.names)
+    is_selected = data is None and paths.journal.exists()
+    result = jsonable({
+        "network": network.name, "source": source, "data": getattr(config, exam.split) or config.path or "built-in",
+        "split": exam.split, "note": split_note(exam.split, exam.split == "val") if is_selected else None,
+        "views": views, "videos": len(exam.clips), "left_out": exam.left_out, **_figures(evaluation, len(exam.clips)),
+        "per_class": per_class.to_dict("records"), "device": runtime.device.type, "precision": runtime.precision,
+        "wall_s": seconds, "clips_per_s": len(exam.clips) * views / seconds, "out": folder})
+    write_atomic(folder / "classes.csv", per_class.to_csv(index=False))
+    write_atomic(folder / "confusion.csv", confusion_frame(confusion_KK, exam.names).to_csv())
+    write_atomic(folder / "scores.csv", _scores_frame(exam, scores).to_csv(index=False))
+    plot_confusion(confusion_KK, exam.names, folder / "confusion.png", _title(result))
+    write_json(folder / "result.json", result)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Exam:
+    """The clips of a split, labelled with the network's classes, whose names are `names`; `left_out`: unreadable."""
+
+    config: DataConfig
+    split: str
+    names: tuple[str, ...]
+    clips: tuple[CachedClip, ...]
+    left_out: int
+
+
+def _data_config(paths: RunPaths, data: str | Path | None, overrides: Sequence[str]) -> DataConfig:
+    """Where the clips are: `data`, else the run's own configuration, with `overrides`."""
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        if not key.startswith("data.") or key in DESCRIBED:
+            what = "the network's own description says it" if key in DESCRIBED else "is no option of the clips"
+            raise UsageError(what, where=f"--set {text}",
+                             fix="a test takes data.* only, for instance data.cache_dir=DIR")
+    is_own = data is None and paths.config.is_file()
+    if data is None and not is_own and not overrides:
+        raise UsageError("which clips?", where=str(paths.root),
+                         fix="it is no run with clips of its own: add --data PATH")
+    return load_config(paths.config if is_own else None, overrides, {"data.path": data and str(data)}).data
+
+
+def _prepared(config: DataConfig, split: str | None, network: Network, log: Log) -> _Exam:
+    listed = list_clips(config)
+    splits = {clip.split for clip in listed.clips}
+    split = split or ("test" if "test" in splits else "val")
+    if split not in splits:
+        raise UsageError(f"these clips have no {split} split", fix=f"there is {', '.join(sorted(splits))}")
+    names, mapping = _matched(listed, split, network, log)
+    short_side = evaluation_crop(network.factors.resolution)
+    data = prepare(config, short_side=short_side, workers=available_cores(), report=log)
+    clips = tuple(replace(clip, label=mapping[clip.label]) for clip in getattr(data, split))
+    return _Exam(config, split, names, clips, sum(clip.split == split for clip in listed.clips) - len(clips))
+
+
+def _matched(listed: ClipList, split: str, network: Network, log: Log) -> tuple[tuple[str, ...], dict[int, int]]:
+    """The names of the network's classes, and its class for each label of `split`.
+
+    Raises `DataError` where the network has no such class or, without names, another number of classes.
+    """
+    names = network.class_names
+    if names is None:
+        if len(listed.classes) != network.classes:
+            raise DataError(f"the network has {network.classes} classes without names, the clips have "
+                            f"{len(listed.classes)}", fix="clips of all its classes are needed, in its own order")
+        log(f"the network does not know its classes' names: output 0 is taken for {listed.classes[0]!r}, "
+            f"{network.classes - 1} for {listed.classes[-1]!r}, as the clips order them")
+        return listed.classes, {label: label for label in range(network.classes)}
+    used = sorted({clip.label for clip in listed.clips if clip.split == split})
+    known = {name: label for label, name in enumerate(names)}
+    strange = [listed.classes[label] for label in used if listed.classes[label] not in known]
+    if strange:
+        lines = [repr(name) + (f"; {hint}" if (hint := did_you_mean(name, names)) else "") for name in strange]
+        raise DataError(f"classes that the network does not know:\n{shown(lines)}",
+                        fix=f"it knows {network.classes}: {', '.join(names[:SHOWN])}"
+                            + (", ..." if network.classes > SHOWN else ""))
+    return names, {label: known[listed.classes[label]] for label in used}
+
+
+def _default_folder(paths: RunPaths, data: str | Path | None, stem: str, network: Network) -> Path:
+    if paths.config.is_file():
+        return paths.root / "test" / (f"{Path(data).resolve().name}-{stem}" if data else stem)
+    return Path(f"test-{re.sub(r'[^a-zA-Z0-9_.-]+', '_', network.name)[:80]}-{stem}")
+
+
+def _scores(model: X3D, exam: _Exam, views: int, batch_size: int, runtime: Runtime,
+            progress: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
+    """Class probabilities (videos x classes) and labels."""
+    factors, videos = model.network.factors, len(exam.clips)
+    batches = eval_loader(exam.clips, frames=factors.frames, stride=factors.stride, resolution=factors.resolution,
+                          views=TIMES, crops=CROPS[views], batch_size=batch_size, config=exam.config,
+                          workers=runtime.loader_workers)
+    try:
+        scores, labels = score_videos(model, _counted(batches, videos * views, progress), videos,
+                                      model.network.classes, runtime)
+    except torch.OutOfMemoryError as error:
+        raise RunError("the GPU's memory did not suffice", fix="a smaller --batch-size needs less") from error
+    check_finite(scores, model.network)
+    return scores, labels
+
+
+def _counted(batches: Iterable[tuple[Tensor, ...]], total: int,
+             progress: Callable[[int, int], None]) -> Iterator[tuple[Tensor, ...]]:
+    """`batches`; each is counted once the next is asked for."""
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch[0])
+        progress(done, total)
+
+
+def _figures(evaluation: Evaluation, videos: int) -> dict[str, Any]:
+    return {"accuracy": evaluation.accuracy, "accuracy_interval": wilson_interval(evaluation.accuracy, videos),
+            "top5": evaluation.top5, "top5_interval": wilson_interval(evaluation.top5, videos), "loss": evaluation.loss}
+
+
+def _scores_frame(exam: _Exam, scores: Tensor) -> pd.DataFrame:
+    """A row a video: path, class, label, the best class as guess and guess_label, and its probability."""
+    guesses = scores.argmax(1).tolist()
+    names = jsonable(list(exam.names))
+    return pd.DataFrame({
+        "path": [jsonable(clip.path) for clip in exam.clips], "class": [names[clip.label] for clip in exam.clips],
+        "label": [clip.label for clip in exam.clips], "guess": [names[guess] for guess in guesses],
+        "guess_label": guesses, "probability": scores.max(1).values.tolist()})
+
+
+def _title(result: dict[str, Any]) -> str:
+    return (f"{one_line(result['network'])}: top-1 {percent(result['accuracy'])} % of {result['videos']} videos, "
+            f"{result['split']}, {result['views']} views")

@@ -1,0 +1,198 @@
+"""`load_model`: a trained network from whatever holds one."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from expand.config.schema import GridConfig
+from expand.errors import RunError, UsageError
+from expand.model.names import OURS
+from expand.model.shortcuts import has_first_norm
+from expand.model.weights import CLASSIFIER, Checkpoint, fitted, read_checkpoint
+from expand.model.x3d import X3D
+from expand.rundir.paths import RunPaths
+from expand.space.complexity import complexity
+from expand.space.factors import PRESETS
+from expand.space.geometry import BASE_DEPTHS, Geometry
+from expand.space.network import Network, find_network, load_network, preset
+
+Stages = tuple[tuple[int, int, int], ...]
+"""Outer width, inner width and depth of each stage: what tells networks' weights apart, but for their classes."""
+
+
+def load_model(source: str | Path, network: str | Path | Network | None = None, *,
+               log: Callable[[str], None] = lambda text: None) -> X3D:
+    """The network that `source` holds, with its weights, in evaluation on the CPU.
+
+    `source`: the directory of a finished run or training, its `final/`, a weights file or training checkpoint of this
+    package, a safetensors or .pt2 file, or a checkpoint of SlowFast or PyTorchVideo. `network`: what it is, for a file
+    that does not say, or instead of what the file says: a published network's name, a network's YAML, or a `Network`.
+    Where neither tells, the factors are read off the weights' shapes; the clip cannot be, and a warning says which was
+    taken. `model.network` describes the result, its `first_projection_bn` as in the file.
+
+    Raises `UsageError` for a file that holds no X3D, or one that `network` is not; `RunError` for a run without a
+    trained winner.
+    """
+    path = _weights_at(Path(source))
+    checkpoint = _read(path)
+    state, where = checkpoint.state, str(path)
+    stages, classes = _stages_of(state, where), _classes_of(state, where)
+    if network is not None:
+        chosen = _chosen(network, checkpoint.network, classes)
+    else:
+        chosen = _described(checkpoint, path) or _inferred(stages, classes, path, log)
+    chosen = replace(chosen, first_projection_bn=has_first_norm(state))
+    _check(chosen, stages, classes, where)
+    if complexity(chosen.geometry).params > 2 * sum(tensor.numel() for tensor in state.values()):
+        raise UsageError("holds only a part of its network", where=where, fix="copy the file anew, or give another")
+    with torch.random.fork_rng(devices=()):  # first weights are drawn in vain
+        model = X3D.of(chosen)
+    model.load_state_dict(fitted(state, model.state_dict(), where=where))
+    return model.eval()
+
+
+def _weights_at(source: Path) -> Path:
+    """The file with the weights of a directory; a file is its own."""
+    name, paths = str(source), RunPaths(source)
+    if source.suffix.lower() == ".onnx":
+        raise UsageError("is ONNX, which holds no weights to go on with", where=name,
+                         fix="onnxruntime.InferenceSession opens it; give the run, or another file of the same network")
+    if os.path.isdir(source):
+        for folder in (paths.final, source):
+            if (weights := folder / paths.weights.name).is_file():
+                return weights
+        if paths.journal.exists():
+            raise RunError("the run has no trained winner yet", where=name, fix=f"go on with: x3d-expand resume {name}")
+        raise RunError("there are no trained weights in it", where=name,
+                       fix="give a run or a training that has ended, or a file of weights")
+    if os.path.exists(source):
+        return source
+    if name.lower() in PRESETS:
+        raise UsageError("is a network without weights", where=name,
+                         fix=f"X3D.preset('{name.lower()}') makes it with first weights")
+    raise UsageError("there is no such file or directory", where=name, fix="give a run's directory or a weights file")
+
+
+def _read(path: Path) -> Checkpoint:
+    if path.suffix.lower() == ".pt2":
+        from expand.model.exported import read_torch_export
+
+        network, state = read_torch_export(path)
+        return Checkpoint(state, OURS.name, network)
+    return read_checkpoint(path)
+
+
+def _described(checkpoint: Checkpoint, path: Path) -> Network | None:
+    """What a run's network.yaml or the file itself says."""
+    names = RunPaths(path.parent)
+    beside = path.with_name(names.network.name)
+    if path.name == names.weights.name and beside.is_file():
+        return load_network(beside)
+    if checkpoint.doubt is not None:
+        raise UsageError(checkpoint.doubt.what, where=checkpoint.doubt.where,
+                         fix="say what the network is: network='xs', or a network's YAML")
+    return checkpoint.network
+
+
+def _chosen(network: str | Path | Network, described: Network | None, classes: int) -> Network:
+    """The caller's choice. A published network's name says its factors only: the rest is the file's."""
+    if isinstance(network, Network):
+        return network
+    if not isinstance(network, str) or network.lower() not in PRESETS:
+        return find_network(str(network))
+    published = preset(network.lower(), classes)
+    return published if described is None else replace(described, name=published.name, factors=published.factors)
+
+
+# What the weights' shapes say.
+
+def _stages_of(state: Mapping[str, Tensor], where: str) -> Stages:
+    blocks: dict[int, set[int]] = {}
+    for key in state:
+        parsed = OURS.parse(key)
+        if parsed and parsed[0] is not None:
+            blocks.setdefault(parsed[0][0], set()).add(parsed[0][1])
+    try:
+        stages = tuple((state[f"stages.{stage}.0.c.weight"].shape[0], state[f"stages.{stage}.0.b.weight"].shape[0],
+                        len(blocks[stage])) for stage in sorted(blocks))
+    except (KeyError, IndexError):
+        stages = ()
+    if len(stages) != len(BASE_DEPTHS) or any(0 in stage for stage in stages):
+        raise UsageError(f"its weights are no whole X3D, which has {len(BASE_DEPTHS)} stages", where=where,
+                         fix="copy the file anew, or give another")
+    return stages
+
+
+def _classes_of(state: Mapping[str, Tensor], where: str) -> int:
+    weight = state.get(CLASSIFIER[0])
+    if weight is None or weight.ndim != 2 or not len(weight):
+        raise UsageError("holds no classifier", where=where, fix="give the weights of a whole network")
+    return len(weight)
+
+
+def _stages(geometry: Geometry) -> Stages:
+    return tuple((stage[0].outer, stage[0].inner, len(stage)) for stage in geometry.stages)
+
+
+def _check(network: Network, stages: Stages, classes: int, where: str) -> None:
+    """Compares before anything is built, since a description can ask for any size."""
+    if network.classes != classes:
+        raise UsageError(f"has {classes} classes, and network '{network.name}' has {network.classes}", where=where,
+                         fix="give the network of these weights")
+    expected = _stages(network.geometry)
+    if expected != stages:
+        raise UsageError(f"its weights are not network '{network.name}': {_text(stages)}, not {_text(expected)}",
+                         where=where, fix="give the network of these weights, or none to read it off them")
+
+
+def _text(stages: Stages) -> str:
+    outers, inners, depths = ("/".join(map(str, numbers)) for numbers in zip(*stages, strict=True))
+    return f"{depths} blocks of {outers} channels ({inners} inside)"
+
+
+def _inferred(stages: Stages, classes: int, path: Path, log: Callable[[str], None]) -> Network:
+    """The published networks with these shapes, or factors on the grids; the first published clip that fits."""
+    fitting = [name for name, factors in PRESETS.items() if _stages(Geometry.of(factors, classes)) == stages]
+    if fitting:
+        network = Network(fitting[0], PRESETS[fitting[0]], classes)
+    else:
+        network = Network(path.stem, replace(PRESETS["xs"], **_solved(stages, str(path))), classes)
+    factors = network.factors
+    clip = f"clips of {factors.frames} frames x stride {factors.stride}, {factors.resolution} px"
+    if len(fitting) == 1:
+        log(f"{path}: the weights have the shapes of X3D-{fitting[0].upper()}; taken with its {clip}")
+        return network
+    others = (f"X3D-{fitting[0].upper()}'s; {' and '.join(fitting[1:])} have the same weights" if fitting
+              else "X3D-XS's; the network is not a published one")
+    text = f"{path}: weights do not tell their clip. Taken: {clip}, {others}; network=... chooses"
+    log(text)
+    warnings.warn(text, stacklevel=3)
+    return network
+
+
+def _solved(stages: Stages, where: str) -> dict[str, float]:
+    """gamma_w, gamma_b and gamma_d on the search's default grids with these shapes; of several, the largest."""
+    outer, inner, depth = stages[0]
+    grid, found = GridConfig(), PRESETS["x2d"]
+    first = Geometry.of(found, 1).stages[0][0].outer
+    windows = {  # outside, the first stage has other shapes: widths are rounded by up to 8, the others to whole numbers
+        "gamma_w": (grid.width, (outer - 8) / first, (outer + 8) / first),
+        "gamma_b": (grid.bottleneck, inner / outer, (inner + 1) / outer),
+        "gamma_d": (grid.depth, depth - 1, depth)}
+    for known, (name, (step, low, high)) in enumerate(windows.items(), start=1):  # each rests on those before it
+        lowest = max(0, int(low / step) - 1)
+        candidates = [replace(found, **{name: round(k * step, 6)}) for k in range(int(high / step) + 1, lowest, -1)]
+        fitting = [factors for factors in candidates if [shape[:known] for shape in stages] == [
+            shape[:known] for shape in _stages(Geometry.of(factors, 1))]]
+        if not fitting:
+            raise UsageError(f"no factors on the grids give its shapes: {_text(stages)}", where=where,
+                             fix="say what the network is: network=... with a network's YAML")
+        found = fitting[0]
+    return {name: getattr(found, name) for name in windows}

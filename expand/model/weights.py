@@ -1,0 +1,270 @@
+"""Weights in and out: this package's, SlowFast's and PyTorchVideo's files (docs/decisions/005-public-weights.md).
+
+Files are a stranger's: nothing in them is run, and nothing is built from them that is larger than they are.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+
+from expand.errors import UsageError
+from expand.model import names, public, shortcuts
+from expand.model.x3d import X3D
+from expand.rundir.files import atomic_path, from_json, to_json, write_atomic
+from expand.space.network import MAX_BYTES, Network
+
+State = dict[str, Tensor]
+
+CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
+SHOWN = 10
+"""Entries of a kind that an error lists."""
+WRAPPERS = ("module.", "model.")
+"""Prefixes that DistributedDataParallel and SlowFast's PTVX3D put before every name."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file of weights holds: `state` in our names, `style` of its own names ('x3d-expand', 'slowfast' or
+    'pytorchvideo'), `network` as far as the file tells; `doubt` says why a description that it has cannot be used."""
+
+    state: State
+    style: str
+    network: Network | None
+    doubt: UsageError | None = None
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a file of weights, whatever its name: ours (weights, a training's checkpoint, safetensors), SlowFast's or
+    PyTorchVideo's, a bare state dict too.
+
+    Raises `UsageError` for any other file, and for one that is damaged or would run code.
+    """
+    path = Path(path)
+    content = _content(path)
+    weights = next((content[key] for key in ("model_state", "model") if isinstance(content.get(key), Mapping)), content)
+    tensors = _tensors(weights, path)
+    style = names.style_of(tensors)
+    if style is None:
+        raise UsageError(f"holds no X3D: its weights are called {_some(list(tensors)) or 'nothing at all'}",
+                         where=str(path), fix="a checkpoint of x3d-expand, SlowFast or PyTorchVideo is needed")
+    state = {names.translate(key, style, names.OURS) or key: tensor for key, tensor in tensors.items()}
+    if len(state) != len(tensors):
+        raise UsageError("names one weight twice", where=str(path))
+    network = doubt = None
+    try:
+        network = _description(content, style, path)
+    except UsageError as error:
+        doubt = error
+    return Checkpoint(state, style.name, network, doubt)
+
+
+def load_checkpoint(model: X3D, path: str | Path, log: Callable[[str], None]) -> None:
+    """Loads a file's weights into `model`, in evaluation exactly as the file's own network computes.
+
+    A batch norm on a shortcut that only one of the two has is folded, or added as an identity; a classifier of another
+    number of classes is left as it is, and `log` is told. Raises `UsageError` naming every entry that does not fit, or
+    weights that are not finite; the model is unchanged then.
+    """
+    checkpoint = read_checkpoint(path)
+    targets = model.state_dict()
+    state = dict(checkpoint.state)
+    weight = state.get(CLASSIFIER[0])
+    if weight is not None and weight.ndim == 2 and len(weight) != model.geometry.classes:
+        for key in CLASSIFIER:
+            if key in state:
+                state[key] = targets[key]
+        ours, theirs = (network.name if network else "a network" for network in (model.network, checkpoint.network))
+        log(f"{path}: the classifier keeps its first weights: {theirs} there has {len(weight)} classes, {ours} here "
+            f"{model.geometry.classes}")
+    model.load_state_dict(fitted(state, targets, where=str(path)))
+
+
+def fitted(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], *, where: str) -> State:
+    """`state` as a network with the state dict `targets` takes it.
+
+    Raises `UsageError` naming every entry that does not fit, or weights that are not finite.
+    """
+    state = shortcuts.as_in(state, targets)
+    for key in targets:
+        if key.endswith("num_batches_tracked"):  # files of other tools lack them, and nothing is computed from them
+            state.setdefault(key, torch.zeros((), dtype=torch.long))
+    wrong = {
+        "missing": [key for key in targets if key not in state],
+        "unexpected": [key for key in state if key not in targets],
+        "of another shape": [f"{key} ({_shape(state[key])}, not {_shape(targets[key])})" for key in targets
+                             if key in state and state[key].shape != targets[key].shape]}
+    if any(wrong.values()):
+        listed = "; ".join(f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in wrong.items() if keys)
+        raise UsageError(f"its weights do not fit the network: {listed}", where=where,
+                         fix="load it into the network that it was made from")
+    if spoilt := [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]:
+        raise UsageError(f"{len(spoilt)} of its weights are not finite: {_some(spoilt)}", where=where,
+                         fix="its training failed; use an earlier checkpoint")
+    return state
+
+
+def save_slowfast(model: X3D, path: str | Path) -> list[Path]:
+    """Writes a checkpoint that SlowFast loads, and its configuration beside it (.yaml); returns both.
+
+    Where SlowFast's own X3D rounds to other widths, both are for its PTVX3D (`expand.model.public`). Raises
+    `UsageError` where neither builds this network, and for a model without a description.
+    """
+    path, network = Path(path), _network_of(model)
+    beside = path.with_suffix(".yaml")
+    if beside == path:
+        raise UsageError("is the name of the configuration beside the checkpoint", where=str(path),
+                         fix=f"name the checkpoint {path.with_suffix('.pyth')}")
+    config = yaml.safe_dump(public.slowfast_config(network, dropout=model.head.dropout.p, checkpoint=path.name),
+                            sort_keys=False)
+    if public.slowfast_builder(network) == public.NATIVE:
+        state, style, prefix = shortcuts.as_in_slowfast(_state_of(model)), names.SLOWFAST, ""
+    else:
+        state, style, prefix = shortcuts.as_in_pytorchvideo(_state_of(model)), names.PYTORCHVIDEO, "model."
+    # No "epoch": SlowFast would then look for the optimiser's state too when it fine-tunes.
+    _save(path, {"model_state": {prefix + key: value for key, value in _translated(state, style).items()},
+                 "cfg": config, "network": _described(network, state)})
+    write_atomic(beside, f"# SlowFast's configuration of {path.name}\n{config}")
+    return [path, beside]
+
+
+def save_pytorchvideo(model: X3D, path: str | Path) -> list[Path]:
+    """Writes a checkpoint whose `model_state` loads strictly into PyTorchVideo's `create_x3d` with width_factor
+    2 gamma_w, bottleneck_factor gamma_b, depth_factor gamma_d; returns the file.
+
+    Raises `UsageError` where `create_x3d` builds other shapes, and for a model without a description.
+    """
+    path, network = Path(path), _network_of(model)
+    if not public.builds(network, 8):
+        raise public.not_buildable(network, "PyTorchVideo")
+    state = shortcuts.as_in_pytorchvideo(_state_of(model))
+    _save(path, {"model_state": _translated(state, names.PYTORCHVIDEO), "network": _described(network, state)})
+    return [path]
+
+
+def save_safetensors(model: X3D, path: str | Path) -> list[Path]:
+    """Writes the weights as safetensors, with the network's description as JSON under "network" in the metadata;
+    returns the file. Raises `UsageError` for a model without a description."""
+    path, network = Path(path), _network_of(model)
+    metadata = {"format": "pt", "network": to_json(network.as_dict())}
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(_state_of(model), temporary, metadata=metadata)
+    return [path]
+
+
+# Reading.
+
+def _content(path: Path) -> dict[str, Any]:
+    """What the file holds, with a description under "network" where it has one."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(9)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > size:
+                    raise UsageError("grows when it is read; a checkpoint does not", where=str(path))
+        if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size:
+            return _safetensors_content(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+    except Exception as error:  # a damaged or hostile file can make a parser fail in any way
+        raise _not_a_checkpoint(path, error) from error
+    if not isinstance(content, Mapping):
+        raise UsageError(f"holds a {type(content).__name__}, not weights by name", where=str(path))
+    return dict(content)
+
+
+def _safetensors_content(path: Path) -> dict[str, Any]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        content: dict[str, Any] = {"model": {key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
+        text = (file.metadata() or {}).get("network")
+    if text is not None:
+        if len(text) > MAX_BYTES:
+            raise UsageError(f"has a description of more than {MAX_BYTES} bytes", where=str(path))
+        content["network"] = from_json(text.encode())
+    return content
+
+
+def _not_a_checkpoint(path: Path, error: Exception) -> UsageError:
+    if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+        return UsageError("holds Python objects besides weights, which could run code; it was not loaded",
+                          where=str(path), fix="where you trust it, load it with the code that wrote it and save its "
+                          "weights alone: torch.save(model.state_dict(), file)")
+    return UsageError(f"is no checkpoint, or is damaged ({type(error).__name__})", where=str(path),
+                      fix="copy it anew, or give a checkpoint of x3d-expand, SlowFast or PyTorchVideo")
+
+
+def _tensors(weights: Mapping[Any, Any], path: Path) -> State:
+    """The weights, floats as float32, without the prefix of a wrapper. No entry may claim more than the file holds: a
+    tensor of stride 0 takes four bytes there, and any number here."""
+    unfit = [str(key) for key, value in weights.items()
+             if not (isinstance(key, str) and isinstance(value, Tensor) and value.layout is torch.strided
+                     and value.device.type == "cpu" and not value.is_quantized
+                     and (value.is_floating_point() or key.endswith("num_batches_tracked")))]
+    if unfit:
+        raise UsageError(f"{len(unfit)} of its entries are not weights: {_some(unfit)}", where=str(path),
+                         fix="a checkpoint of x3d-expand, SlowFast or PyTorchVideo is needed")
+    if sum(value.numel() * value.element_size() for value in weights.values()) > path.stat().st_size:
+        raise UsageError("claims more weights than it holds", where=str(path))
+    for prefix in WRAPPERS:
+        if weights and all(key.startswith(prefix) for key in weights):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+
+
+def _description(content: Mapping[str, Any], style: names.Style, path: Path) -> Network | None:
+    if content.get("network") is not None:
+        return Network.from_dict(content["network"], where=str(path))
+    if content.get("cfg") is not None:
+        network = public.network_of_config(content["cfg"], where=str(path), name=path.stem)
+        return replace(network, first_projection_bn=style is names.SLOWFAST)
+    return None
+
+
+# Writing.
+
+def _network_of(model: X3D) -> Network:
+    if model.network is None:
+        raise UsageError("the model has no description, so its file could not say what it holds",
+                         fix="make it with X3D.of(network) or X3D.preset(name), or set model.network")
+    return model.network
+
+
+def _state_of(model: X3D) -> State:
+    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+
+
+def _translated(state: State, style: names.Style) -> State:
+    return {names.translate(key, names.OURS, style): value for key, value in state.items()}
+
+
+def _described(network: Network, state: State) -> dict[str, Any]:
+    return replace(network, first_projection_bn=shortcuts.has_first_norm(state)).as_dict()
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:  # by its name, torch refuses one without suffix
+        torch.save(content, file)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"
+
+
+def _some(keys: list[str]) -> str:
+    rest = len(keys) - SHOWN
+    return ", ".join(key[:200] for key in keys[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,183 @@
+"""One network trained on its own: begun, carried on after an interruption, in one process or in several (torchrun).
+
+The directory has what a search's has, but for the journal: `final/` with the network, `config.yaml`, `env.json`,
+`log.txt`; and `training.yaml`, which says what it was begun with.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from expand.config import Config, dump_config
+from expand.data import PreparedData, prepare
+from expand.driver import FINAL, Display
+from expand.errors import CandidateFailed, Interrupted, RunError
+from expand.exports.card import write_card
+from expand.model import X3D
+from expand.model.weights import load_checkpoint
+from expand.report.words import percent
+from expand.rundir.files import make_dir, read_json, write_atomic, write_json
+from expand.rundir.lock import RunLock
+from expand.rundir.paths import RunPaths
+from expand.session import (
+    Logged,
+    Quiet,
+    check_free,
+    choose_dir,
+    environment,
+    stop_signals,
+    stored_config,
+)
+from expand.settle import check_unchanged, settle
+from expand.space.complexity import complexity_of
+from expand.space.factors import Factors
+from expand.space.network import Network, dump_network, load_network
+from expand.training.board import Board
+from expand.training.candidate import train_final
+from expand.training.checkpoint import save_weights
+from expand.training.distributed import Group, process_group
+from expand.training.evaluate import wilson_interval
+from expand.training.loop import Hooks, Job, candidate_seed, described
+from expand.training.runtime import Runtime, available_cores, settle_run
+
+
+def begin(network: Network, config: Config, init: Path | None, run_dir: Path | None,
+          display: Display | None) -> dict[str, Any]:
+    """Trains `network` to the end of `config.final`, from the weights of the file `init` where one is given; returns
+    what `api.train` promises."""
+    runtime = Runtime.of(settle_run(config.run))  # a device that is not there is said before the clips are decoded
+    with process_group() as group:
+        display = display if display and group.is_first else Quiet()
+        found: list[PreparedData] = []
+        root = group.from_first(lambda: str(_create(network, config, init, run_dir, display, found)))
+        return _work(RunPaths(Path(root)), runtime, group, display, found)
+
+
+def go_on(run_dir: Path, display: Display | None) -> dict[str, Any]:
+    """Trains on from the last checkpoint; a finished training is left as it is."""
+    paths = RunPaths(run_dir)
+    runtime = Runtime.of(stored_config(paths).run)
+    with process_group() as group:
+        return _work(paths, runtime, group, display if display and group.is_first else Quiet(), [])
+
+
+def _create(network: Network, config: Config, init: Path | None, run_dir: Path | None, display: Display,
+            found: list[PreparedData]) -> Path:
+    """Makes the directory; `training.yaml` comes last, so that there is a training or none. `found` takes the clips."""
+    paths = RunPaths(run_dir or choose_dir(config, network.name))
+    check_free(paths)
+    data = _prepared(config, network.factors, display)
+    found.append(data)
+    config = settle(config, data, paths.root.resolve().name)
+    network = described(paths.root.resolve().name, network.factors, data.classes, config.data)
+    first = _first_weights(network, config, init, display) if init else None
+    make_dir(paths.root)
+    with RunLock(paths):
+        check_free(paths)
+        write_json(paths.env, environment(config))
+        write_atomic(paths.config, dump_config(config))
+        write_atomic(paths.network, dump_network(network))
+        if first is not None:
+            save_weights(paths.first_weights, first)
+        spec = {"init": None if init is None else str(init), "config": dump_config(config),
+                "fingerprint": data.fingerprint, "splits": _counts(data)}
+        write_atomic(paths.training, yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
+    return paths.root
+
+
+def _first_weights(network: Network, config: Config, init: Path, display: Display) -> X3D:
+    """The weights of `init` in the network; what the file has no weights for is drawn with the seed."""
+    torch.manual_seed(candidate_seed(config.run.seed, FINAL))
+    model = X3D.of(network)
+    load_checkpoint(model, init, display.say)
+    return model
+
+
+def _prepared(config: Config, factors: Factors, display: Display) -> PreparedData:
+    return prepare(config.data, short_side=int(factors.resolution * config.data.jitter_max) + 1,
+                   workers=available_cores(), report=display.say)
+
+
+def _counts(data: PreparedData) -> dict[str, int]:
+    return {split: len(getattr(data, split)) for split in ("train", "val", "test")}
+
+
+def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
+          found: list[PreparedData]) -> dict[str, Any]:
+    """Trains from where the files are; every process of `group` does the same."""
+    with ExitStack() as stack:
+        group.from_first(lambda: stack.enter_context(RunLock(paths)) and None)
+        config, network, spec = stored_config(paths), load_network(paths.network), _spec(paths)
+        check_unchanged(spec["config"], config, str(paths.config))
+        display = Logged(display, paths) if group.is_first else display
+        # the first process decodes what is missing, the others find it done
+        group.from_first(lambda: None if found else found.append(_prepared(config, network.factors, display)))
+        data = found[0] if found else _prepared(config, network.factors, display)
+        if data.fingerprint != spec["fingerprint"]:
+            raise RunError("the clips were changed since the training began",
+                           where=config.data.path or "the built-in clips",
+                           fix="put the old clips back, or start a new training with the new ones")
+        job = _job(paths, network, config)
+        _introduce(display, job, data, group)
+        _train(paths, job, data, runtime, group, display)
+        return group.from_first(lambda: _finished(paths))
+
+
+def _spec(paths: RunPaths) -> dict[str, Any]:
+    try:
+        spec = yaml.safe_load(paths.training.read_text(encoding="utf-8"))
+        return {name: spec[name] for name in ("config", "fingerprint", "splits", "init")}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise RunError("cannot be read, so nobody can tell what was to be trained", where=str(paths.training),
+                       fix="take it back from a copy, or start a new training") from error
+
+
+def _job(paths: RunPaths, network: Network, config: Config) -> Job:
+    first = paths.first_weights if paths.first_weights.exists() else None
+    return Job(FINAL, network.factors, complexity_of(network.factors, network.classes).gflops, config.final, config.data,
+               candidate_seed(config.run.seed, FINAL), paths.final_candidate, config.run.checkpoint_every_s, first)
+
+
+def _introduce(display: Display, job: Job, data: PreparedData, group: Group) -> None:
+    recipe, counts = job.recipe, _counts(data)
+    beginning = "goes on" if job.paths.checkpoint.exists() else "begins"
+    processes = f", in {group.size} processes" if group.size > 1 else ""
+    display.say(f"training {beginning}: {job.gflops:.4g} GFLOPs, {len(data.classes)} classes, {counts['train']} clips, "
+                f"{recipe.epochs} epochs of batches of {recipe.batch_size}{processes}")
+
+
+def _train(paths: RunPaths, job: Job, data: PreparedData, runtime: Runtime, group: Group, display: Display) -> None:
+    def epoch(row: dict[str, float]) -> None:
+        if group.is_first:
+            board.row(row)
+        if row.get("val_accuracy", -1) >= 0:
+            display.say(f"epoch {row['epoch']}: {percent(row['val_accuracy'])} % on val")
+
+    # torchrun passes Ctrl-C on as SIGTERM, to processes that had it from the terminal already
+    with stop_signals(patient=group.size > 1) as stop, Board(paths.tensorboard, display.say) as board:
+        hooks = Hooks(tick=lambda tick: display.tick(FINAL, tick), epoch=epoch, log=display.say, stop=stop.is_set)
+        try:
+            train_final(job, data, runtime, paths.weights, hooks, group)
+        except Interrupted:
+            raise Interrupted("stopped; all work so far is kept", where=str(paths.root),
+                              fix=f"go on with: x3d-expand resume {paths.root}") from None
+        except CandidateFailed as error:
+            raise RunError(f"the training failed: {error.what}", where=str(paths.root),
+                           fix="change the recipe (--set final.lr=..., final.batch_size=...) in a new one") from error
+
+
+def _finished(paths: RunPaths) -> dict[str, Any]:
+    """What a finished training gave, as `api.train` returns it; its card is there."""
+    if not paths.card.exists():
+        write_card(paths)
+    network, outcome = load_network(paths.network), read_json(paths.final_candidate.outcome)
+    result, cost = outcome["result"], complexity_of(network.factors, network.classes)
+    videos = sum(map(sum, outcome["confusion"][result["split"]]))
+    return {"run": str(paths.root), "network": network.name, "gflops": cost.gflops, "params": cost.params,
+            "classes": network.classes, "factors": network.factors.as_dict(), "videos": videos,
+            "accuracy_interval": list(wilson_interval(result["accuracy"], videos)), **result, "weights": str(paths.weights)}
