@@ -5,24 +5,25 @@ Values that the command line prints with `--json` are what the functions return 
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expand.config import Config, load_config
-from expand.errors import DataError, RunError, UsageError
+from expand.errors import DataError, UsageError
 from expand.expansion.forecast import check_target, follow, forecast
 from expand.expansion.rules import Space
 from expand.rundir.paths import RunPaths
+from expand.rundir.winner import network_of
 from expand.space.complexity import complexity_of
 from expand.space.factors import PUBLISHED_CLASSES
-from expand.space.network import Network, find_network, load_network
 
 if TYPE_CHECKING:
     from expand.driver import Display
     from expand.model import X3D
     from expand.session import Estimate
+    from expand.space.network import Network
 
 Overrides = Sequence[str]
 
@@ -75,7 +76,7 @@ def train(network: str | Path, config: str | Path | Config | None = None, *, ini
     from expand import train_session
 
     settings = config if isinstance(config, Config) else load_config(config, overrides, values)
-    return train_session.begin(_network(network), settings, Path(init) if init else None,
+    return train_session.begin(network_of(network), settings, Path(init) if init else None,
                                Path(run_dir) if run_dir else None, display)
 
 
@@ -84,13 +85,18 @@ def load(path: str | Path, network: str | Path | Network | None = None) -> X3D:
 
     `path`: a run or a training, a weights file of ours (.pt, .safetensors, .pt2), or a checkpoint of SlowFast or
     PyTorchVideo. `network`: what it is, where the file does not say: a published network's name, a network's YAML, or
-    the `Network` that `model.network` is. No code from the file is run.
+    a `Network`, as `model.network` is one. A warning says what had to be taken for granted. No code from the file is
+    run.
 
     Raises `UsageError` for a file that holds no X3D, `RunError` for a run without a trained winner.
     """
     from expand.model.load import load_model
 
-    return load_model(path, network)
+    assumed: list[str] = []
+    model = load_model(path, network, log=assumed.append)
+    for text in assumed:
+        warnings.warn(text, stacklevel=2)
+    return model
 
 
 def status(run_dir: str | Path) -> dict[str, Any]:
@@ -155,26 +161,8 @@ def complexity(network: str | Path) -> dict[str, Any]:
 
     Raises `UsageError` where `network` names none of them.
     """
-    found = _network(network)
+    found = network_of(network)
     cost = complexity_of(found.factors, found.classes)
     return {"network": found.name, "gflops": cost.gflops, "params": cost.params, "gflops_fvcore": cost.gflops_fvcore,
             "activations": cost.activations, "factors": found.factors.as_dict(), "frames": found.factors.frames,
             "resolution": found.factors.resolution, "stride": found.factors.stride, "classes": found.classes}
-
-
-def _network(source: str | Path) -> Network:
-    """The network that `source` names: a published one, a YAML file, or a run's winner."""
-    path = Path(source)
-    return load_network(_winner_of(path)) if os.path.isdir(path) else find_network(str(source))
-
-
-def _winner_of(run_dir: Path) -> Path:
-    paths = RunPaths(run_dir)
-    if not (paths.journal.exists() or paths.training.exists()):
-        raise RunError("is not a run directory", where=str(run_dir),
-                       fix="give a run, a network's YAML file, or one of xs, s, m, l, xl, x2d")
-    if not paths.network.exists():
-        raise RunError("the run has no winner yet", where=str(run_dir), fix=f"go on with: x3d-expand resume {run_dir}")
-    return paths.network
-
-

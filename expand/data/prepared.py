@@ -7,7 +7,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from expand.config.schema import DataConfig
@@ -15,7 +15,7 @@ from expand.data import synthetic
 from expand.data.cache import FORMAT, CachedClip, FrameCache
 from expand.data.decode import UnreadableClip
 from expand.data.pool import process_map
-from expand.data.sources import SHOWN, Clip, ClipList, cache_dir, counted, list_clips, shown
+from expand.data.sources import SHOWN, SPLITS, Clip, ClipList, cache_dir, counted, list_clips, shown
 from expand.errors import DataError
 
 REPORT_EVERY_S = 10.0
@@ -33,19 +33,21 @@ class PreparedData:
     dropped: tuple[tuple[Path, str], ...]
     """Clips that were left out, with the reason."""
     median_s: float
-    """Median over the train clips of the time from the first to the last frame, seconds."""
+    """Median over the train clips (over all where there are none) of the time from the first to the last frame, seconds."""
     fingerprint: str
     """Hash of classes, labels, file names, frame times and sizes: the same clips, wherever they lie, give the same."""
 
 
-def prepare(config: DataConfig, *, short_side: int, workers: int, report: Callable[[str], None]) -> PreparedData:
+def prepare(config: DataConfig, *, short_side: int, workers: int, report: Callable[[str], None],
+            splits: Sequence[str] = SPLITS) -> PreparedData:
     """List the clips, render the built-in ones if needed, and decode what is not yet in the frame cache.
 
     Frames are kept at min(source's short side, `short_side`) pixels, aspect kept; `workers` processes share the work
-    (at most 1: none but this). `report` gets lines for people. Raises `DataError` for whatever is wrong with the clips,
+    (at most 1: none but this); of `splits` alone. `report` gets lines for people. Raises `DataError` for whatever is wrong with the clips,
     among it more unreadable ones than `config.max_unreadable` of all allows.
     """
     listed, folder = list_clips(config), cache_dir(config)
+    listed = replace(listed, clips=tuple(clip for clip in listed.clips if clip.split in splits))
     if not (config.path or config.train or config.val or config.test):
         synthetic.ensure_rendered(config.builtin, folder, workers, report)
     cache = FrameCache(folder / "frames", config.cache_gb * 1e9)
@@ -55,8 +57,8 @@ def prepare(config: DataConfig, *, short_side: int, workers: int, report: Callab
     _report_clips(kept, dropped, cache, report)
     _check_dropped(config, listed, kept, dropped)
     train, val, test = (tuple(clip for split, clip in kept if split == wanted) for wanted in ("train", "val", "test"))
-    return PreparedData(listed.classes, train, val, test, dropped, statistics.median(clip.length_s for clip in train),
-                        _fingerprint(listed.classes, kept))
+    median_s = statistics.median(clip.length_s for clip in train or val + test)
+    return PreparedData(listed.classes, train, val, test, dropped, median_s, _fingerprint(listed.classes, kept))
 
 
 def _decode_all(clips: Sequence[Clip], cache: FrameCache, short_side: int, workers: int,
@@ -113,7 +115,8 @@ def _check_dropped(config: DataConfig, listed: ClipList, kept: list[tuple[str, C
     left = Counter(split for split, _ in kept)
     gone = [split for split in dict.fromkeys(clip.split for clip in listed.clips) if not left[split]]
     trained = {clip.label for split, clip in kept if split == "train"}
-    gone += [f"class {name!r} in train" for label, name in enumerate(listed.classes) if label not in trained]
+    if trained:
+        gone += [f"class {name!r} in train" for label, name in enumerate(listed.classes) if label not in trained]
     if gone:
         raise DataError(f"no readable clip is left for {', '.join(gone)}:\n{lines}", fix="mend these clips, or take "
                         "the split or class away")

@@ -3,7 +3,6 @@ this package (ONNX, PyTorch's own). Nothing heavy is imported before a file is w
 
 from __future__ import annotations
 
-import os
 import pkgutil
 import re
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from expand.errors import UsageError, did_you_mean
 from expand.rundir.paths import RunPaths
-from expand.space.factors import PRESETS
 
 if TYPE_CHECKING:
     from expand.model import X3D
@@ -78,9 +76,11 @@ def hand_over(model_or_run: X3D | str | Path, format: str, path: str | Path | No
         if weights is not None:
             raise UsageError("the model has weights already", fix="leave out weights=, or name the network")
         return _write(model_or_run, format, Path(path or "."))
+    from expand.model.load import load_named
+
     final = RunPaths(Path(model_or_run)).final
     default = final if weights is None and final.is_dir() else Path(".")
-    return _write(_loaded(str(model_or_run), weights, log), format, Path(path or default))
+    return _write(load_named(model_or_run, weights, log), format, Path(path or default))
 
 
 def _find(format: str) -> Format:
@@ -88,18 +88,6 @@ def _find(format: str) -> Format:
         raise UsageError(f"there is no format '{format}'",
                          fix=did_you_mean(format, FORMATS) or f"known: {', '.join(FORMATS)}")
     return FORMATS[format]
-
-
-def _loaded(source: str, weights: str | Path | None, log: Callable[[str], None]) -> X3D:
-    from expand.model.load import load_model
-
-    if weights is not None:
-        return load_model(weights, source, log=log)
-    is_name = source.lower() in PRESETS and not os.path.exists(source)
-    if is_name or Path(source).suffix in (".yaml", ".yml"):
-        raise UsageError("a description alone has no weights to hand over", where=source,
-                         fix="name the checkpoint with the weights: --weights CHECKPOINT")
-    return load_model(source, log=log)
 
 
 def _write(model: X3D, format: str, path: Path) -> Handover:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import yaml
+
 from expand.config import Config, parse_config
 from expand.errors import UsageError
 from expand.exports.latency import measure_latency
@@ -42,8 +44,8 @@ def write_card(paths: RunPaths) -> None:
 
 @dataclass(frozen=True)
 class _Facts:
-    """All that a card says. `started` and `summary` are a search's only; `latency` is None where the run's device is
-    not here."""
+    """All that a card says. `started` is what the search or training was begun with; `summary` a search's only;
+    `latency` is None where the run's device is not here."""
 
     paths: RunPaths
     network: Network
@@ -52,18 +54,22 @@ class _Facts:
     result: Mapping[str, Any]
     videos: Mapping[str, int]
     latency: Mapping[str, Any] | None
-    started: Mapping[str, Any] | None
+    started: Mapping[str, Any]
     summary: Mapping[str, Any] | None
 
     @classmethod
     def of(cls, paths: RunPaths) -> _Facts:
         config = parse_config(paths.config.read_text(encoding="utf-8"), str(paths.config))
         outcome = read_json(paths.final_candidate.outcome)
-        events = read_events(paths.journal) if paths.journal.exists() else []
-        started = next((event for event in events if event["event"] == "run_started"), None)
+        is_search = paths.journal.exists()
+        started = _started(paths) if is_search else yaml.safe_load(paths.training.read_text(encoding="utf-8"))
         return cls(paths, load_network(paths.network), config, read_json(paths.env), outcome["result"],
                    {split: sum(map(sum, rows)) for split, rows in outcome["confusion"].items()},
-                   _latency(paths, config), started, summarize(paths.root) if started else None)
+                   _latency(paths, config), started, summarize(paths.root) if is_search else None)
+
+
+def _started(paths: RunPaths) -> Mapping[str, Any]:
+    return next(event for event in read_events(paths.journal) if event["event"] == "run_started")
 
 
 def _latency(paths: RunPaths, config: Config) -> dict[str, Any] | None:
@@ -93,6 +99,8 @@ def _parts(facts: _Facts) -> Iterator[str]:
     if facts.summary:
         yield "## Expansion path\n\n" + "\n".join(_path_lines(facts.summary))
     yield f"## Data\n\n{_table(_data_rows(facts))}"
+    if facts.started.get("init"):
+        yield f"It began with the weights of {_plain(facts.started['init'])}."
     yield f"## Recipe of the final training\n\n{_table(_recipe_rows(facts.config))}"
     yield f"## Versions\n\n{_table((key, _listed(value)) for key, value in facts.env.items() if value is not None)}"
 
@@ -167,11 +175,10 @@ def _step_text(name: str, candidate: Mapping[str, Any]) -> str:
 
 def _data_rows(facts: _Facts) -> Rows:
     data, names = facts.config.data, facts.network.class_names or ()
-    clips = facts.videos if facts.started is None else facts.started["splits"]
+    clips = facts.started["splits"]
     yield "clips from", _plain(data.path or data.train or "the built-in set")
     yield "clips", ", ".join(f"{count} {split}" for split, count in clips.items() if count)
-    if facts.started:
-        yield "fingerprint", _plain(facts.started["fingerprint"])
+    yield "fingerprint", _plain(facts.started["fingerprint"])
     more = f" and {len(names) - MOST_NAMES} more, in network.yaml" if len(names) > MOST_NAMES else ""
     yield f"{facts.network.classes} classes", ", ".join(map(_plain, names[:MOST_NAMES])) + more
 

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from expand.config import load_config
-from expand.errors import RunError, UsageError
+from expand.errors import RunError
 from expand.model import X3D
-from expand.model.load import load_model
-from expand.rundir.paths import RunPaths
-from expand.space.factors import PRESETS
+from expand.model.load import load_named
 from expand.space.network import Network
 from expand.training.runtime import Runtime, settle_run
 
@@ -26,13 +24,7 @@ def ready(source: str | Path, weights: str | Path | None, device: str, threads: 
     """
     runtime = Runtime.of(settle_run(load_config(values={"run.device": device, "run.threads": threads}).run))
     runtime.prepare()
-    if weights is None:
-        if str(source).lower() in PRESETS or Path(source).suffix in (".yaml", ".yml"):
-            raise UsageError("is a network without weights", where=str(source), fix="add --weights CHECKPOINT")
-        model = load_model(source, log=log)
-    else:
-        network = RunPaths(Path(source)).network
-        model = load_model(weights, network if network.exists() else source, log=log)
+    model = load_named(source, weights, log)
     return model.to(runtime.device, memory_format=runtime.memory_format), runtime
 
 

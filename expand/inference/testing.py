@@ -31,7 +31,7 @@ from expand.rundir.paths import RunPaths
 from expand.space.geometry import evaluation_crop
 from expand.space.network import Network
 from expand.training.evaluate import Evaluation, hits, judged, score_videos, wilson_interval
-from expand.training.runtime import Runtime, available_cores
+from expand.training.runtime import Runtime, available_cores, lacks_memory
 
 TIMES = 10
 CROPS = {10: 1, 30: 3}
@@ -127,7 +127,8 @@ def _prepared(config: DataConfig, split: str | None, network: Network, log: Log)
         raise UsageError(f"these clips have no {split} split", fix=f"there is {', '.join(sorted(splits))}")
     names, mapping = _matched(listed, split, network, log)
     short_side = evaluation_crop(network.factors.resolution)
-    data = prepare(config, short_side=short_side, workers=available_cores(), report=log)
+    data = prepare(config, short_side=short_side, workers=available_cores(), report=log,
+                   splits=(split,))
     clips = tuple(replace(clip, label=mapping[clip.label]) for clip in getattr(data, split))
     return _Exam(config, split, names, clips, sum(clip.split == split for clip in listed.clips) - len(clips))
 
@@ -158,7 +159,7 @@ def _matched(listed: ClipList, split: str, network: Network, log: Log) -> tuple[
 
 def _default_folder(paths: RunPaths, data: str | Path | None, stem: str, network: Network) -> Path:
     if paths.config.is_file():
-        return paths.root / "test" / (f"{Path(data).resolve().name}-{stem}" if data else stem)
+        return paths.tests / (f"{Path(data).resolve().name}-{stem}" if data else stem)
     return Path(f"test-{re.sub(r'[^a-zA-Z0-9_.-]+', '_', network.name)[:80]}-{stem}")
 
 
@@ -172,8 +173,10 @@ def _scores(model: X3D, exam: _Exam, views: int, batch_size: int, runtime: Runti
     try:
         scores, labels = score_videos(model, _counted(batches, videos * views, progress), videos,
                                       model.network.classes, runtime)
-    except torch.OutOfMemoryError as error:
-        raise RunError("the GPU's memory did not suffice", fix="a smaller --batch-size needs less") from error
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        raise RunError("the memory did not suffice", fix="a smaller --batch-size needs less") from error
     check_finite(scores, model.network)
     return scores, labels
 

@@ -17,6 +17,11 @@ def norm(width: int) -> nn.BatchNorm3d:
     return nn.BatchNorm3d(width, eps=BN_EPS, momentum=BN_MOMENTUM)
 
 
+def swish(x: Tensor) -> Tensor:
+    """x sigmoid(x); in one operator, which rounds otherwise than the two of the public implementations."""
+    return x * torch.sigmoid(x) if is_plain() else nn.functional.silu(x)
+
+
 class Stem(nn.Module):
     """1x3x3 of stride 2 in space, depthwise 5x1x1 in time, BN, ReLU. B x 3 x T x H x W to B x C x T x H/2 x W/2."""
 
@@ -64,7 +69,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         y_BCTHW = torch.relu_(self.a_bn(self.a(x_BCTHW)))
-        y_BCTHW = nn.functional.silu(self.se(self.b_bn(self.b(y_BCTHW))))
+        y_BCTHW = swish(self.se(self.b_bn(self.b(y_BCTHW))))
         y_BCTHW = self.c_bn(self.c(y_BCTHW))
         return torch.relu_(y_BCTHW + self.shortcut_bn(self.shortcut(x_BCTHW)))
 

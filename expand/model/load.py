@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +17,11 @@ from expand.model.shortcuts import has_first_norm
 from expand.model.weights import CLASSIFIER, Checkpoint, fitted, read_checkpoint
 from expand.model.x3d import X3D
 from expand.rundir.paths import RunPaths
+from expand.rundir.winner import network_of
 from expand.space.complexity import complexity
 from expand.space.factors import PRESETS
 from expand.space.geometry import BASE_DEPTHS, Geometry
-from expand.space.network import Network, find_network, load_network, preset
+from expand.space.network import Network, load_network, preset
 
 Stages = tuple[tuple[int, int, int], ...]
 """Outer width, inner width and depth of each stage: what tells networks' weights apart, but for their classes."""
@@ -34,7 +34,7 @@ def load_model(source: str | Path, network: str | Path | Network | None = None, 
     `source`: the directory of a finished run or training, its `final/`, a weights file or training checkpoint of this
     package, a safetensors or .pt2 file, or a checkpoint of SlowFast or PyTorchVideo. `network`: what it is, for a file
     that does not say, or instead of what the file says: a published network's name, a network's YAML, or a `Network`.
-    Where neither tells, the factors are read off the weights' shapes; the clip cannot be, and a warning says which was
+    Where neither tells, the factors are read off the weights' shapes; the clip cannot be, and `log` is told which was
     taken. `model.network` describes the result, its `first_projection_bn` as in the file.
 
     Raises `UsageError` for a file that holds no X3D, or one that `network` is not; `RunError` for a run without a
@@ -56,6 +56,21 @@ def load_model(source: str | Path, network: str | Path | Network | None = None, 
         model = X3D.of(chosen)
     model.load_state_dict(fitted(state, model.state_dict(), where=where))
     return model.eval()
+
+
+def load_named(source: str | Path, weights: str | Path | None,
+               log: Callable[[str], None] = lambda text: None) -> X3D:
+    """`source` with its own weights; or, where a file `weights` is given, the network that `source` names with these.
+
+    Raises as `load_model`, and `UsageError` for a description without weights.
+    """
+    if weights is not None:
+        return load_model(weights, source, log=log)
+    is_name = str(source).lower() in PRESETS and not os.path.exists(source)
+    if is_name or Path(source).suffix in (".yaml", ".yml"):
+        raise UsageError("is a network without weights", where=str(source),
+                         fix="name the file that has them: --weights CHECKPOINT")
+    return load_model(source, log=log)
 
 
 def _weights_at(source: Path) -> Path:
@@ -106,7 +121,7 @@ def _chosen(network: str | Path | Network, described: Network | None, classes: i
     if isinstance(network, Network):
         return network
     if not isinstance(network, str) or network.lower() not in PRESETS:
-        return find_network(str(network))
+        return network_of(network)
     published = preset(network.lower(), classes)
     return published if described is None else replace(described, name=published.name, factors=published.factors)
 
@@ -173,7 +188,6 @@ def _inferred(stages: Stages, classes: int, path: Path, log: Callable[[str], Non
               else "X3D-XS's; the network is not a published one")
     text = f"{path}: weights do not tell their clip. Taken: {clip}, {others}; network=... chooses"
     log(text)
-    warnings.warn(text, stacklevel=3)
     return network
 
 

@@ -157,8 +157,7 @@ def save_safetensors(model: X3D, path: str | Path) -> list[Path]:
     returns the file. Raises `UsageError` for a model without a description."""
     path, network = Path(path), _network_of(model)
     metadata = {"format": "pt", "network": to_json(network.as_dict())}
-    with atomic_path(path) as temporary:
-        safetensors.torch.save_file(_state_of(model), temporary, metadata=metadata)
+    write_atomic(path, safetensors.torch.save(_state_of(model), metadata))
     return [path]
 
 

@@ -119,6 +119,11 @@ class RunPaths:
         return self.final / "latency.json"
 
     @property
+    def tests(self) -> Path:
+        """The folder of what `test` measured later."""
+        return self.root / "test"
+
+    @property
     def report(self) -> Path:
         """The folder of what is derived from the journal; may be deleted and rebuilt at will."""
         return self.root / "report"

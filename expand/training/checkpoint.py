@@ -36,10 +36,10 @@ class Progress:
     """Parts that a batch is split into by now: `RecipeConfig.accumulation`, or more where memory ran out."""
 
 
-def save(path: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress,
+def save(path: Path, identity: str, model: X3D, optimizer: torch.optim.Optimizer, progress: Progress,
          average: nn.Module | None = None) -> None:
     """Writes the training's state. `identity` names what is trained, so that another training never goes on from it."""
-    state = {"version": VERSION, "identity": identity, "model": model.state_dict(),
+    state = {**_described(model), "identity": identity,
              "optimizer": optimizer.state_dict(), "progress": dict(vars(progress)), "rng": torch.get_rng_state()}
     if average is not None:
         state["average"] = average.state_dict()
@@ -49,11 +49,15 @@ def save(path: Path, identity: str, model: nn.Module, optimizer: torch.optim.Opt
         torch.save(state, temporary)
 
 
+def _described(model: X3D) -> dict[str, Any]:
+    """The weights and what the network is, as `expand.model.weights` reads them."""
+    return {"version": VERSION, "network": model.network and model.network.as_dict(), "model": model.state_dict()}
+
+
 def save_weights(path: Path, model: X3D) -> None:
     """Writes the weights with the network's description: what stays of a training that has its outcome."""
     with atomic_path(path) as temporary:
-        torch.save({"version": VERSION, "network": model.network and model.network.as_dict(),
-                    "model": model.state_dict()}, temporary)
+        torch.save(_described(model), temporary)
 
 
 def load(path: Path, identity: str) -> tuple[dict[str, Any] | None, str | None]:

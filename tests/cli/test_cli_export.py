@@ -57,5 +57,5 @@ def test_weights_belong_to_a_description(run, tmp_path):
     description = run / "final" / "network.yaml"
     out, _ = call(description, "--weights", run / "final" / "weights.pt", "--format", "safetensors", "--out", tmp_path)
     assert out == f"{tmp_path / 'mine.safetensors'}\n"
-    with pytest.raises(UsageError, match="no weights to hand over"):
+    with pytest.raises(UsageError, match="is a network without weights"):
         call(description, "--format", "safetensors")

@@ -86,7 +86,7 @@ def test_a_timeline_is_merged_where_the_class_stays(command, weights, tmp_path):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (("test", "xs"), "add --weights"), (("test", "WEIGHTS"), "add --data"), (("predict", "WEIGHTS"), "VIDEO"),
+    (("test", "xs"), "--weights CHECKPOINT"), (("test", "WEIGHTS"), "add --data"), (("predict", "WEIGHTS"), "VIDEO"),
     (("test", "WEIGHTS", "--views", "20"), "'20' is not one of"),
     (("predict", "WEIGHTS", "a.mp4", "--hop", "1"), "add --timeline")])
 def test_a_command_that_cannot_be_meant_is_told_why(command, weights, words, message):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from expand.config import Config, dump_config
 from expand.config.schema import DataConfig, RecipeConfig, RunConfig
@@ -123,18 +124,27 @@ def test_the_code_on_the_card_runs_as_it_stands_from_any_folder(searched, tmp_pa
     assert done.stdout.strip() in CLASSES
 
 
+def write_training(paths: RunPaths, result: dict, config: Config = CONFIG) -> RunPaths:
+    """What a training leaves that belongs to no search."""
+    write_atomic(paths.training, yaml.safe_dump({
+        "init": "weights_of | another.pyth", "config": dump_config(config), "fingerprint": "beef",
+        "splits": {"train": 300, "val": 40, "test": 0}}))
+    return write_final(paths, result, config)
+
+
 def test_a_training_without_a_search_has_a_card_without_what_only_a_search_knows(tmp_path):
-    paths = write_final(RunPaths(tmp_path / "trained"), {**RESULT, "split": "val"})
+    paths = write_training(RunPaths(tmp_path / "trained"), {**RESULT, "split": "val"})
     write_card(paths)
     found, text = rows(paths), card(paths)
-    assert found["measured"] == "on val" and found["clips"] == "40 val, 40 test"
-    assert "Expansion path" not in text and "share of the target" not in found and "fingerprint" not in found
+    assert found["measured"] == "on val" and found["clips"] == "300 train, 40 val" and found["fingerprint"] == "beef"
+    assert "Expansion path" not in text and "share of the target" not in found
+    assert r"It began with the weights of weights\_of \| another.pyth." in text
 
 
 def test_a_card_written_on_a_machine_without_the_device_leaves_the_latency_open(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     config = replace(CONFIG, run=replace(CONFIG.run, device="cuda"))
-    paths = write_final(RunPaths(tmp_path / "moved"), RESULT, config)
+    paths = write_training(RunPaths(tmp_path / "moved"), RESULT, config)
     write_card(paths)
     assert rows(paths)["latency"].startswith("not measured") and not paths.latency.exists()

@@ -50,7 +50,7 @@ def _published(folder: Path) -> Path:
 
 def test_a_description_alone_has_nothing_to_hand_over(run):
     for source in ("xs", "XL", str(run / "final" / "network.yaml")):
-        with pytest.raises(UsageError, match="no weights to hand over") as caught:
+        with pytest.raises(UsageError, match="is a network without weights") as caught:
             export(source, "onnx")
         assert "--weights" in str(caught.value)
     with pytest.raises(UsageError, match="has weights already"):

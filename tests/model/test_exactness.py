@@ -1,8 +1,8 @@
 """The network computes what the public implementations compute.
 
-The one operator that differs is Swish: theirs is x * sigmoid(x), ours the fused `silu`, which rounds once less. With
-the product in its place, and the plain operators, every bit is theirs. The fast operators (a mean for the average pool,
-matrix products for 1x1x1 convolutions) add in another order: all but the rounding is theirs.
+With the plain operators every bit is theirs. The fast ones round otherwise, and all but the rounding is theirs: a mean
+for the average pool and matrix products for 1x1x1 convolutions add in another order, and the fused Swish rounds once less
+than x * sigmoid(x).
 """
 
 import json
@@ -73,20 +73,15 @@ def pairs(tmp_path_factory):
     return pair
 
 
-def product_swish(x):
-    return x * torch.sigmoid(x)
-
-
 def assert_close(ours, theirs, tolerance):
     """Within `tolerance` of the largest value."""
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * theirs.abs().max().item())
 
 
 @pytest.mark.parametrize(("name", "side"), CASES)
-def test_logits_are_pytorchvideo_s_to_the_last_bit(pairs, monkeypatch, name, side):
+def test_logits_are_pytorchvideo_s_to_the_last_bit(pairs, name, side):
     ours, theirs = pairs(name)
     clip = seeded_clip(CLIPS[name][0], side)
-    monkeypatch.setattr(torch.nn.functional, "silu", product_swish)
     with plain_operators():
         logits = ours(clip)
     assert torch.equal(logits, theirs(clip))
