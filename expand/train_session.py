@@ -123,7 +123,8 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
                            where=config.data.path or "the built-in clips",
                            fix="put the old clips back, or start a new training with the new ones")
         job = _job(paths, network, config)
-        _introduce(display, job, data, group)
+        if not job.paths.outcome.exists():
+            _introduce(display, job, data, group)
         _train(paths, job, data, runtime, group, display)
         return group.from_first(lambda: _finished(paths))
 

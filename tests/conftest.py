@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 # Read when torch is first imported, here or in a process that a test starts: tests share their cores.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 # A slow moment of a busy machine is no failure of the code.

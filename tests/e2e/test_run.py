@@ -44,6 +44,7 @@ def test_a_search_ends_with_a_winner_within_its_target(finished):
 def test_a_finished_run_has_every_file_that_is_promised(finished):
     run_dir, _ = finished
     for name in ("config.yaml", "env.json", "journal.jsonl", "log.txt", "final/network.yaml", "final/weights.pt",
+                 "final/README.md", "final/latency.json",
                  "report/steps.csv", "report/expansion.png", "report/expansion.svg", "candidates/s00-basis/spec.yaml",
                  "candidates/s00-basis/metrics.csv", "candidates/s00-basis/checkpoint.pt",
                  "candidates/s00-basis/outcome.json"):

@@ -45,7 +45,9 @@ def test_an_outcome_has_every_figure_that_is_promised(job, data):
     assert len(job.paths.metrics.read_text().splitlines()) == 1 + RECIPE.epochs
 
 
-def test_a_training_that_was_stopped_ends_as_an_undisturbed_one(job, data, tmp_path):
+@pytest.mark.parametrize("more", [{}, {"ema": 0.5, "accumulation": 2}])
+def test_a_training_that_was_stopped_ends_as_an_undisturbed_one(job, data, tmp_path, more):
+    job = replace(job, recipe=replace(RECIPE, **more))
     undisturbed = train_candidate(job, data, RUNTIME, Hooks())
     other = replace(job, paths=CandidatePaths(tmp_path / "stopped"))
     for calls in (3, 2, 4):  # in the middle of both epochs

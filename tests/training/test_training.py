@@ -1,0 +1,142 @@
+"""What a training can do besides plain SGD: a moving average, batches in parts, first weights, a look at val."""
+
+import csv
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from expand.config.schema import BuiltinConfig, DataConfig, RecipeConfig
+from expand.data import prepare
+from expand.model import X3D
+from expand.rundir.paths import CandidatePaths
+from expand.space.factors import Factors
+from expand.training.candidate import train_final
+from expand.training.checkpoint import save_weights
+from expand.training.loop import Hooks, Job, Training, described
+from expand.training.runtime import Runtime
+
+CONFIG = DataConfig(builtin=BuiltinConfig(size=32, seconds=1.5, fps=12, train_clips=32, val_clips=16, test_clips=16))
+RECIPE = RecipeConfig(epochs=2, batch_size=8, eval_clips=1, precise_bn_batches=2)
+FACTORS = Factors.of(frames=2, stride=14, resolution=32, width=0.5, depth=0.4)
+RUNTIME = Runtime(torch.device("cpu"), 1, "fp32")
+
+
+@pytest.fixture(scope="module")
+def data(own_cache):
+    return prepare(CONFIG, short_side=64, workers=1, report=lambda text: None)
+
+
+@pytest.fixture
+def job(tmp_path):
+    return Job("final", FACTORS, 0.001, RECIPE, CONFIG, 7, CandidatePaths(tmp_path), 1000.0)
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).clone()
+
+
+def test_the_moving_average_is_that_of_the_weights_after_each_update(job, data):
+    job = replace(job, recipe=replace(RECIPE, ema=0.8))
+    seen = []
+    training = Training(job, data, RUNTIME, Hooks(stop=lambda: seen.append(flat(training.model)) or False))
+    training.fit()
+    assert len(seen) == 2 * 4
+    expected = seen[0]
+    for weights in seen[1:]:
+        expected = 0.8 * expected + 0.2 * weights
+    torch.testing.assert_close(flat(training.result), expected, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(flat(training.result), seen[-1])
+
+
+def test_the_moving_average_is_what_is_kept_and_measured(job, data):
+    job = replace(job, recipe=replace(RECIPE, ema=0.9))
+    training = Training(job, data, RUNTIME, Hooks())
+    training.fit()
+    result = train_final(job, data, RUNTIME, job.paths.dir / "weights.pt", Hooks())
+    kept = torch.load(job.paths.dir / "weights.pt", weights_only=True)["model"]
+    assert all(torch.equal(kept[name], value) for name, value in training.result.named_parameters())
+    training.refresh_norms()
+    assert result["loss"] == training.evaluate("test").loss
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_a_batch_in_parts_has_the_same_gradients_where_norms_do_not_mix_clips(job, data, parts):
+    training = Training(replace(job, recipe=replace(RECIPE, dropout=0.0)), data, RUNTIME, Hooks())
+    for module in training.model.train().modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eval()
+            nn.init.ones_(module.weight)
+    x_BCTHW, y_B = next(iter(training._batches(0)))
+    found = []
+    for count in (1, parts):
+        training.progress.parts = count
+        sums = training._gradients(x_BCTHW, y_B, len(y_B))
+        found.append([*(p.grad.clone() for p in training.model.parameters()), sums[0].float()])
+    assert sum(gradient.abs().sum() for gradient in found[0]) > 1
+    for whole, split in zip(*found, strict=True):
+        torch.testing.assert_close(split, whole, rtol=1e-3, atol=1e-5)
+
+
+SMALL_MEMORY = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.training.test_training import *
+data = prepare(CONFIG, short_side=64, workers=1, report=lambda text: None)
+factors = Factors.of(frames=16, stride=1, resolution=64, width=1.0, bottleneck=2.0, depth=0.4)
+recipe = RecipeConfig(epochs=1, batch_size=32, eval_clips=1, precise_bn_batches=0)
+lines = []
+job = Job("final", factors, 0.1, recipe, CONFIG, 7, CandidatePaths(Path({folder!r})), 1000.0)
+training = Training(job, data, RUNTIME, Hooks(log=lines.append))
+x_BCTHW, y_B = next(iter(training._batches(0)))
+training._update(x_BCTHW[:2], y_B[:2], 2)  # what torch sets up once is there before the limit
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + {spare}, resource.RLIM_INFINITY))
+loss, hits = training._update(x_BCTHW, y_B, 32)
+print(training.progress.parts, math.isfinite(loss), *lines, sep="\\n")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the process's memory as Linux does")
+def test_where_the_memory_does_not_suffice_the_batch_goes_through_in_parts(tmp_path, pytestconfig):
+    script = SMALL_MEMORY.format(root=str(pytestconfig.rootpath), folder=str(tmp_path), spare=400_000_000)
+    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    parts, is_finite, *lines = done.stdout.splitlines()
+    assert int(parts) in (2, 4, 8, 16) and is_finite == "True"
+    assert f"batches of 32 go through the network in {parts} parts from now on" in lines[-1]
+
+
+def test_the_first_weights_are_those_of_the_file(job, data, tmp_path):
+    torch.manual_seed(3)
+    other = X3D.of(described("other", FACTORS, data.classes, CONFIG))
+    save_weights(tmp_path / "other.pt", other)
+    began = replace(job, first_weights=tmp_path / "other.pt")
+    assert torch.equal(flat(Training(began, data, RUNTIME, Hooks()).model), flat(other))
+    assert began.identity(16) != job.identity(16)
+
+
+def test_val_is_measured_every_so_many_epochs(job, data):
+    rows = []
+    recipe = replace(RECIPE, epochs=3, eval_every=2)
+    Training(replace(job, recipe=recipe), data, RUNTIME, Hooks(epoch=rows.append)).fit()
+    with open(job.paths.metrics) as file:
+        written = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [math.isnan(float(row["val_accuracy"])) for row in written] == [True, False, True]
+    assert 0 < float(written[1]["val_loss"]) == rows[1]["val_loss"]
+
+
+def test_looking_at_val_changes_nothing(job, data, tmp_path):
+    results = []
+    for every in (0, 1):
+        paths = CandidatePaths(tmp_path / str(every))
+        training = Training(replace(job, paths=paths, recipe=replace(RECIPE, eval_every=every)), data, RUNTIME, Hooks())
+        training.fit()
+        results.append(flat(training.model))
+    assert torch.equal(*results)
