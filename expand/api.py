@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expand.config import Config, load_config
+from expand.config.schema import DataConfig
 from expand.errors import DataError, UsageError
 from expand.expansion.forecast import check_target, follow, forecast
 from expand.expansion.rules import Space
@@ -62,13 +63,14 @@ def resume(run_dir: str | Path, *, display: Display | None = None) -> dict[str, 
     return status(go_on(Path(run_dir), display))
 
 
-def train(network: str | Path, config: str | Path | Config | None = None, *, init: str | Path | None = None,
+def train(network: str | Path | Network, config: str | Path | Config | None = None, *, init: str | Path | None = None,
           overrides: Overrides = (), values: Mapping[str, Any] | None = None, run_dir: str | Path | None = None,
           display: Display | None = None) -> dict[str, Any]:
     """Trains one network by the recipe `final` of `config` and measures it; returns the result (docs/json.md).
 
-    `network`: `xs`, `s`, `m`, `l`, `xl`, `x2d`, a network's YAML, or a run, for its winner. `init`: a file with weights
-    to begin with, ours or those of SlowFast or PyTorchVideo; a head of another number of classes begins anew. The rest
+    `network`: `xs`, `s`, `m`, `l`, `xl`, `x2d`, a network's YAML, a run, for its winner, or a `Network`. `init`: a run, or
+    a file with weights to begin with, ours or those of SlowFast or PyTorchVideo; a head of other classes begins anew. The
+    rest
     is as in `search`; `resume` goes on with it. Under torchrun, every process calls this and takes a share.
 
     Raises as `search` does.
@@ -128,7 +130,7 @@ def plan(config: str | Path | Config | None = None, *, overrides: Overrides = ()
     published, where it names none.
     """
     settings = config if isinstance(config, Config) else load_config(config, overrides, values)
-    space = Space(settings.search, classes or _classes(settings, named=config is not None))
+    space = Space(settings.search, classes or _classes(settings, named=config is not None or settings.data != DataConfig()))
     check_target(space)
     planned = follow(space, path)
     last = planned.steps[-1] if planned.steps else planned.basis

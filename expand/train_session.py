@@ -7,6 +7,7 @@ The directory has what a search's has, but for the journal: `final/` with the ne
 from __future__ import annotations
 
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import yaml
 
 from expand.config import Config, dump_config
 from expand.data import PreparedData, prepare
+from expand.data.sources import counted
 from expand.driver import FINAL, Display
 from expand.errors import CandidateFailed, Interrupted, RunError
 from expand.exports.card import write_card
 from expand.model import X3D
+from expand.model.load import weights_at
 from expand.model.weights import load_checkpoint
 from expand.report.words import percent
 from expand.rundir.files import make_dir, read_json, write_atomic, write_json
@@ -94,7 +97,7 @@ def _first_weights(network: Network, config: Config, init: Path, display: Displa
     """The weights of `init` in the network; what the file has no weights for is drawn with the seed."""
     torch.manual_seed(candidate_seed(config.run.seed, FINAL))
     model = X3D.of(network)
-    load_checkpoint(model, init, display.say)
+    load_checkpoint(model, weights_at(init), display.say)
     return model
 
 
@@ -112,6 +115,8 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
     """Trains from where the files are; every process of `group` does the same."""
     with ExitStack() as stack:
         group.from_first(lambda: stack.enter_context(RunLock(paths)) and None)
+        if paths.final_candidate.outcome.exists():
+            return group.from_first(lambda: _finished(paths))
         config, network, spec = stored_config(paths), load_network(paths.network), _spec(paths)
         check_unchanged(spec["config"], config, str(paths.config))
         display = Logged(display, paths) if group.is_first else display
@@ -123,8 +128,7 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
                            where=config.data.path or "the built-in clips",
                            fix="put the old clips back, or start a new training with the new ones")
         job = _job(paths, network, config)
-        if not job.paths.outcome.exists():
-            _introduce(display, job, data, group)
+        _introduce(display, job, data, group)
         _train(paths, job, data, runtime, group, display)
         return group.from_first(lambda: _finished(paths))
 
@@ -139,9 +143,12 @@ def _spec(paths: RunPaths) -> dict[str, Any]:
 
 
 def _job(paths: RunPaths, network: Network, config: Config) -> Job:
-    first = paths.first_weights if paths.first_weights.exists() else None
+    first, stream = None, FINAL
+    if paths.first_weights.exists():
+        # another random stream than the one that these weights may have been trained with: they know its batches
+        first, stream = paths.first_weights, f"{FINAL} {sha256(paths.first_weights.read_bytes()).hexdigest()}"
     return Job(FINAL, network.factors, complexity_of(network.factors, network.classes).gflops, config.final, config.data,
-               candidate_seed(config.run.seed, FINAL), paths.final_candidate, config.run.checkpoint_every_s, first)
+               candidate_seed(config.run.seed, stream), paths.final_candidate, config.run.checkpoint_every_s, first)
 
 
 def _introduce(display: Display, job: Job, data: PreparedData, group: Group) -> None:
@@ -149,7 +156,7 @@ def _introduce(display: Display, job: Job, data: PreparedData, group: Group) -> 
     beginning = "goes on" if job.paths.checkpoint.exists() else "begins"
     processes = f", in {group.size} processes" if group.size > 1 else ""
     display.say(f"training {beginning}: {job.gflops:.4g} GFLOPs, {len(data.classes)} classes, {counts['train']} clips, "
-                f"{recipe.epochs} epochs of batches of {recipe.batch_size}{processes}")
+                f"{counted(recipe.epochs, 'epoch')} of batches of {recipe.batch_size}{processes}")
 
 
 def _train(paths: RunPaths, job: Job, data: PreparedData, runtime: Runtime, group: Group, display: Display) -> None:

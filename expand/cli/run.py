@@ -61,7 +61,7 @@ def resume(run: Path) -> None:
 @click.argument("network")
 @click.option("--data", metavar="PATH", help="Your clips, as in `search`.  [default: the built-in clips]")
 @click.option("--init", type=click.Path(path_type=Path), metavar="CHECKPOINT",
-              help="Weights to begin with: ours, SlowFast's or PyTorchVideo's.  [default: drawn anew]")
+              help="Weights to begin with: a run, a file of ours, SlowFast's or PyTorchVideo's.  [default: drawn anew]")
 @click.option("--epochs", type=int, metavar="N", help="Passes over the train split.  [default: about 2,000 updates]")
 @click.option("--batch-size", type=int, metavar="N", help="Clips in an update.  [default: by the size of the train split]")
 @click.option("--config", metavar="CONFIG", help="A YAML file or a ready configuration, for its sections data, final, run.")

@@ -46,7 +46,7 @@ def prepare(config: DataConfig, *, short_side: int, workers: int, report: Callab
     (at most 1: none but this); of `splits` alone. `report` gets lines for people. Raises `DataError` for whatever is wrong with the clips,
     among it more unreadable ones than `config.max_unreadable` of all allows.
     """
-    listed, folder = list_clips(config), cache_dir(config)
+    listed, folder = list_clips(config, to_train="train" in splits), cache_dir(config)
     listed = replace(listed, clips=tuple(clip for clip in listed.clips if clip.split in splits))
     if not (config.path or config.train or config.val or config.test):
         synthetic.ensure_rendered(config.builtin, folder, workers, report)

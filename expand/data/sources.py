@@ -41,16 +41,18 @@ class ClipList:
     clips: tuple[Clip, ...]
 
 
-def list_clips(config: DataConfig) -> ClipList:
+def list_clips(config: DataConfig, *, to_train: bool = True) -> ClipList:
     """The clips that `config` names, in a fixed order. The built-in ones are named whether rendered yet or not.
 
     Folder: `path/{train,val[,test]}/<class>/<clip>`; classes are the folders' names in order. Lists: `train.csv`,
     `val.csv`[, `test.csv`] in `path`, or `config.train`, `.val`, `.test`: a line is `path label` or `path,label`,
-    relative to its list; labels are names, or numbers that keep their order. Raises `DataError` for a missing folder or
+    relative to its list; labels are names, or numbers that keep their order. Without `to_train` any split will do, and
+    the classes are those of the clips where there is no train split. Raises `DataError` for a missing folder or
     list, lines that cannot be parsed (all of them), an empty split, a single class, or a class unknown to train.
     """
     if config.train or config.val or config.test:
-        return _from_lists({split: _list_path(config, split) for split in SPLITS if getattr(config, split)})
+        return _from_lists({split: _list_path(config, split) for split in SPLITS if getattr(config, split)},
+                           to_train)
     if config.path is None:
         files = synthetic.clip_files(config.builtin, cache_dir(config))
         return ClipList(synthetic.CLASSES, tuple(Clip(path, label, split) for split in SPLITS
@@ -62,8 +64,8 @@ def list_clips(config: DataConfig) -> ClipList:
     lists = {split: root / f"{split}.csv" for split in SPLITS if (root / f"{split}.csv").is_file()}
     folders = {split: root / split for split in SPLITS if (root / split).is_dir()}
     if lists and not all(split in folders and any(map(_is_class, folders[split].iterdir())) for split in REQUIRED):
-        return _from_lists(lists)  # folders without class folders in them hold the lists' clips
-    return _from_folders(root, folders)
+        return _from_lists(lists, to_train)  # folders without class folders in them hold the lists' clips
+    return _from_folders(root, folders, to_train)
 
 
 def count_classes(config: DataConfig) -> int:
@@ -80,9 +82,16 @@ def cache_dir(config: DataConfig) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "x3d-expand"
 
 
-def _from_folders(root: Path, folders: dict[str, Path]) -> ClipList:
-    missing = [split for split in REQUIRED if split not in folders]
-    if missing:
+def _missing(found: Iterable[str], to_train: bool) -> list[str]:
+    """Splits that are needed and not there."""
+    found = set(found)
+    if not to_train:
+        return [] if found else ["test", "val"]
+    return [split for split in REQUIRED if split not in found]
+
+
+def _from_folders(root: Path, folders: dict[str, Path], to_train: bool) -> ClipList:
+    if missing := _missing(folders, to_train):
         found = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         raise DataError(f"has no folder {' and no folder '.join(missing)}; found {', '.join(found[:SHOWN]) or 'none'}",
                         where=str(root), fix="clips are expected as {train,val[,test]}/<class>/<clip>, or listed in "
@@ -111,9 +120,8 @@ def _list_path(config: DataConfig, split: str) -> Path:
     return path
 
 
-def _from_lists(lists: dict[str, Path]) -> ClipList:
-    missing = [split for split in REQUIRED if split not in lists]
-    if missing:
+def _from_lists(lists: dict[str, Path], to_train: bool) -> ClipList:
+    if missing := _missing(lists, to_train):
         raise DataError(f"no list for {' and '.join(missing)}", where=", ".join(str(path) for path in lists.values()),
                         fix="both a train and a val list are needed: data.train and data.val, or train.csv and val.csv")
     named, mistakes = [], []
@@ -164,13 +172,13 @@ def _checked(where: str, splits: Iterable[str], named: list[tuple[Path, str, str
     if empty:
         raise DataError(f"no clips for {' and '.join(empty)}", where=where,
                         fix="put clips there" + (", or take `test` away" if empty == ["test"] else ""))
-    names = {name for _, name, split, _ in named if split == "train"}
+    names = {name for _, name, split, _ in named if split == "train" or "train" not in counts}
     strange = {(name, split, place) for _, name, split, place in named if name not in names}
     if strange:
         lines = [_stranger(*entry, names) for entry in sorted(strange, key=lambda entry: entry[2])]
         raise DataError(f"classes without a clip in train:\n{shown(lines)}", where=where,
                         fix="every class needs clips in train")
-    if len(names) < 2:
+    if len(names) < 2 and "train" in counts:
         raise DataError(f"only one class, {names.pop()!r}: there is nothing to tell apart", where=where,
                         fix="name at least two classes")
     classes = tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))

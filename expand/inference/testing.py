@@ -120,7 +120,7 @@ def _data_config(paths: RunPaths, data: str | Path | None, overrides: Sequence[s
 
 
 def _prepared(config: DataConfig, split: str | None, network: Network, log: Log) -> _Exam:
-    listed = list_clips(config)
+    listed = list_clips(config, to_train=False)
     splits = {clip.split for clip in listed.clips}
     split = split or ("test" if "test" in splits else "val")
     if split not in splits:

@@ -40,7 +40,7 @@ def load_model(source: str | Path, network: str | Path | Network | None = None, 
     Raises `UsageError` for a file that holds no X3D, or one that `network` is not; `RunError` for a run without a
     trained winner.
     """
-    path = _weights_at(Path(source))
+    path = weights_at(Path(source))
     checkpoint = _read(path)
     state, where = checkpoint.state, str(path)
     stages, classes = _stages_of(state, where), _classes_of(state, where)
@@ -73,8 +73,8 @@ def load_named(source: str | Path, weights: str | Path | None,
     return load_model(source, log=log)
 
 
-def _weights_at(source: Path) -> Path:
-    """The file with the weights of a directory; a file is its own."""
+def weights_at(source: Path) -> Path:
+    """The file with the weights of a run, a training or its `final/`; a file is its own. Raises as `load_model`."""
     name, paths = str(source), RunPaths(source)
     if source.suffix.lower() == ".onnx":
         raise UsageError("is ONNX, which holds no weights to go on with", where=name,

@@ -72,22 +72,40 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def load_checkpoint(model: X3D, path: str | Path, log: Callable[[str], None]) -> None:
     """Loads a file's weights into `model`, in evaluation exactly as the file's own network computes.
 
-    A batch norm on a shortcut that only one of the two has is folded, or added as an identity; a classifier of another
-    number of classes is left as it is, and `log` is told. Raises `UsageError` naming every entry that does not fit, or
+    A batch norm on a shortcut that only one of the two has is folded, or added as an identity. Classes that both know by
+    name are matched by name; a classifier of other classes is left as it is, and `log` is told. Raises `UsageError` naming every entry that does not fit, or
     weights that are not finite; the model is unchanged then.
     """
     checkpoint = read_checkpoint(path)
     targets = model.state_dict()
     state = dict(checkpoint.state)
     weight = state.get(CLASSIFIER[0])
-    if weight is not None and weight.ndim == 2 and len(weight) != model.geometry.classes:
+    if weight is not None and weight.ndim == 2:
+        rows = _rows(checkpoint.network, len(weight), model)
         for key in CLASSIFIER:
             if key in state:
-                state[key] = targets[key]
-        ours, theirs = (network.name if network else "a network" for network in (model.network, checkpoint.network))
-        log(f"{path}: the classifier keeps its first weights: {theirs} there has {len(weight)} classes, {ours} here "
-            f"{model.geometry.classes}")
+                state[key] = targets[key] if rows is None else state[key][rows]
+        if rows is None:
+            log(f"{path}: the classifier keeps its first weights: {_classes(checkpoint.network, len(weight))} there, "
+                f"{_classes(model.network, model.geometry.classes)} here")
     model.load_state_dict(fitted(state, targets, where=str(path)))
+
+
+def _rows(theirs: Network | None, count: int, model: X3D) -> list[int] | None:
+    """For each class of `model` its row in a classifier of `count` classes; None where the classes are others. Without
+    names on either side, the same number is taken for the same classes."""
+    names, ours = theirs and theirs.class_names, model.network and model.network.class_names
+    if count != model.geometry.classes:
+        return None
+    if not names or not ours or len(names) != count:
+        return list(range(count))
+    places = {name: row for row, name in enumerate(names)}
+    return [places[name] for name in ours] if places.keys() == set(ours) else None
+
+
+def _classes(network: Network | None, count: int) -> str:
+    names = ", ".join((network and network.class_names or ())[:3])
+    return f"{network.name if network else 'a network'} with {count} classes" + (f" ({names}, ...)" if names else "")
 
 
 def fitted(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], *, where: str) -> State:

@@ -10,11 +10,13 @@ from expand.rundir.paths import RunPaths
 from expand.space.network import Network, find_network, load_network
 
 
-def network_of(source: str | Path) -> Network:
-    """The network that `source` names: a published one, a YAML file, or the winner of a run or training.
+def network_of(source: str | Path | Network) -> Network:
+    """The network that `source` is or names: a published one, a YAML file, or the winner of a run or training.
 
     Raises `UsageError` where it names none of them, `RunError` for a run without a winner.
     """
+    if isinstance(source, Network):
+        return source
     return load_network(_description(RunPaths(Path(source)))) if os.path.isdir(source) else find_network(str(source))
 
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -79,6 +80,8 @@ class Group:
 
 
 ALONE = Group()
+PATIENCE = timedelta(days=1)
+"""How long processes wait for the first one, which decodes the clips alone."""
 
 
 @contextmanager
@@ -89,7 +92,7 @@ def process_group() -> Iterator[Group]:
         yield ALONE
         return
     # CPU tensors go by gloo, also beside GPUs: flags, scores and texts live on the host
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield Group(dist.get_rank(), size)
     finally:

@@ -32,8 +32,10 @@ class Runtime:
         return cls(_device(run.device), run.threads, run.precision)
 
     def prepare(self) -> None:
-        """Sets this process's CPU threads; results depend on their number."""
+        """Sets this process's GPU and CPU threads; results depend on the threads' number."""
         torch.set_num_threads(self.threads)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
 
     def autocast(self) -> AbstractContextManager:
         """bf16 autocast where it is used."""

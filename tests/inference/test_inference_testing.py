@@ -69,6 +69,11 @@ def test_classes_that_the_network_does_not_know_are_listed(judge, tmp_path):
     assert "'jump'; did you mean 'jumps'?" in str(raised.value) and "'run'" not in raised.value.what
 
 
+def test_a_split_alone_is_enough(judge, weights, tmp_path):
+    alone = write_folder(tmp_path / "alone", clips=2, splits=("val",))
+    assert (judge(weights, alone)["split"], judge(weights, alone)["videos"]) == ("val", 4)
+
+
 def test_nameless_classes_are_taken_in_order_and_that_is_said(judge, tmp_path):
     said = []
     result = judge(save_network(tmp_path / "two.pt", 2), log=said.append)

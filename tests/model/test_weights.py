@@ -268,7 +268,21 @@ def test_a_classifier_of_other_classes_keeps_its_first_weights_and_says_so(model
     load_checkpoint(ours, tmp_path / "x3d.pt", lines.append)
     assert torch.equal(ours.head.classifier.weight, first)
     assert torch.equal(ours.head.features.weight, model.head.features.weight)
-    assert len(lines) == 1 and "small there has 3 classes, mine here 5" in lines[0]
+    assert len(lines) == 1 and "small with 3 classes" in lines[0] and "mine with 5 classes here" in lines[0]
+
+
+@pytest.mark.parametrize(("there", "here", "taken"), [
+    (("a", "b", "c"), ("c", "a", "b"), [2, 0, 1]), (("a", "b", "c"), ("a", "b", "d"), None),
+    (None, ("a", "b", "c"), [0, 1, 2]), (("a", "b", "c"), None, [0, 1, 2])])
+def test_classes_are_matched_by_name_where_both_sides_know_them(tmp_path, there, here, taken):
+    theirs = seeded_model(X3D.of(replace(NETWORK, classes=3, class_names=there)))
+    save_weights(tmp_path / "theirs.pt", theirs)
+    ours, lines = X3D.of(replace(NETWORK, classes=3, class_names=here)), []
+    first = ours.head.classifier.weight.clone()
+    load_checkpoint(ours, tmp_path / "theirs.pt", lines.append)
+    assert torch.equal(ours.head.classifier.weight, first if taken is None else theirs.head.classifier.weight[taken])
+    assert torch.equal(ours.head.features.weight, theirs.head.features.weight)
+    assert ["(a, b, c, ...) there" in line for line in lines] == [True] * (taken is None)
 
 
 def test_all_that_does_not_fit_is_listed_and_the_model_is_left_alone(model, tmp_path):
