@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import expand
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +24,6 @@ def code_of(guide: str) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.timeout(120)
 def test_the_guide_for_python_runs_as_it_stands(tmp_path: Path) -> None:
     code = code_of(GUIDE.read_text(encoding="utf-8"))
     unused = [name for name in expand.__all__ if f"expand.{name}" not in code and not name.startswith("_")]
