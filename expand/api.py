@@ -68,10 +68,10 @@ def train(network: str | Path | Network, config: str | Path | Config | None = No
           display: Display | None = None) -> dict[str, Any]:
     """Trains one network by the recipe `final` of `config` and measures it; returns the result (docs/json.md).
 
-    `network`: `xs`, `s`, `m`, `l`, `xl`, `x2d`, a network's YAML, a run, for its winner, or a `Network`. `init`: a run, or
-    a file with weights to begin with, ours or those of SlowFast or PyTorchVideo; a head of other classes begins anew. The
-    rest
-    is as in `search`; `resume` goes on with it. Under torchrun, every process calls this and takes a share.
+    `network`: `xs`, `s`, `m`, `l`, `xl`, `x2d`, a network's YAML, a run, for its winner, or a `Network`. `init`: a run,
+    or a file with weights to begin with, ours or those of SlowFast or PyTorchVideo; a head of other classes begins
+    anew. The rest is as in `search`; `resume` goes on with it. Under torchrun, every process calls this and takes a
+    share.
 
     Raises as `search` does.
     """

@@ -22,9 +22,9 @@ from expand.exports.card import write_card
 from expand.rundir.files import write_atomic
 from expand.rundir.journal import Journal
 from expand.rundir.paths import RunPaths
-from expand.space.network import dump_network
+from expand.space.network import Network, dump_network, load_network
 from expand.training.candidate import train_final
-from expand.training.loop import Hooks, Job, Tick, candidate_seed, described
+from expand.training.loop import Hooks, Job, Tick, candidate_seed
 from expand.training.runtime import Runtime
 
 FINAL = "final"
@@ -114,19 +114,22 @@ class Driver:
 
     def _write_network(self, action: Record) -> None:
         winner = Candidate.from_dict(action.fields["network"])
-        write_atomic(self.paths.network, dump_network(
-            described(self.paths.root.resolve().name, winner.factors, self.data.classes, self.config.data)))
+        write_atomic(self.paths.network, dump_network(self._network(self.paths.root.resolve().name, winner)))
+
+    def _network(self, name: str, candidate: Candidate) -> Network:
+        data = self.config.data
+        return Network(name, candidate.factors, self.space.classes, self.data.classes, data.mean, data.std)
 
     def _job(self, candidate: Candidate) -> Job:
-        paths = self.paths.candidate(candidate.id)
-        return Job(candidate.id, candidate.factors, candidate.gflops, self.config.candidate, self.config.data,
+        paths, network = self.paths.candidate(candidate.id), self._network(candidate.id, candidate)
+        return Job(candidate.id, network, candidate.gflops, self.config.candidate, self.config.data,
                    candidate_seed(self.config.run.seed, candidate.id), paths, self.config.run.checkpoint_every_s)
 
     def _begin(self, job: Job) -> None:
         self.record("candidate_started", id=job.id, resumed=job.paths.checkpoint.exists())
 
     def _train_final(self, winner: Candidate, hooks: Hooks) -> None:
-        job = replace(self._job(winner), id=FINAL, recipe=self.config.final, paths=self.paths.final_candidate,
+        job = replace(self._job(winner), id=FINAL, network=load_network(self.paths.network), recipe=self.config.final, paths=self.paths.final_candidate,
                       seed=candidate_seed(self.config.run.seed, FINAL))
         self.record("final_started", resumed=job.paths.checkpoint.exists())
         try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import re
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +31,7 @@ from expand.report.summary import summarize
 from expand.report.tables import steps_frame
 from expand.report.words import duration, one_line
 from expand.rundir.files import make_dir, write_atomic, write_json
-from expand.rundir.journal import Journal, read_events
+from expand.rundir.journal import Journal, read_events, run_started
 from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
 from expand.settle import check_unchanged, settle
@@ -121,6 +122,7 @@ def begin(config: Config, run_dir: Path | None, name: str, display: Display | No
 def go_on(run_dir: Path, display: Display | None) -> Path:
     """Works on an existing run to its end; returns its directory."""
     display, paths = display or Quiet(), RunPaths(run_dir)
+    stored_config(paths)  # before the lock, which is a file: there is none in what is no run
     with RunLock(paths):
         config = stored_config(paths)
         events = read_events(paths.journal)
@@ -129,7 +131,7 @@ def go_on(run_dir: Path, display: Display | None) -> Path:
                 write_card(paths)
             display.say(f"{run_dir} is finished")
             return paths.root
-        if started := _started(events):
+        if started := run_started(events):
             check_unchanged(started["config"], config, str(paths.config))
         runtime = Runtime.of(config.run)
         data = _prepare(config, Space(config.search, count_classes(config.data)), display)
@@ -137,21 +139,16 @@ def go_on(run_dir: Path, display: Display | None) -> Path:
     return paths.root
 
 
-def _started(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The event with which the run began, if it did."""
-    return next((event for event in events if event["event"] == "run_started"), None)
-
-
 def choose_dir(config: Config, stem: str) -> Path:
     """Where a run is kept that says no directory: named by its configuration, else by `stem` and a free number."""
     folder, name = Path(config.run.runs_dir), config.run.name
     if name is None:
-        number = 1
+        stem, number = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run", 1
         while (folder / f"{stem}-{number}").exists():
             number += 1
         name = f"{stem}-{number}"
     if not RUN_NAME.match(name):
-        raise UsageError(f"'{name}' cannot name a run", where="--name",
+        raise UsageError(f"{name!r} cannot name a run", where="--name",
                          fix="use letters, digits, '.', '_' and '-'; --run-dir takes any path")
     return folder / name
 
@@ -165,7 +162,7 @@ def check_free(paths: RunPaths) -> None:
     if paths.journal.exists() or paths.training.exists():
         raise RunError("a run is kept here", where=str(paths.root),
                        fix=f"go on with it: x3d-expand resume {paths.root}; or choose another --name")
-    known = {paths.config.name, paths.env.name, paths.lock.name, paths.log.name}
+    known = {paths.config.name, paths.env.name, paths.lock.name, paths.log.name, paths.first_weights.name}
     if any(entry.name not in known and not entry.name.startswith(".tmp-") for entry in paths.root.iterdir()):
         raise RunError("holds files that are not a run's", where=str(paths.root),
                        fix="choose another --name or --run-dir")
@@ -190,8 +187,7 @@ def _estimate(config: Config, space: Space, data: PreparedData, runtime: Runtime
     space = Space(config.search, space.classes)  # with the limits settled
     steps = forecast(space)
     candidates = [c for step in steps for c in step]
-    clips = {split: len(getattr(data, split)) for split in ("train", "val", "test")}
-    seconds = estimate_seconds(steps, config, runtime, space.classes, clips)
+    seconds = estimate_seconds(steps, config, runtime, space.classes, data.counts)
     return Estimate(len(steps) - 1, len(candidates), sum(c.gflops for c in candidates), seconds)
 
 
@@ -204,7 +200,7 @@ def _work(config: Config, paths: RunPaths, data: PreparedData, runtime: Runtime,
     """Drives the run from where its journal ends; the report is renewed whatever happens."""
     display, journal, events = Logged(display, paths), Journal(paths.journal), read_events(paths.journal)
     display.opened(paths)
-    started = _started(events)
+    started = run_started(events)
     if started is None:
         written = journal.append("run_started", **_start_fields(config, paths, data))
     else:
@@ -238,7 +234,7 @@ def _start_fields(config: Config, paths: RunPaths, data: PreparedData) -> dict[s
             "criterion": config.search.criterion, "tolerance": config.search.tolerance,
             "workers": config.run.workers,
             "final_weight": config.final.epochs / config.candidate.epochs, "classes": list(data.classes),
-            "splits": {split: len(getattr(data, split)) for split in ("train", "val", "test")},
+            "splits": data.counts,
             "fingerprint": data.fingerprint, "config": dump_config(config)}
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from expand.config import Config, config_diff, parse_config
+from expand.config.checks import RUN_NAME
 from expand.config.schema import DataConfig
 from expand.data import PreparedData
 from expand.errors import RunError
@@ -17,14 +18,15 @@ HARMLESS = ("run.name", "run.workers", "run.runs_dir", "run.checkpoint_every_s",
 
 
 def settle(config: Config, data: PreparedData, name: str) -> Config:
-    """`config` with nothing left open for the clips `data` on this machine."""
+    """`config` with nothing left open for the clips `data` on this machine. `name` is that of the run's folder, which
+    may be any; the configuration names the run only where it could be given that name."""
     limits = config.search.limits
     if limits.clip_s is None:
         limits = replace(limits, clip_s=round(data.median_s, 6))
     clips = len(data.train)
     return replace(config, data=_absolute(config.data), search=replace(config.search, limits=limits),
                    candidate=settle_recipe(config.candidate, clips), final=settle_recipe(config.final, clips),
-                   run=replace(settle_run(config.run), name=name))
+                   run=replace(settle_run(config.run), name=name if RUN_NAME.match(name) else None))
 
 
 def _absolute(data: DataConfig) -> DataConfig:

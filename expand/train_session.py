@@ -1,12 +1,13 @@
 """One network trained on its own: begun, carried on after an interruption, in one process or in several (torchrun).
 
 The directory has what a search's has, but for the journal: `final/` with the network, `config.yaml`, `env.json`,
-`log.txt`; and `training.yaml`, which says what it was begun with.
+`log.txt`; and `training.yaml`, which says all that it was begun with, and makes the directory a training.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 import yaml
 
-from expand.config import Config, dump_config
+from expand.config import Config, dump_config, parse_config
+from expand.config.schema import DataConfig
 from expand.data import PreparedData, prepare
 from expand.data.sources import counted
 from expand.driver import FINAL, Display
@@ -45,7 +47,7 @@ from expand.training.candidate import train_final
 from expand.training.checkpoint import save_weights
 from expand.training.distributed import Group, process_group
 from expand.training.evaluate import wilson_interval
-from expand.training.loop import Hooks, Job, candidate_seed, described
+from expand.training.loop import Hooks, Job, candidate_seed
 from expand.training.runtime import Runtime, available_cores, settle_run
 
 
@@ -64,33 +66,39 @@ def begin(network: Network, config: Config, init: Path | None, run_dir: Path | N
 def go_on(run_dir: Path, display: Display | None) -> dict[str, Any]:
     """Trains on from the last checkpoint; a finished training is left as it is."""
     paths = RunPaths(run_dir)
-    runtime = Runtime.of(stored_config(paths).run)
+    runtime = Runtime.of(_config(paths, _spec(paths)).run)
     with process_group() as group:
         return _work(paths, runtime, group, display if display and group.is_first else Quiet(), [])
 
 
 def _create(network: Network, config: Config, init: Path | None, run_dir: Path | None, display: Display,
             found: list[PreparedData]) -> Path:
-    """Makes the directory; `training.yaml` comes last, so that there is a training or none. `found` takes the clips."""
+    """Makes the directory, `training.yaml` last, so that there is a training or none. `found` takes the clips."""
     paths = RunPaths(run_dir or choose_dir(config, network.name))
     check_free(paths)
+    config = replace(config, data=_normalised_as(network, config.data))
     data = _prepared(config, network.factors, display)
     found.append(data)
     config = settle(config, data, paths.root.resolve().name)
-    network = described(paths.root.resolve().name, network.factors, data.classes, config.data)
+    network = replace(network, name=paths.root.resolve().name, classes=len(data.classes), class_names=data.classes,
+                      mean=config.data.mean, std=config.data.std)
     first = _first_weights(network, config, init, display) if init else None
     make_dir(paths.root)
     with RunLock(paths):
         check_free(paths)
-        write_json(paths.env, environment(config))
-        write_atomic(paths.config, dump_config(config))
-        write_atomic(paths.network, dump_network(network))
         if first is not None:
             save_weights(paths.first_weights, first)
-        spec = {"init": None if init is None else str(init), "config": dump_config(config),
-                "fingerprint": data.fingerprint, "splits": _counts(data)}
+        spec = {"network": network.as_dict(), "init": None if init is None else str(init), "config": dump_config(config),
+                "fingerprint": data.fingerprint, "splits": data.counts}
         write_atomic(paths.training, yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
     return paths.root
+
+
+def _normalised_as(network: Network, data: DataConfig) -> DataConfig:
+    """`data` with the network's own mean and std where the configuration leaves the defaults."""
+    default = DataConfig()
+    return replace(data, **{name: getattr(network, name) for name in ("mean", "std")
+                            if getattr(data, name) == getattr(default, name)})
 
 
 def _first_weights(network: Network, config: Config, init: Path, display: Display) -> X3D:
@@ -106,19 +114,17 @@ def _prepared(config: Config, factors: Factors, display: Display) -> PreparedDat
                    workers=available_cores(), report=display.say)
 
 
-def _counts(data: PreparedData) -> dict[str, int]:
-    return {split: len(getattr(data, split)) for split in ("train", "val", "test")}
-
-
 def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
           found: list[PreparedData]) -> dict[str, Any]:
     """Trains from where the files are; every process of `group` does the same."""
     with ExitStack() as stack:
         group.from_first(lambda: stack.enter_context(RunLock(paths)) and None)
+        spec = _spec(paths)
+        group.from_first(lambda: _lay_out(paths, spec))
+        config, network = _config(paths, spec), load_network(paths.network)
+        check_unchanged(spec["config"], config, str(paths.config))
         if paths.final_candidate.outcome.exists():
             return group.from_first(lambda: _finished(paths))
-        config, network, spec = stored_config(paths), load_network(paths.network), _spec(paths)
-        check_unchanged(spec["config"], config, str(paths.config))
         display = Logged(display, paths) if group.is_first else display
         # the first process decodes what is missing, the others find it done
         group.from_first(lambda: None if found else found.append(_prepared(config, network.factors, display)))
@@ -136,10 +142,26 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
 def _spec(paths: RunPaths) -> dict[str, Any]:
     try:
         spec = yaml.safe_load(paths.training.read_text(encoding="utf-8"))
-        return {name: spec[name] for name in ("config", "fingerprint", "splits", "init")}
+        return {name: spec[name] for name in ("network", "config", "fingerprint", "splits", "init")}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise RunError("cannot be read, so nobody can tell what was to be trained", where=str(paths.training),
                        fix="take it back from a copy, or start a new training") from error
+
+
+def _config(paths: RunPaths, spec: dict[str, Any]) -> Config:
+    """The configuration as it stands there now, or as it was begun with where it is not there."""
+    return stored_config(paths) if paths.config.exists() else parse_config(spec["config"], str(paths.training))
+
+
+def _lay_out(paths: RunPaths, spec: dict[str, Any]) -> None:
+    """Writes what follows from `training.yaml` and is not there yet."""
+    config = _config(paths, spec)
+    if not paths.network.exists():
+        write_atomic(paths.network, dump_network(Network.from_dict(spec["network"], where=str(paths.training))))
+    if not paths.env.exists():
+        write_json(paths.env, environment(config))
+    if not paths.config.exists():
+        write_atomic(paths.config, dump_config(config))
 
 
 def _job(paths: RunPaths, network: Network, config: Config) -> Job:
@@ -147,15 +169,15 @@ def _job(paths: RunPaths, network: Network, config: Config) -> Job:
     if paths.first_weights.exists():
         # another random stream than the one that these weights may have been trained with: they know its batches
         first, stream = paths.first_weights, f"{FINAL} {sha256(paths.first_weights.read_bytes()).hexdigest()}"
-    return Job(FINAL, network.factors, complexity_of(network.factors, network.classes).gflops, config.final, config.data,
+    return Job(FINAL, network, complexity_of(network.factors, network.classes).gflops, config.final, config.data,
                candidate_seed(config.run.seed, stream), paths.final_candidate, config.run.checkpoint_every_s, first)
 
 
 def _introduce(display: Display, job: Job, data: PreparedData, group: Group) -> None:
-    recipe, counts = job.recipe, _counts(data)
+    recipe = job.recipe
     beginning = "goes on" if job.paths.checkpoint.exists() else "begins"
     processes = f", in {group.size} processes" if group.size > 1 else ""
-    display.say(f"training {beginning}: {job.gflops:.4g} GFLOPs, {len(data.classes)} classes, {counts['train']} clips, "
+    display.say(f"training {beginning}: {job.gflops:.4g} GFLOPs, {len(data.classes)} classes, {len(data.train)} clips, "
                 f"{counted(recipe.epochs, 'epoch')} of batches of {recipe.batch_size}{processes}")
 
 

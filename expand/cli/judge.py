@@ -138,7 +138,7 @@ class _Told:
                 self.bar = None
         elif now - self.shown >= PLAIN_EVERY_S:
             self.shown = now
-            self.display.say(text)
+            click.echo(text, err=True)  # standard output has the answers
 
 
 @contextmanager

@@ -97,7 +97,7 @@ class _TrainClips(Dataset):
                 self._fill(row_THWC, index)
         except DataError as error:
             return error
-        return clips_BTHWC, torch.tensor([self.clips[index].label for index in indices])
+        return clips_BTHWC, _labels(self.clips, indices)
 
     def _fill(self, row_THWC: torch.Tensor, index: int) -> None:
         clip, config = self.clips[index], self.config
@@ -130,7 +130,7 @@ class _EvalClips(Dataset):
                 self._fill(rows_CTHWC, *divmod(sample, self.views))
         except DataError as error:
             return error
-        return clips_BTHWC, torch.tensor([self.clips[index].label for index in index_B]), torch.tensor(index_B)
+        return clips_BTHWC, _labels(self.clips, index_B), torch.tensor(index_B)
 
     def _fill(self, rows_CTHWC: torch.Tensor, index: int, view: int) -> None:
         clip = self.clips[index]
@@ -152,6 +152,11 @@ def _cuts(clip: CachedClip, index_T: np.ndarray, boxes: Sequence[Box], side: int
     for box in boxes:
         first = box.top - top
         yield resize(frames_THWC[:, first:first + box.side, box.left:box.left + box.side], side)
+
+
+def _labels(clips: Sequence[CachedClip], indices: Sequence[int]) -> torch.Tensor:
+    """Also of no clips: a process may have no share of a small batch."""
+    return torch.tensor([clips[index].label for index in indices], dtype=torch.int64)
 
 
 def _as_is(batch):

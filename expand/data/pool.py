@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from expand.errors import DataError
@@ -36,8 +37,7 @@ def process_map(function: Callable[[Any, Any], Any], state: Any, items: Sequence
         return
     pool = ProcessPoolExecutor(workers, CONTEXT, _start_worker, (function, state, os.getpid()))
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+        with quiet_fork():
             results = pool.map(_call, items, chunksize=max(1, min(MAX_CHUNK, len(items) // (4 * workers))))
         yield from results
     except BrokenProcessPool as error:
@@ -45,6 +45,14 @@ def process_map(function: Callable[[Any, Any], Any], state: Any, items: Sequence
                         fix="start again; what was done is kept") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def quiet_fork() -> Iterator[None]:
+    """Without Python's warning about forks of a process with threads: see `CONTEXT`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+        yield
 
 
 def _start_worker(function: Callable, state: Any, parent: int) -> None:

@@ -37,6 +37,11 @@ class PreparedData:
     fingerprint: str
     """Hash of classes, labels, file names, frame times and sizes: the same clips, wherever they lie, give the same."""
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Clips in each split."""
+        return {split: len(getattr(self, split)) for split in SPLITS}
+
 
 def prepare(config: DataConfig, *, short_side: int, workers: int, report: Callable[[str], None],
             splits: Sequence[str] = SPLITS) -> PreparedData:

@@ -63,11 +63,6 @@ def export(model_or_run: X3D | str | Path, format: str, path: str | Path | None 
     return hand_over(model_or_run, format, path, weights=weights, log=log).files
 
 
-def export_model(model: X3D, format: str, path: str | Path) -> list[Path]:
-    """Writes `model`, which stays as it is, in `format` to the file or folder `path`; returns the files. See `export`."""
-    return _write(model, format, Path(path)).files
-
-
 def hand_over(model_or_run: X3D | str | Path, format: str, path: str | Path | None = None, *,
               weights: str | Path | None = None, log: Callable[[str], None] = lambda text: None) -> Handover:
     """`export`, with what it measured."""

@@ -19,7 +19,7 @@ from expand.model.load import load_model
 from expand.report.summary import summarize
 from expand.report.words import axis_name, number, one_line, percent, split_note, value_text
 from expand.rundir.files import read_json, write_atomic, write_json
-from expand.rundir.journal import read_events
+from expand.rundir.journal import read_events, run_started
 from expand.rundir.paths import RunPaths
 from expand.space.complexity import complexity
 from expand.space.factors import REFERENCE_FPS
@@ -62,14 +62,10 @@ class _Facts:
         config = parse_config(paths.config.read_text(encoding="utf-8"), str(paths.config))
         outcome = read_json(paths.final_candidate.outcome)
         is_search = paths.journal.exists()
-        started = _started(paths) if is_search else yaml.safe_load(paths.training.read_text(encoding="utf-8"))
+        started = run_started(read_events(paths.journal)) if is_search else yaml.safe_load(paths.training.read_text(encoding="utf-8"))
         return cls(paths, load_network(paths.network), config, read_json(paths.env), outcome["result"],
                    {split: sum(map(sum, rows)) for split, rows in outcome["confusion"].items()},
                    _latency(paths, config), started, summarize(paths.root) if is_search else None)
-
-
-def _started(paths: RunPaths) -> Mapping[str, Any]:
-    return next(event for event in read_events(paths.journal) if event["event"] == "run_started")
 
 
 def _latency(paths: RunPaths, config: Config) -> dict[str, Any] | None:
@@ -94,7 +90,7 @@ def _parts(facts: _Facts) -> Iterator[str]:
     yield (f"A video network of the X3D family for {facts.network.classes} classes, {origin} with x3d-expand "
            f"{_plain(facts.env.get('x3d_expand'))}.")
     yield _table(_network_rows(facts))
-    yield f"## Use\n\n```python\n{_code(facts)}\n```"
+    yield f"## Use\n\n```python\n{_code(facts)}\n```\n\nThe path is the one at the time of writing."
     yield f"## Accuracy\n\n{_table(_accuracy_rows(facts))}"
     if facts.summary:
         yield "## Expansion path\n\n" + "\n".join(_path_lines(facts.summary))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
-from expand.data.pool import CONTEXT
+from expand.data.pool import CONTEXT, quiet_fork
 from expand.errors import DataError
 
 
@@ -19,7 +19,8 @@ def in_child(function: Callable[..., Iterator], *arguments: Any) -> Iterator:
     """
     receiver, sender = CONTEXT.Pipe(duplex=False)
     child = CONTEXT.Process(target=_work, args=(receiver, sender, function, arguments), daemon=True)
-    child.start()
+    with quiet_fork():
+        child.start()
     sender.close()
     try:
         while (message := _received(receiver, child)) is not None:

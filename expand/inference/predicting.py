@@ -53,7 +53,7 @@ def predict(source: str | Path, videos: Sequence[str | Path], *, top: int = 5, v
     """
     if top < 1 or views < 1:
         raise UsageError(f"top and views are at least 1, got {top} and {views}")
-    if not timeline and not window_s is hop_s is None:
+    if not timeline and (window_s, hop_s) != (None, None):
         raise UsageError("a window and its hop belong to a timeline", fix="add --timeline")
     model, runtime = ready(source, weights, device, threads, log)
     network = model.network

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test(source: str | Path, *, views: int = 10, data: str | Path | None = None,
 
     Writes result.json, classes.csv, confusion.csv, confusion.png and scores.csv (a row a video) into `out`, by default
     `test/<split>-<views>views` in a run, else `test-<network>-<split>-<views>views` here. Returns what result.json
-    holds: {"network", "source", "data", "split", "note", "views", "videos", "left_out", "accuracy",
+    holds: {"network", "source", "weights", "data", "split", "note", "views", "videos", "left_out", "accuracy",
     "accuracy_interval", "top5", "top5_interval", "loss", "per_class", "device", "precision", "wall_s", "clips_per_s",
     "out"}. Intervals are [low, high] of 95 % confidence; `note` says what the split was used for before, where that is
     known; `left_out` counts unreadable clips; `per_class` are the rows of classes.csv.
@@ -67,20 +68,24 @@ def test(source: str | Path, *, views: int = 10, data: str | Path | None = None,
         raise UsageError(f"{views} views", fix=f"choose {' or '.join(map(str, CROPS))}")
     if batch_size < 1:
         raise UsageError(f"a batch of {batch_size} clips")
+    if out and Path(out).exists() and not Path(out).is_dir():
+        raise UsageError("is not a folder", where=str(out), fix="name a folder for the results: --out DIR")
     model, runtime = ready(source, weights, device, threads, log)
     network, paths = model.network, RunPaths(Path(source))
     config = replace(_data_config(paths, data, overrides), mean=network.mean, std=network.std)
     exam = _prepared(config, split, network, log)
-    folder = make_dir(Path(out) if out else _default_folder(paths, data, f"{exam.split}-{views}views", network))
+    is_own = weights is None and paths.config.is_file()
+    folder = make_dir(Path(out) if out else _default_folder(paths if is_own else None, data, f"{exam.split}-{views}views",
+                                                            network))
     began = time.monotonic()
     scores, labels = _scores(model, exam, views, batch_size, runtime, progress)
     evaluation, seconds = judged(scores, labels), time.monotonic() - began
     confusion_KK = np.array(evaluation.confusion)
     top5_K = torch.bincount(labels[hits(scores, labels, 5)], minlength=network.classes).numpy()
     per_class = classes_frame(confusion_KK, top5_K, exam.names)
-    is_selected = data is None and paths.journal.exists()
+    is_selected = is_own and data is None and paths.journal.exists()
     result = jsonable({
-        "network": network.name, "source": source, "data": getattr(config, exam.split) or config.path or "built-in",
+        "network": network.name, "source": source, "weights": weights, "data": getattr(config, exam.split) or config.path or "built-in",
         "split": exam.split, "note": split_note(exam.split, exam.split == "val") if is_selected else None,
         "views": views, "videos": len(exam.clips), "left_out": exam.left_out, **_figures(evaluation, len(exam.clips)),
         "per_class": per_class.to_dict("records"), "device": runtime.device.type, "precision": runtime.precision,
@@ -157,9 +162,11 @@ def _matched(listed: ClipList, split: str, network: Network, log: Log) -> tuple[
     return names, {label: known[listed.classes[label]] for label in used}
 
 
-def _default_folder(paths: RunPaths, data: str | Path | None, stem: str, network: Network) -> Path:
-    if paths.config.is_file():
-        return paths.tests / (f"{Path(data).resolve().name}-{stem}" if data else stem)
+def _default_folder(paths: RunPaths | None, data: str | Path | None, stem: str, network: Network) -> Path:
+    """In the run `paths` of which the network is, a folder for each set of clips; else one here."""
+    if paths is not None:
+        other = Path(data).resolve() if data else None
+        return paths.tests / (f"{other.name}-{sha256(str(other).encode()).hexdigest()[:6]}-{stem}" if other else stem)
     return Path(f"test-{re.sub(r'[^a-zA-Z0-9_.-]+', '_', network.name)[:80]}-{stem}")
 
 

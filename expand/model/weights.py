@@ -72,23 +72,25 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def load_checkpoint(model: X3D, path: str | Path, log: Callable[[str], None]) -> None:
     """Loads a file's weights into `model`, in evaluation exactly as the file's own network computes.
 
-    A batch norm on a shortcut that only one of the two has is folded, or added as an identity. Classes that both know by
-    name are matched by name; a classifier of other classes is left as it is, and `log` is told. Raises `UsageError` naming every entry that does not fit, or
-    weights that are not finite; the model is unchanged then.
+    A batch norm on a shortcut that only one of the two has is folded, or added as an identity. Classes that both know
+    by name are matched by name; a classifier of other classes is left as it is, and `log` is told. Raises `UsageError`
+    naming every entry that does not fit, or weights that are not finite; the model is unchanged then.
     """
     checkpoint = read_checkpoint(path)
     targets = model.state_dict()
-    state = dict(checkpoint.state)
+    state, remark = dict(checkpoint.state), None
     weight = state.get(CLASSIFIER[0])
     if weight is not None and weight.ndim == 2:
         rows = _rows(checkpoint.network, len(weight), model)
-        for key in CLASSIFIER:
-            if key in state:
-                state[key] = targets[key] if rows is None else state[key][rows]
         if rows is None:
-            log(f"{path}: the classifier keeps its first weights: {_classes(checkpoint.network, len(weight))} there, "
-                f"{_classes(model.network, model.geometry.classes)} here")
+            remark = (f"{path}: the classifier keeps its first weights: {_classes(checkpoint.network, len(weight))} "
+                      f"there, {_classes(model.network, model.geometry.classes)} here")
+        for key in CLASSIFIER:
+            if key in state and state[key].shape[:1] == weight.shape[:1]:  # else it is damaged, and listed so
+                state[key] = targets[key] if rows is None else state[key][rows]
     model.load_state_dict(fitted(state, targets, where=str(path)))
+    if remark:
+        log(remark)
 
 
 def _rows(theirs: Network | None, count: int, model: X3D) -> list[int] | None:

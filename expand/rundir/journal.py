@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ class Journal:
             os.fsync(file.fileno())
         if is_new:
             sync_dir(self.path.parent)
+
+
+def run_started(events: Iterable[Event]) -> Event | None:
+    """The event with which a run began, if it did."""
+    return next((event for event in events if event["event"] == "run_started"), None)
 
 
 def read_events(path: Path) -> list[Event]:

@@ -17,6 +17,8 @@ from expand.space.geometry import Geometry
 MAX_BYTES = 1_000_000
 BOUNDS = {"gamma_tau": (1, 10_000), "gamma_t": (1, 10_000), "gamma_s": (32 / 112, 100.0), "gamma_w": (0.01, 100.0),
           "gamma_b": (0.01, 100.0), "gamma_d": (0.01, 1000.0)}
+WEIGHTS = (".pt", ".pth", ".pyth", ".safetensors", ".pt2", ".onnx")
+"""How names of files end that hold weights."""
 PIXEL_BOUNDS = {"mean": (0.0, 1.0), "std": (1e-6, 1.0)}
 """Values outside are taken for mistakes."""
 
@@ -84,6 +86,9 @@ def preset(name: str, classes: int = PUBLISHED_CLASSES) -> Network:
 def find_network(source: str) -> Network:
     """The network that `source` names: a preset or a network's YAML. Raises `UsageError` where it names none."""
     path = Path(source)
+    if path.suffix.lower() in WEIGHTS:
+        raise UsageError("is a file of weights, not a network's description", where=source,
+                         fix="name the network (a run, a YAML file, xs to xl), and give the weights as --init or --weights")
     if path.suffix in (".yaml", ".yml") or os.path.exists(path):  # False for a name no file can have
         return load_network(path)
     if source.lower() in PRESETS:

@@ -12,7 +12,6 @@ from expand.data import PreparedData
 from expand.errors import CandidateFailed, Interrupted
 from expand.expansion.types import Outcome
 from expand.rundir.files import read_json, write_atomic, write_json
-from expand.rundir.paths import CandidatePaths
 from expand.space.network import dump_network
 from expand.training import checkpoint
 from expand.training.distributed import ALONE, Group
@@ -29,10 +28,10 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
     or an operator that fails gives a failed outcome with its reason. Raises `Interrupted` when asked to stop; a
     checkpoint is on disk.
     """
-    known = _known_outcome(job.paths, job.identity(len(data.classes)))
+    known = _known_outcome(job)
     if known is not None:
-        return known
-    write_atomic(job.paths.spec, dump_network(job.network(data.classes)))
+        return Outcome.from_dict(known)
+    write_atomic(job.paths.spec, dump_network(job.network))
     try:
         with _failures(job, hooks):
             training = Training(job, data, runtime, hooks)
@@ -58,14 +57,13 @@ def train_final(job: Job, data: PreparedData, runtime: Runtime, weights: Path, h
                 group: Group = ALONE) -> dict[str, Any]:
     """Trains the winner by the final recipe and measures it: on `val`, and once on `test` where there is one.
 
-    Writes the weights to the path `weights`. In a `group`, every process calls it, and the first one writes. Returns the fields of `final_finished`; `accuracy` is that of `split`.
-    Raises `CandidateFailed` and `Interrupted` as a training does.
+    Writes the weights to the path `weights`. In a `group`, every process calls it, and the first one writes. Returns
+    the fields of `final_finished`; `accuracy` is that of `split`. Raises `CandidateFailed` and `Interrupted` as a
+    training does.
     """
-    identity = job.identity(len(data.classes))
-    if job.paths.outcome.exists():
-        known = read_json(job.paths.outcome)
-        if known.get("identity") == identity:
-            return known["result"]
+    known = _known_outcome(job)
+    if known is not None:
+        return known["result"]
     with _failures(job, hooks):
         training = Training(job, data, runtime, hooks, group)
         seconds = _fit(training)
@@ -77,7 +75,7 @@ def train_final(job: Job, data: PreparedData, runtime: Runtime, weights: Path, h
               "wall_s": training.progress.wall_s + seconds["norms_s"]}
     if group.is_first:
         checkpoint.save_weights(weights, training.result)
-        write_json(job.paths.outcome, {"identity": identity, "result": result, "classes": list(data.classes),
+        write_json(job.paths.outcome, {"identity": job.identity, "result": result, "classes": list(data.classes),
                                        "confusion": {name: e.confusion for name, e in splits.items()}})
     return result
 
@@ -109,13 +107,14 @@ def _failures(job: Job, hooks: Hooks) -> Iterator[None]:
         raise CandidateFailed(text.splitlines()[0] if text else repr(error)) from error
 
 
-def _known_outcome(paths: CandidatePaths, identity: str) -> Outcome | None:
-    if not paths.outcome.exists():
+def _known_outcome(job: Job) -> dict[str, Any] | None:
+    """What is on disk of a training of this very identity that has ended."""
+    if not job.paths.outcome.exists():
         return None
-    known = read_json(paths.outcome)
-    return Outcome.from_dict(known) if known.get("identity") == identity else None
+    known = read_json(job.paths.outcome)
+    return known if known.get("identity") == job.identity else None
 
 
 def _write_outcome(job: Job, data: PreparedData, outcome: Outcome, confusion: list[list[int]] | None) -> None:
-    write_json(job.paths.outcome, {**outcome.as_dict(), "identity": job.identity(len(data.classes)),
+    write_json(job.paths.outcome, {**outcome.as_dict(), "identity": job.identity,
                                    "classes": list(data.classes), "confusion": confusion})

@@ -43,8 +43,9 @@ def save(path: Path, identity: str, model: X3D, optimizer: torch.optim.Optimizer
              "optimizer": optimizer.state_dict(), "progress": dict(vars(progress)), "rng": torch.get_rng_state()}
     if average is not None:
         state["average"] = average.state_dict()
-    if torch.cuda.is_available():
-        state["cuda_rng"] = torch.cuda.get_rng_state_all()
+    device = _gpu_of(model)
+    if device is not None:
+        state["cuda_rng"] = torch.cuda.get_rng_state(device)
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
 
@@ -81,6 +82,13 @@ def restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Opti
         average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
-    if "cuda_rng" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    device = _gpu_of(model)
+    if "cuda_rng" in state and device is not None:
+        torch.cuda.set_rng_state(state["cuda_rng"], device)
     return Progress(**state["progress"])
+
+
+def _gpu_of(model: nn.Module) -> torch.device | None:
+    """The GPU that the model is on: each of several processes has its own, and all draw the same from theirs."""
+    device = next(model.parameters()).device
+    return device if device.type == "cuda" else None

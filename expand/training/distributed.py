@@ -1,5 +1,5 @@
-"""One training in several processes, started by `torchrun`: each takes a share of every batch, and what comes out is what
-one process would have come to, but for rounding.
+"""One training in several processes, started by `torchrun`: each takes a share of every batch, and what comes out is
+what one process would have come to, but for rounding.
 
 Batch norm averages over the whole batch, and the dropout mask is drawn for the whole batch, so that the number of
 processes is not part of the recipe.
@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from expand.errors import ExpandError
+from expand import errors
+from expand.errors import ExpandError, UsageError
 from expand.model import X3D
 from expand.model.layers import Head
 
@@ -59,12 +60,12 @@ class Group:
             try:
                 answer = [work()]
             except ExpandError as raised:
-                error, answer = raised, [{"error": [raised.what, raised.where, raised.fix]}]
+                error, answer = raised, [{"error": [type(raised).__name__, raised.what, raised.where, raised.fix]}]
         if self.size > 1:
             answer = json.loads(self._broadcast(json.dumps(answer)))
         if error is None and isinstance(answer[0], dict) and "error" in answer[0]:
-            what, where, fix = answer[0]["error"]
-            error = ExpandError(what, where=where, fix=fix)
+            kind, what, where, fix = answer[0]["error"]
+            error = _error(kind, what, where, fix)
         if error is not None:
             raise error
         return answer[0]
@@ -77,6 +78,12 @@ class Group:
             content = torch.empty(int(length), dtype=torch.uint8)
         dist.broadcast(content, 0)
         return bytes(content.tolist()).decode()
+
+
+def _error(kind: str, what: str, where: str | None, fix: str | None) -> ExpandError:
+    """An error of the kind `kind`; one that is made of other parts becomes its nearest kin."""
+    found = getattr(errors, kind, ExpandError)
+    return (UsageError if issubclass(found, UsageError) else found)(what, where=where, fix=fix)
 
 
 ALONE = Group()
@@ -132,7 +139,7 @@ class SharedDropout(nn.Dropout):
         self.group = group
 
     def forward(self, x_BTHWC: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
+        if not self.training or self.p == 0 or not torch.is_grad_enabled():  # nothing to learn: precise statistics
             return x_BTHWC
         rows = torch.zeros(self.group.size, dtype=torch.int64)
         rows[self.group.rank] = len(x_BTHWC)

@@ -9,9 +9,10 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Job:
     """One training: what, how, on which data settings, with which seed, and the files that it may write."""
 
     id: str
-    factors: Factors
+    network: Network
     gflops: float
     recipe: RecipeConfig
     data_config: DataConfig
@@ -60,22 +61,20 @@ class Job:
     first_weights: Path | None = None
     """A file with the weights to begin with; None: drawn with the seed."""
 
-    def network(self, classes: Sequence[str]) -> Network:
-        """The network that comes out."""
-        return described(self.id, self.factors, classes, self.data_config)
+    @property
+    def factors(self) -> Factors:
+        """The network's."""
+        return self.network.factors
 
-    def identity(self, classes: int) -> str:
-        """Names everything that the weights depend on; a checkpoint of another identity is never continued."""
-        what = {"id": self.id, "factors": self.factors.as_dict(), "recipe": asdict(self.recipe), "seed": self.seed,
-                "classes": classes}
+    @cached_property
+    def identity(self) -> str:
+        """Tells one training from another; a checkpoint of another identity is never continued. What it does not hold,
+        clips and how they are read, a run guards by its own means (`settle.check_unchanged`, the clips' fingerprint)."""
+        network = replace(self.network, name="").as_dict()  # a run may be moved
+        what = {"id": self.id, "network": network, "recipe": asdict(self.recipe), "seed": self.seed}
         if self.first_weights is not None:
             what["first_weights"] = hashlib.sha256(self.first_weights.read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-
-def described(name: str, factors: Factors, classes: Sequence[str], data: DataConfig) -> Network:
-    """A network that is trained on clips of `classes`, read by `data`."""
-    return Network(name, factors, len(classes), tuple(classes), data.mean, data.std)
 
 
 def candidate_seed(run_seed: int, identity: str) -> int:
@@ -123,8 +122,7 @@ class Training:
         runtime.prepare()
         runtime.reset_peak_memory()
         torch.manual_seed(job.seed)
-        self.identity = job.identity(len(data.classes))
-        self.model = X3D.of(job.network(data.classes), dropout=job.recipe.dropout)
+        self.model = X3D.of(job.network, dropout=job.recipe.dropout)
         if job.first_weights is not None:
             load_checkpoint(self.model, job.first_weights, hooks.log)
         self.model.to(runtime.device, memory_format=runtime.memory_format)
@@ -136,7 +134,7 @@ class Training:
         self.started = self.saved = time.monotonic()
 
     def _restored(self) -> Progress:
-        state, complaint = checkpoint.load(self.job.paths.checkpoint, self.identity)
+        state, complaint = checkpoint.load(self.job.paths.checkpoint, self.job.identity)
         if complaint:
             self.hooks.log(f"{self.job.id}: the checkpoint is {complaint}; training starts anew")
         if state is None:
@@ -155,7 +153,7 @@ class Training:
         self.progress.wall_s += now - self.started
         self.started = self.saved = now
         if self.group.is_first:
-            checkpoint.save(self.job.paths.checkpoint, self.identity, self.model, self.optimizer, self.progress,
+            checkpoint.save(self.job.paths.checkpoint, self.job.identity, self.model, self.optimizer, self.progress,
                             self.average)
 
     @property
@@ -224,7 +222,7 @@ class Training:
         x_BCTHW = x_BCTHW.to(self.runtime.device, memory_format=self.runtime.memory_format, non_blocking=True)
         y_B = y_B.to(self.runtime.device, non_blocking=True)
         while (sums := self._gradients(x_BCTHW, y_B, clips)) is None:
-            self._halve()
+            self._halve(clips)
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
@@ -244,7 +242,7 @@ class Training:
                     sums += self._part(x_BCTHW, y_B, clips, part, parts)
         except (MemoryError, RuntimeError) as error:
             # in a group the others wait in the middle of this very batch, and nothing but the group's end frees them
-            if not lacks_memory(error) or parts * 2 > clips or self.group.size > 1:
+            if not lacks_memory(error) or parts == clips or self.group.size > 1:
                 raise
             return None
         return sums
@@ -260,8 +258,8 @@ class Training:
         (loss * (self.group.size / clips)).backward()  # in a group, the mean over the processes is taken
         return torch.stack([loss.detach().double(), (logits_BK.detach().argmax(1) == y_B).sum().double()])
 
-    def _halve(self) -> None:
-        self.progress.parts *= 2
+    def _halve(self, clips: int) -> None:
+        self.progress.parts = min(2 * self.progress.parts, clips)
         self.optimizer.zero_grad(set_to_none=True)
         if self.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -303,6 +301,7 @@ class Training:
             return {}
         if epoch % every:
             return {"val_accuracy": math.nan, "val_loss": math.nan}
+        self.save()  # an interruption of the measurement costs the measurement alone
         evaluation = self.evaluate("val")
         return {"val_accuracy": evaluation.accuracy, "val_loss": evaluation.loss}
 

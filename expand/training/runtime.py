@@ -29,7 +29,11 @@ class Runtime:
         if run.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("no CUDA device is usable here", where="run.device",
                              fix="use --device cpu, or check the driver with nvidia-smi")
-        return cls(_device(run.device), run.threads, run.precision)
+        device = _device(run.device)
+        if device.type == "cuda" and device.index >= torch.cuda.device_count():
+            raise UsageError(f"more processes than this machine's {torch.cuda.device_count()} GPUs", where="torchrun",
+                             fix="start one for each: torchrun --nproc-per-node gpu ...")
+        return cls(device, run.threads, run.precision)
 
     def prepare(self) -> None:
         """Sets this process's GPU and CPU threads; results depend on the threads' number."""

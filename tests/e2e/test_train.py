@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import expand
 from expand.data import synthetic
+from expand.rundir.paths import RunPaths
+from expand.session import check_free
 from expand.space.factors import Factors
 from expand.space.network import Network, dump_network
 from tests.e2e.runs import ROOT, call, kill, start
 
 CLIPS = "data.builtin={size: 32, seconds: 1.5, fps: 12, train_clips: 64, val_clips: 32, test_clips: 32}"
-RECIPE = ["--epochs", "4", "--batch-size", "16", "--threads", "1", "--set", CLIPS,
+RECIPE = ["--epochs", "4", "--batch-size", "21", "--threads", "1", "--set", CLIPS,
           "--set", "final={ema: 0.5, eval_every: 2, eval_clips: 2, precise_bn_batches: 2}",
           "--set", "run.checkpoint_every_s=0"]
 
@@ -98,6 +102,7 @@ def torchrun(*arguments: str | Path) -> str:
 
 
 def test_two_processes_give_the_loss_curve_of_one(trained, network, tmp_path):
+    """Their shares of a batch are not equal."""
     printed = torchrun("train", network, "--run-dir", tmp_path / "two", *RECIPE)
     assert printed.count("training begins") == 1 and "in 2 processes" in printed
     one, two = epochs(trained[0]), epochs(tmp_path / "two")
@@ -128,14 +133,46 @@ def test_an_interruption_writes_a_checkpoint_and_names_the_way_on_which_another_
 def test_a_training_begins_with_the_weights_that_it_is_given(trained, network, tmp_path):
     """From a checkpoint of other classes, in PyTorchVideo's names."""
     given = expand.load(trained[0])
-    expand.export(given, "pytorchvideo", tmp_path / "given.pyth")
-    run_dir = tmp_path / "begun"
+    other = expand.X3D.of(replace(given.network, classes=5, class_names=None))
+    state = {name: value for name, value in given.state_dict().items() if "classifier" not in name}
+    other.load_state_dict(state, strict=False)
+    expand.export(other, "pytorchvideo", tmp_path / "given.pyth")
+    run_dir = tmp_path / "begün with"  # no name that a run could be given, but a folder's
     few = ["--epochs", "1", "--batch-size", "16", "--threads", "1", "--set", CLIPS, "--set", "final.lr=0.0000001"]
-    call("train", network, "--run-dir", run_dir, "--init", tmp_path / "given.pyth", *few)
+    printed = call("train", network, "--run-dir", run_dir, "--init", tmp_path / "given.pyth", *few)
+    assert "the classifier keeps its first weights" in printed and "with 5 classes there" in printed
     close = {name: torch.allclose(value, weights(trained[0])[name], atol=1e-4) for name, value in weights(run_dir).items()
              if name.endswith(".a.weight")}
     assert close and all(close.values())
     assert "given.pyth" in (run_dir / "final" / "README.md").read_text()
+    assert expand.load(run_dir).network.name == "begün with"
+
+
+def test_the_networks_own_pixels_and_shortcuts_are_kept(tmp_path):
+    factors = Factors.of(frames=1, stride=14, resolution=32, width=0.5, depth=0.1)
+    own = Network("own", factors, 16, mean=0.3, std=0.4, first_projection_bn=False)
+    values = {f"data.builtin.{name}": value for name, value in (
+        ("size", 32), ("seconds", 1.5), ("fps", 12), ("train_clips", 64), ("val_clips", 32), ("test_clips", 32))}
+    result = expand.train(own, values={**values, "final.epochs": 1, "final.eval_clips": 1, "run.threads": 1},
+                          run_dir=tmp_path / "own")
+    kept = expand.load(result["run"]).network
+    assert (kept.mean, kept.std, kept.first_projection_bn) == (0.3, 0.4, False)
+    assert "mean: 0.3" in (tmp_path / "own" / "config.yaml").read_text()
+
+
+def test_a_kill_while_it_is_laid_out_leaves_a_training_or_nothing(trained, tmp_path):
+    """What is written after training.yaml follows from it; what is written before is begun anew."""
+    run_dir = tmp_path / "killed"
+    run_dir.mkdir()
+    shutil.copy(trained[0] / "training.yaml", run_dir)
+    expand.resume(run_dir)
+    assert all(torch.equal(value, weights(trained[0])[name]) for name, value in weights(run_dir).items())
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    for name in ("lock", "first_weights.pt"):
+        (nothing / name).touch()
+    assert "was never begun" in call("resume", nothing, code=1)
+    check_free(RunPaths(nothing))
 
 
 def test_what_cannot_be_trained_is_explained(trained, network, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from expand.errors import RunError, UsageError
-from expand.exports import FORMATS, export, export_model
+from expand.exports import FORMATS, export
 from expand.model import X3D
 from expand.model.load import load_model
 from expand.space.network import dump_network
@@ -66,13 +66,13 @@ def test_a_mistyped_format_is_answered_with_the_one_that_was_meant():
 
 def test_a_file_name_that_its_format_would_not_be_known_by_is_refused(tmp_path):
     with pytest.raises(UsageError, match="ends with .pt2") as caught:
-        export_model(trained(), "torch-export", tmp_path / "net.onnx")
+        export(trained(), "torch-export", tmp_path / "net.onnx")
     assert f"write to {tmp_path}/net.pt2" in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_a_model_without_a_description_is_refused():
     with pytest.raises(UsageError, match="no description"):
-        export_model(X3D(NETWORK.geometry), "torch-export", Path("net.pt2"))
+        export(X3D(NETWORK.geometry), "torch-export", Path("net.pt2"))
 
 
 @pytest.mark.parametrize(("name", "file"), [("../up/and out", "up-and-out"), ("..", "network"), ("é\n*", "network"),
@@ -80,11 +80,11 @@ def test_a_model_without_a_description_is_refused():
 def test_a_networks_name_leads_nowhere_but_into_the_folder(tmp_path, name, file):
     model = trained()
     model.network = replace(NETWORK, name=name)
-    assert export_model(model, "safetensors", tmp_path) == [tmp_path / f"{file}.safetensors"]
+    assert export(model, "safetensors", tmp_path) == [tmp_path / f"{file}.safetensors"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(RunError, match="cannot be written") as caught:
-        export_model(trained(), "safetensors", tmp_path / "out" / "net.safetensors")
+        export(trained(), "safetensors", tmp_path / "out" / "net.safetensors")
     assert str(tmp_path / "out") in str(caught.value)

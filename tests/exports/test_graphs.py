@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from expand.errors import ExpandError, UsageError
-from expand.exports import export, export_model, graphs
+from expand.exports import export, graphs
 from expand.model import X3D
 from expand.model.exported import read_torch_export
 from expand.model.load import load_model
@@ -38,12 +38,12 @@ def exported() -> X3D:
 @pytest.fixture(scope="module")
 def onnx_file(exported, tmp_path_factory) -> Path:
     pytest.importorskip("onnxscript")
-    return export_model(exported, "onnx", tmp_path_factory.mktemp("onnx"))[0]
+    return export(exported, "onnx", tmp_path_factory.mktemp("onnx"))[0]
 
 
 @pytest.fixture(scope="module")
 def program_file(exported, tmp_path_factory) -> Path:
-    return export_model(exported, "torch-export", tmp_path_factory.mktemp("program") / "net.pt2")[0]
+    return export(exported, "torch-export", tmp_path_factory.mktemp("program") / "net.pt2")[0]
 
 
 def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:

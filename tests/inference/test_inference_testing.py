@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -9,9 +11,11 @@ from expand.config import dump_config
 from expand.config.schema import Config, DataConfig
 from expand.errors import DataError, ExpandError, UsageError
 from expand.inference import testing
+from expand.model.load import load_model
 from expand.rundir.files import read_json
 from expand.rundir.paths import RunPaths
 from expand.space.factors import PRESETS
+from expand.space.network import dump_network
 from expand.training.evaluate import wilson_interval
 from tests.data.clips import steady, write_clip, write_folder
 from tests.inference.networks import save_network
@@ -114,7 +118,18 @@ def test_a_run_is_tested_on_its_own_clips_and_keeps_the_result(weights, clips, t
 def test_other_clips_do_not_overwrite_a_runs_result(weights, clips, tmp_path):
     run = make_run(tmp_path / "run", weights, tmp_path / "gone")
     result = testing.test(run, data=clips, threads=1)
-    assert result["out"] == str(run / "test" / "set-test-10views") and result["note"] is None
+    assert Path(result["out"]).parent == run / "test" and result["note"] is None
+    other = write_folder(tmp_path / "set", clips=1, splits=("test",))
+    assert other.name == clips.name and testing.test(run, data=other, threads=1)["out"] != result["out"]
+
+
+def test_other_weights_in_a_runs_network_are_not_the_runs_result(weights, clips, tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", weights, clips)
+    RunPaths(run).network.write_text(dump_network(load_model(weights).network))
+    monkeypatch.chdir(tmp_path)
+    result = testing.test(run, weights=weights, threads=1)
+    assert not Path(result["out"]).is_relative_to(run) and not (run / "test").exists()
+    assert (result["weights"], result["note"]) == (str(weights), None)
 
 
 def test_what_is_no_run_leaves_its_result_here(weights, clips, tmp_path, monkeypatch):

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from expand.config.schema import BuiltinConfig, DataConfig, RecipeConfig
-from expand.data import prepare
+from expand.data import prepare, synthetic
 from expand.errors import CandidateFailed, Interrupted
 from expand.model import X3D
 from expand.rundir.paths import CandidatePaths
 from expand.space.factors import Factors
+from expand.space.network import Network
 from expand.training.candidate import train_candidate, train_final
 from expand.training.loop import Hooks, Job, candidate_seed
 from expand.training.runtime import Runtime
@@ -29,7 +30,8 @@ def data(own_cache):
 @pytest.fixture
 def job(tmp_path):
     factors = Factors.of(frames=1, stride=28, resolution=32, width=0.5, depth=0.4)
-    return Job("s00-basis", factors, 0.001, RECIPE, CONFIG, candidate_seed(0, "s00-basis"),
+    network = Network("s00-basis", factors, len(synthetic.CLASSES), synthetic.CLASSES)
+    return Job("s00-basis", network, 0.001, RECIPE, CONFIG, candidate_seed(0, "s00-basis"),
                CandidatePaths(tmp_path), 1000.0)
 
 
@@ -100,3 +102,9 @@ def test_the_test_split_is_used_for_the_winner_where_there_is_one(job, data):
 def test_seeds_depend_on_run_and_candidate_alone():
     seeds = {candidate_seed(run, name) for run in range(3) for name in ("s00-basis", "s01-x_fast", "final")}
     assert len(seeds) == 9 and candidate_seed(1, "final") == candidate_seed(1, "final")
+
+
+def test_a_moved_run_goes_on_and_another_network_does_not(job):
+    moved = replace(job, network=replace(job.network, name="elsewhere"))
+    other = replace(job, network=replace(job.network, first_projection_bn=False))
+    assert moved.identity == job.identity != other.identity

@@ -11,18 +11,21 @@ import torch
 from torch import nn
 
 from expand.config.schema import BuiltinConfig, DataConfig, RecipeConfig
-from expand.data import prepare
+from expand.data import prepare, synthetic
+from expand.errors import Interrupted
 from expand.model import X3D
 from expand.rundir.paths import CandidatePaths
 from expand.space.factors import Factors
+from expand.space.network import Network
 from expand.training.candidate import train_final
 from expand.training.checkpoint import save_weights
-from expand.training.loop import Hooks, Job, Training, described
+from expand.training.loop import Hooks, Job, Training
 from expand.training.runtime import Runtime
 
 CONFIG = DataConfig(builtin=BuiltinConfig(size=32, seconds=1.5, fps=12, train_clips=32, val_clips=16, test_clips=16))
 RECIPE = RecipeConfig(epochs=2, batch_size=8, eval_clips=1, precise_bn_batches=2)
 FACTORS = Factors.of(frames=2, stride=14, resolution=32, width=0.5, depth=0.4)
+NETWORK = Network("small", FACTORS, len(synthetic.CLASSES), synthetic.CLASSES)
 RUNTIME = Runtime(torch.device("cpu"), 1, "fp32")
 
 
@@ -33,7 +36,7 @@ def data(own_cache):
 
 @pytest.fixture
 def job(tmp_path):
-    return Job("final", FACTORS, 0.001, RECIPE, CONFIG, 7, CandidatePaths(tmp_path), 1000.0)
+    return Job("final", NETWORK, 0.001, RECIPE, CONFIG, 7, CandidatePaths(tmp_path), 1000.0)
 
 
 def flat(model: nn.Module) -> torch.Tensor:
@@ -91,7 +94,8 @@ data = prepare(CONFIG, short_side=64, workers=1, report=lambda text: None)
 factors = Factors.of(frames=16, stride=1, resolution=64, width=1.0, bottleneck=2.0, depth=0.4)
 recipe = RecipeConfig(epochs=1, batch_size=32, eval_clips=1, precise_bn_batches=0)
 lines = []
-job = Job("final", factors, 0.1, recipe, CONFIG, 7, CandidatePaths(Path({folder!r})), 1000.0)
+network = Network("large", factors, 16)
+job = Job("final", network, 0.1, recipe, CONFIG, 7, CandidatePaths(Path({folder!r})), 1000.0)
 training = Training(job, data, RUNTIME, Hooks(log=lines.append))
 x_BCTHW, y_B = next(iter(training._batches(0)))
 training._update(x_BCTHW[:2], y_B[:2], 2)  # what torch sets up once is there before the limit
@@ -112,13 +116,43 @@ def test_where_the_memory_does_not_suffice_the_batch_goes_through_in_parts(tmp_p
     assert f"batches of 32 go through the network in {parts} parts from now on" in lines[-1]
 
 
+def test_a_batch_whose_parts_do_not_fit_goes_down_to_single_clips(job, data, monkeypatch):
+    """The allocator's own error, for every part of more than one clip."""
+    lines, part_of = [], Training._part
+
+    def part(self, x_BCTHW, y_B, clips, part, parts):
+        if -(-clips // parts) > 1:
+            torch.empty(2**60)
+        return part_of(self, x_BCTHW, y_B, clips, part, parts)
+
+    monkeypatch.setattr(Training, "_part", part)
+    training = Training(job, data, RUNTIME, Hooks(log=lines.append))
+    x_BCTHW, y_B = next(iter(training._batches(0)))
+    loss, _ = training._update(x_BCTHW[:3], y_B[:3], 3)
+    assert training.progress.parts == 3 and torch.isfinite(loss) and len(lines) == 2
+
+
+def test_an_interrupted_measurement_costs_no_epoch(job, data):
+    job = replace(job, recipe=replace(RECIPE, eval_every=1))
+    answers = iter([False] * 4)  # one an update, then in the measurement
+    with pytest.raises(Interrupted):
+        Training(job, data, RUNTIME, Hooks(stop=lambda: next(answers, True))).fit()
+    resumed = Training(job, data, RUNTIME, Hooks())
+    assert (resumed.progress.epoch, resumed.progress.batch, resumed.progress.seen) == (0, 4, 32)
+    resumed.fit()
+    undisturbed = Training(replace(job, paths=CandidatePaths(job.paths.dir / "other")), data, RUNTIME, Hooks())
+    undisturbed.fit()
+    assert torch.equal(flat(resumed.model), flat(undisturbed.model))
+    assert resumed.progress.rows[0]["loss"] == undisturbed.progress.rows[0]["loss"]
+
+
 def test_the_first_weights_are_those_of_the_file(job, data, tmp_path):
     torch.manual_seed(3)
-    other = X3D.of(described("other", FACTORS, data.classes, CONFIG))
+    other = X3D.of(NETWORK)
     save_weights(tmp_path / "other.pt", other)
     began = replace(job, first_weights=tmp_path / "other.pt")
     assert torch.equal(flat(Training(began, data, RUNTIME, Hooks()).model), flat(other))
-    assert began.identity(16) != job.identity(16)
+    assert began.identity != job.identity
 
 
 def test_val_is_measured_every_so_many_epochs(job, data):
