@@ -130,7 +130,8 @@ def plan(config: str | Path | Config | None = None, *, overrides: Overrides = ()
     published, where it names none.
     """
     settings = config if isinstance(config, Config) else load_config(config, overrides, values)
-    space = Space(settings.search, classes or _classes(settings, named=config is not None or settings.data != DataConfig()))
+    space = Space(settings.search,
+                  classes or _classes(settings, named=config is not None or settings.data != DataConfig()))
     check_target(space)
     planned = follow(space, path)
     last = planned.steps[-1] if planned.steps else planned.basis

@@ -129,8 +129,8 @@ class Driver:
         self.record("candidate_started", id=job.id, resumed=job.paths.checkpoint.exists())
 
     def _train_final(self, winner: Candidate, hooks: Hooks) -> None:
-        job = replace(self._job(winner), id=FINAL, network=load_network(self.paths.network), recipe=self.config.final, paths=self.paths.final_candidate,
-                      seed=candidate_seed(self.config.run.seed, FINAL))
+        job = replace(self._job(winner), id=FINAL, network=load_network(self.paths.network), recipe=self.config.final,
+                      paths=self.paths.final_candidate, seed=candidate_seed(self.config.run.seed, FINAL))
         self.record("final_started", resumed=job.paths.checkpoint.exists())
         try:
             result = train_final(job, self.data, self.runtime, self.paths.weights, hooks)

@@ -24,7 +24,7 @@ from expand.errors import CandidateFailed, Interrupted, RunError
 from expand.exports.card import write_card
 from expand.model import X3D
 from expand.model.load import weights_at
-from expand.model.weights import load_checkpoint
+from expand.model.weights import load_checkpoint, read_checkpoint
 from expand.report.words import percent
 from expand.rundir.files import make_dir, read_json, write_atomic, write_json
 from expand.rundir.lock import RunLock
@@ -76,6 +76,8 @@ def _create(network: Network, config: Config, init: Path | None, run_dir: Path |
     """Makes the directory, `training.yaml` last, so that there is a training or none. `found` takes the clips."""
     paths = RunPaths(run_dir or choose_dir(config, network.name))
     check_free(paths)
+    if init:
+        read_checkpoint(weights_at(init))  # what is wrong with it is said before the clips are decoded
     config = replace(config, data=_normalised_as(network, config.data))
     data = _prepared(config, network.factors, display)
     found.append(data)
@@ -88,8 +90,8 @@ def _create(network: Network, config: Config, init: Path | None, run_dir: Path |
         check_free(paths)
         if first is not None:
             save_weights(paths.first_weights, first)
-        spec = {"network": network.as_dict(), "init": None if init is None else str(init), "config": dump_config(config),
-                "fingerprint": data.fingerprint, "splits": data.counts}
+        spec = {"network": network.as_dict(), "init": None if init is None else str(init),
+                "config": dump_config(config), "fingerprint": data.fingerprint, "splits": data.counts}
         write_atomic(paths.training, yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
     return paths.root
 
@@ -210,4 +212,5 @@ def _finished(paths: RunPaths) -> dict[str, Any]:
     videos = sum(map(sum, outcome["confusion"][result["split"]]))
     return {"run": str(paths.root), "network": network.name, "gflops": cost.gflops, "params": cost.params,
             "classes": network.classes, "factors": network.factors.as_dict(), "videos": videos,
-            "accuracy_interval": list(wilson_interval(result["accuracy"], videos)), **result, "weights": str(paths.weights)}
+            "accuracy_interval": list(wilson_interval(result["accuracy"], videos)), **result,
+            "weights": str(paths.weights)}

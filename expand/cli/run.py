@@ -63,8 +63,10 @@ def resume(run: Path) -> None:
 @click.option("--init", type=click.Path(path_type=Path), metavar="CHECKPOINT",
               help="Weights to begin with: a run, a file of ours, SlowFast's or PyTorchVideo's.  [default: drawn anew]")
 @click.option("--epochs", type=int, metavar="N", help="Passes over the train split.  [default: about 2,000 updates]")
-@click.option("--batch-size", type=int, metavar="N", help="Clips in an update.  [default: by the size of the train split]")
-@click.option("--config", metavar="CONFIG", help="A YAML file or a ready configuration, for its sections data, final, run.")
+@click.option("--batch-size", type=int, metavar="N",
+              help="Clips in an update.  [default: by the size of the train split]")
+@click.option("--config", metavar="CONFIG",
+              help="A YAML file or a ready configuration, for its sections data, final, run.")
 @click.option("--name", metavar="N", help="Name of the training; it is kept in runs/N.")
 @click.option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Keep the training in DIR instead.")
 @click.option("--seed", type=int, metavar="N", help="Seed of everything random.  [default: 0]")

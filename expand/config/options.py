@@ -21,7 +21,8 @@ SCALARS = (bool, int, float, str)
 
 @dataclass(frozen=True)
 class Option:
-    """One option: `key` is dotted, `kind` the scalar type; `many`: a list of such values; `nullable`: null is a value."""
+    """One option: `key` is dotted, `kind` the scalar type; `many`: a list of such values;
+    `nullable`: null is a value."""
 
     key: str
     kind: type

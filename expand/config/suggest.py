@@ -13,7 +13,8 @@ def unknown(name: str, prefix: str, known: Sequence[str], *, noun: str = "key",
     """The sentence and the suggestion for an unknown `name` under `prefix` ("search.", "" at the top).
 
     The same name in another section comes first, then a close name here, then a close one elsewhere, then the list of
-    names. `noun`: what to call it. `dotted`: names of this section are suggested with their section too, as `--set` takes them.
+    names. `noun`: what to call it. `dotted`: names of this section are suggested with their section too,
+    as `--set` takes them.
     """
     what = f"unknown {noun} '{name if len(name) <= 60 else name[:56] + ' ...'}'"
     close = _closest(name, known)

@@ -39,9 +39,10 @@ class ClipReader:
     """The frames of one clip in order: an iterable of (time, frame).
 
     Times are seconds from the first frame, from the stream's presentation times (right for variable rates); where they
-    are missing or do not ascend (old AVI files hold them in decoding order), the average rate takes over. At most one frame a tick of 1/30 s is given
-    (`one_per_tick`). A frame is an H x W x 3 uint8 array, turned upright where the file says how. With `wanted`, only
-    the frames of these ascending indices are converted and given, and reading stops after the last of them.
+    are missing or do not ascend (old AVI files hold them in decoding order), the average rate takes over. At most
+    one frame a tick of 1/30 s is given (`one_per_tick`). A frame is an H x W x 3 uint8 array, turned upright
+    where the file says how. With `wanted`, only the frames of these ascending indices are converted and given,
+    and reading stops after the last of them.
 
     After the iteration `damaged` counts the packets that could not be decoded, `source_height` and `source_width` are
     those of the upright source. Raises `UnreadableClip` where no frame comes at all.

@@ -33,7 +33,8 @@ class PreparedData:
     dropped: tuple[tuple[Path, str], ...]
     """Clips that were left out, with the reason."""
     median_s: float
-    """Median over the train clips (over all where there are none) of the time from the first to the last frame, seconds."""
+    """Median over the train clips (over all where there are none) of the time
+    from the first to the last frame, seconds."""
     fingerprint: str
     """Hash of classes, labels, file names, frame times and sizes: the same clips, wherever they lie, give the same."""
 
@@ -48,8 +49,8 @@ def prepare(config: DataConfig, *, short_side: int, workers: int, report: Callab
     """List the clips, render the built-in ones if needed, and decode what is not yet in the frame cache.
 
     Frames are kept at min(source's short side, `short_side`) pixels, aspect kept; `workers` processes share the work
-    (at most 1: none but this); of `splits` alone. `report` gets lines for people. Raises `DataError` for whatever is wrong with the clips,
-    among it more unreadable ones than `config.max_unreadable` of all allows.
+    (at most 1: none but this); of `splits` alone. `report` gets lines for people. Raises `DataError` for whatever is
+    wrong with the clips, among it more unreadable ones than `config.max_unreadable` of all allows.
     """
     listed, folder = list_clips(config, to_train="train" in splits), cache_dir(config)
     listed = replace(listed, clips=tuple(clip for clip in listed.clips if clip.split in splits))

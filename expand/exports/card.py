@@ -62,7 +62,8 @@ class _Facts:
         config = parse_config(paths.config.read_text(encoding="utf-8"), str(paths.config))
         outcome = read_json(paths.final_candidate.outcome)
         is_search = paths.journal.exists()
-        started = run_started(read_events(paths.journal)) if is_search else yaml.safe_load(paths.training.read_text(encoding="utf-8"))
+        started = (run_started(read_events(paths.journal)) if is_search
+                   else yaml.safe_load(paths.training.read_text(encoding="utf-8")))
         return cls(paths, load_network(paths.network), config, read_json(paths.env), outcome["result"],
                    {split: sum(map(sum, rows)) for split, rows in outcome["confusion"].items()},
                    _latency(paths, config), started, summarize(paths.root) if is_search else None)
@@ -123,8 +124,9 @@ def _latency_text(latency: Mapping[str, Any] | None) -> str:
     if latency is None:
         return "not measured: the run's device is not in this machine"
     threads = f" with {latency['threads']} thread{'s' if latency['threads'] != 1 else ''}"
-    return (f"{number(latency['latency_ms'])} ms a clip: median of {latency['passes']} passes, batch {latency['batch']}, "
-            f"{latency['crop']} px, {_plain(latency['device'])}{threads}, {latency['precision']}")
+    return (f"{number(latency['latency_ms'])} ms a clip: median of {latency['passes']} passes, "
+            f"batch {latency['batch']}, {latency['crop']} px, {_plain(latency['device'])}{threads}, "
+            f"{latency['precision']}")
 
 
 def _code(facts: _Facts) -> str:

@@ -75,8 +75,8 @@ def test(source: str | Path, *, views: int = 10, data: str | Path | None = None,
     config = replace(_data_config(paths, data, overrides), mean=network.mean, std=network.std)
     exam = _prepared(config, split, network, log)
     is_own = weights is None and paths.config.is_file()
-    folder = make_dir(Path(out) if out else _default_folder(paths if is_own else None, data, f"{exam.split}-{views}views",
-                                                            network))
+    folder = make_dir(Path(out) if out else
+                      _default_folder(paths if is_own else None, data, f"{exam.split}-{views}views", network))
     began = time.monotonic()
     scores, labels = _scores(model, exam, views, batch_size, runtime, progress)
     evaluation, seconds = judged(scores, labels), time.monotonic() - began
@@ -85,7 +85,8 @@ def test(source: str | Path, *, views: int = 10, data: str | Path | None = None,
     per_class = classes_frame(confusion_KK, top5_K, exam.names)
     is_selected = is_own and data is None and paths.journal.exists()
     result = jsonable({
-        "network": network.name, "source": source, "weights": weights, "data": getattr(config, exam.split) or config.path or "built-in",
+        "network": network.name, "source": source, "weights": weights,
+        "data": getattr(config, exam.split) or config.path or "built-in",
         "split": exam.split, "note": split_note(exam.split, exam.split == "val") if is_selected else None,
         "views": views, "videos": len(exam.clips), "left_out": exam.left_out, **_figures(evaluation, len(exam.clips)),
         "per_class": per_class.to_dict("records"), "device": runtime.device.type, "precision": runtime.precision,

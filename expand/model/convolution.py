@@ -27,7 +27,8 @@ _plain = False
 
 @contextmanager
 def plain_operators() -> Iterator[None]:
-    """Inside, the layers run as the public implementations do, `nn.Conv3d` for all convolutions: for exporters, and to compare with other implementations."""
+    """Inside, the layers run as the public implementations do, `nn.Conv3d` for all convolutions: for exporters, and to
+    compare with other implementations."""
     global _plain
     before, _plain = _plain, True
     try:
@@ -71,7 +72,8 @@ class Depthwise(nn.Conv3d):
         """Whether a backward pass on a CPU is to come; a tracer (fvcore's counters) must see the plain operator."""
         is_cpu = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype in (torch.float32, torch.float64)
         is_trained = torch.is_grad_enabled() and self.weight.requires_grad
-        return not _plain and is_cpu and is_trained and not torch.is_autocast_enabled("cpu") and not torch.jit.is_tracing()
+        return (not _plain and is_cpu and is_trained and not torch.is_autocast_enabled("cpu")
+                and not torch.jit.is_tracing())
 
 
 class _DepthwiseFunction(torch.autograd.Function):

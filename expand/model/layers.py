@@ -77,8 +77,8 @@ class ResBlock(nn.Module):
 class Head(nn.Module):
     """1x1x1, BN, ReLU, average, 1x1x1 without norm or bias, ReLU, dropout, linear. To B x T x H x W x classes logits.
 
-    The average is over windows of `window` (T x H x W) positions, the size of the training clip's features, one position
-    apart: a training clip has one window, the larger crop of an evaluation several. That is what both public
+    The average is over windows of `window` (T x H x W) positions, the size of the training clip's features, one
+    position apart: a training clip has one window, the larger crop of an evaluation several. That is what both public
     implementations do. A clip smaller than the window is averaged whole.
     """
 

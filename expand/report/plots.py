@@ -155,7 +155,8 @@ def _draw_measured(axes: Axes, candidate: Mapping[str, Any], point: Point) -> No
 
 
 def _draw_at_foot(axes: Axes, candidate: Mapping[str, Any], color: str, marker: str, height: float) -> None:
-    """A cross for a failed candidate, an empty marker for one that has not finished; `height` as a share of the axes."""
+    """A cross for a failed candidate, an empty marker for one that has not finished;
+    `height` as a share of the axes."""
     failed = candidate["state"] == "failed"
     axes.plot(candidate["gflops"], height, "x" if failed else marker, markerfacecolor="none", markeredgecolor=color,
               markersize=7.5 if failed else 6, markeredgewidth=2.2 if failed else 1.2, zorder=4,

@@ -118,8 +118,8 @@ def _candidates_table(summary: Mapping[str, Any]) -> Table:
             table.add_section()
         name = "contraction" if kind == "contraction" else axis_name(candidate)
         table.add_row(str(step) if step != before else "", ">" if candidate.get("selected") else "", name,
-                      value_text(candidate), number(candidate["gflops"], 4), percent(candidate["accuracy"], candidate["stderr"]),
-                      _state_text(candidate))
+                      value_text(candidate), number(candidate["gflops"], 4),
+                      percent(candidate["accuracy"], candidate["stderr"]), _state_text(candidate))
         before = step
     return table
 

@@ -88,8 +88,9 @@ def find_network(source: str) -> Network:
     path = Path(source)
     if path.suffix.lower() in WEIGHTS:
         raise UsageError("is a file of weights, not a network's description", where=source,
-                         fix="name the network (a run, a YAML file, xs to xl), and give the weights as --init or --weights")
-    if path.suffix in (".yaml", ".yml") or os.path.exists(path):  # False for a name no file can have
+                         fix="name the network (a run, a YAML file, xs to xl), "
+                             "and give the weights as --init or --weights")
+    if path.suffix in (".yaml", ".yml") or os.path.exists(source):  # False for a name no file can have
         return load_network(path)
     if source.lower() in PRESETS:
         return preset(source.lower())

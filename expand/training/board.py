@@ -44,7 +44,8 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self._is_missing = True
-            self.log("no TensorBoard events are written: pip install 'x3d-expand[tensorboard]'; metrics.csv has the same")
+            self.log("no TensorBoard events are written: pip install 'x3d-expand[tensorboard]'; "
+                     "metrics.csv has the same")
             return
         # an interrupted training goes on from its checkpoint: later events of before are void
         self._writer = SummaryWriter(str(self.folder), purge_step=epoch)

@@ -67,4 +67,5 @@ def estimate_seconds(steps: Sequence[Sequence[Candidate]], config: Config, runti
     val = clips["val"]
     passes = clips["train"] * config.candidate.epochs + val * views(config.candidate.eval_clips)
     last = clips["train"] * config.final.epochs + (val + clips["test"]) * views(config.final.eval_clips)
-    return sum(passes * seconds(c.gflops) for c in candidates) / config.run.workers + last * seconds(steps[-1][0].gflops)
+    return (sum(passes * seconds(c.gflops) for c in candidates) / config.run.workers
+            + last * seconds(steps[-1][0].gflops))

@@ -68,8 +68,9 @@ class Job:
 
     @cached_property
     def identity(self) -> str:
-        """Tells one training from another; a checkpoint of another identity is never continued. What it does not hold,
-        clips and how they are read, a run guards by its own means (`settle.check_unchanged`, the clips' fingerprint)."""
+        """Tells one training from another; a checkpoint of another identity is never continued.
+        What it does not hold, clips and how they are read, a run guards by its own means
+        (`settle.check_unchanged`, the clips' fingerprint)."""
         network = replace(self.network, name="").as_dict()  # a run may be moved
         what = {"id": self.id, "network": network, "recipe": asdict(self.recipe), "seed": self.seed}
         if self.first_weights is not None:
@@ -102,8 +103,8 @@ class Tick:
 
 @dataclass(frozen=True)
 class Hooks:
-    """How a training talks to the outside: `tick` after each look at the loss, `epoch` with each new row of metrics.csv,
-    `log` for remarks, `stop` asks whether to end at the next update."""
+    """How a training talks to the outside: `tick` after each look at the loss, `epoch` with each new row of
+    metrics.csv, `log` for remarks, `stop` asks whether to end at the next update."""
 
     tick: Callable[[Tick], None] = lambda tick: None
     epoch: Callable[[dict[str, float]], None] = lambda row: None
@@ -201,7 +202,8 @@ class Training:
         progress.train_s += now - mark
         return now
 
-    def _batches(self, epoch: int, start: int = 0, *, whole: bool = False) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    def _batches(self, epoch: int, start: int = 0, *,
+                 whole: bool = False) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of an epoch: this process's share of each, or each `whole`."""
         job = self.job
         return train_loader(self.data, frames=job.factors.frames, stride=job.factors.stride,
@@ -263,8 +265,8 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         if self.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.hooks.log(f"{self.job.id}: the memory did not suffice; batches of {self.job.recipe.batch_size} go through the "
-                       f"network in {self.progress.parts} parts from now on, with batch norm over a part")
+        self.hooks.log(f"{self.job.id}: the memory did not suffice; batches of {self.job.recipe.batch_size} go through "
+                       f"the network in {self.progress.parts} parts from now on, with batch norm over a part")
 
     def _settle_sums(self) -> None:
         """Brings the running sums to the host, as plain numbers."""

@@ -38,7 +38,8 @@ def test_the_cache_gives_what_the_decoder_gives(tmp_path, clip_path):
     for clip in (FrameCache(tmp_path / "c", PLENTY).get(clip_path, 3, 32) for _ in range(2)):  # built, then found
         assert (frames_of(clip) == decoded(clip_path, 32)).all()
         assert (clip.label, clip.height, clip.width) == (3, 32, 48)
-        assert clip.times_s == pytest.approx(np.arange(10) / 10, abs=1e-3) and clip.length_s == pytest.approx(0.9, abs=1e-3)
+        assert (clip.times_s == pytest.approx(np.arange(10) / 10, abs=1e-3)
+                and clip.length_s == pytest.approx(0.9, abs=1e-3))
 
 
 def test_any_rows_of_any_frames_can_be_read_with_repeats(tmp_path, clip_path):

@@ -53,7 +53,8 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 def epochs(run_dir: Path) -> list[dict[str, float]]:
     """metrics.csv, without what depends on time."""
     with open(run_dir / "final" / "metrics.csv") as file:
-        return [{name: float(value) for name, value in row.items() if name != "train_s"} for row in csv.DictReader(file)]
+        return [{name: float(value) for name, value in row.items() if name != "train_s"}
+                for row in csv.DictReader(file)]
 
 
 def test_a_training_leaves_what_is_promised(trained):
@@ -114,7 +115,8 @@ def test_two_processes_give_the_loss_curve_of_one(trained, network, tmp_path):
     assert outcomes[1]["result"]["loss"] == pytest.approx(outcomes[0]["result"]["loss"], abs=1e-4)
 
 
-def test_an_interruption_writes_a_checkpoint_and_names_the_way_on_which_another_recipe_is_not(trained, network, tmp_path):
+def test_an_interruption_writes_a_checkpoint_and_names_the_way_on_which_another_recipe_is_not(trained, network,
+                                                                                              tmp_path):
     run_dir = tmp_path / "interrupted"
     process = start("train", network, "--run-dir", run_dir, *RECIPE, "--set", "run.checkpoint_every_s=1000",
                     "--epochs", "400")
@@ -141,8 +143,8 @@ def test_a_training_begins_with_the_weights_that_it_is_given(trained, network, t
     few = ["--epochs", "1", "--batch-size", "16", "--threads", "1", "--set", CLIPS, "--set", "final.lr=0.0000001"]
     printed = call("train", network, "--run-dir", run_dir, "--init", tmp_path / "given.pyth", *few)
     assert "the classifier keeps its first weights" in printed and "with 5 classes there" in printed
-    close = {name: torch.allclose(value, weights(trained[0])[name], atol=1e-4) for name, value in weights(run_dir).items()
-             if name.endswith(".a.weight")}
+    close = {name: torch.allclose(value, weights(trained[0])[name], atol=1e-4)
+             for name, value in weights(run_dir).items() if name.endswith(".a.weight")}
     assert close and all(close.values())
     assert "given.pyth" in (run_dir / "final" / "README.md").read_text()
     assert expand.load(run_dir).network.name == "begün with"

@@ -30,8 +30,8 @@ def paper_space(target: float, **options: Any) -> Space:
 
 def small_space(target: float = 0.0075, *, limits: LimitsConfig | None = None, **options: Any) -> Space:
     """A basis of 32 px, 0.001952 GFLOPs."""
-    return Space(SearchConfig(target_gflops=target, basis=BasisConfig(resolution=32), limits=limits or LimitsConfig(), **options),
-                 CLASSES)
+    return Space(SearchConfig(target_gflops=target, basis=BasisConfig(resolution=32), limits=limits or LimitsConfig(),
+                              **options), CLASSES)
 
 
 def outcome(id_: str, accuracy: float | None) -> Outcome:

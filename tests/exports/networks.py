@@ -1,4 +1,5 @@
-"""A small network whose weights are no first weights: its batch norms do something, and its logits are of usual size."""
+"""A small network whose weights are no first weights: its batch norms do something,
+and its logits are of usual size."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ def gradients(module, reference, x):
 @given(batch=st.integers(1, 3), width=st.integers(1, 5), frames=st.integers(1, 5), height=st.integers(1, 9),
        side=st.integers(1, 9), kernel=st.sampled_from([(3, 3, 3), (5, 1, 1)]), stride=st.sampled_from([1, 2]),
        layout=st.sampled_from(LAYOUTS), way=st.sampled_from(["_by_taps", "_by_planes"]))
-def test_depthwise_equals_pytorch_in_value_and_both_gradients(batch, width, frames, height, side, kernel, stride, layout,
-                                                             way):
+def test_depthwise_equals_pytorch_in_value_and_both_gradients(batch, width, frames, height, side, kernel, stride,
+                                                              layout, way):
     torch.manual_seed(0)
     module = Depthwise(width, kernel, stride=stride).double()
     x = torch.randn(batch, width, frames, height, side, dtype=torch.float64).to(memory_format=layout)

@@ -1,8 +1,8 @@
 """The network computes what the public implementations compute.
 
 With the plain operators every bit is theirs. The fast ones round otherwise, and all but the rounding is theirs: a mean
-for the average pool and matrix products for 1x1x1 convolutions add in another order, and the fused Swish rounds once less
-than x * sigmoid(x).
+for the average pool and matrix products for 1x1x1 convolutions add in another order, and the fused Swish rounds once
+less than x * sigmoid(x).
 """
 
 import json

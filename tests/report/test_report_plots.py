@@ -41,10 +41,10 @@ def test_a_png_is_written_at_twice_the_width_of_a_readme(finished: Any, tmp_path
 def test_the_figure_names_axes_values_target_and_split(finished: Any, tmp_path: Path) -> None:
     texts = drawn(finished, tmp_path)
     whole = " ".join(texts)
-    for part in ("GFLOPs (10⁹ multiply-adds of one clip), log scale", "top-1 accuracy on val, %", "X-Fast", "X-Temporal",
-                 "X-Fast = X-Temporal", "X-Spatial", "X-Depth", "X-Width", "X-Bottleneck", "basis", "γb 2.25",
-                 "2 frames × 14", "160 px", "γd 2.2", "contracted", "γd 1.7", "contraction", "chosen path", "failed",
-                 "target 0.25 GFLOPs", "final training", "on test"):
+    for part in ("GFLOPs (10⁹ multiply-adds of one clip), log scale", "top-1 accuracy on val, %", "X-Fast",
+                 "X-Temporal", "X-Fast = X-Temporal", "X-Spatial", "X-Depth", "X-Width", "X-Bottleneck", "basis",
+                 "γb 2.25", "2 frames × 14", "160 px", "γd 2.2", "contracted", "γd 1.7", "contraction", "chosen path",
+                 "failed", "target 0.25 GFLOPs", "final training", "on test"):
         assert part in whole, part
     assert "selected on it" not in whole
 
@@ -73,7 +73,8 @@ def test_every_chosen_network_is_labelled_and_no_label_covers_another(fake_searc
     assert sum(text.startswith(("X-", "basis")) for text in texts) == 12
     boxes = [text.get_window_extent() for text in labels]
     overlaps = [(texts[i], texts[j]) for i, one in enumerate(boxes) for j, other in enumerate(boxes[:i])
-                if min(one.x1, other.x1) - max(one.x0, other.x0) > 2 and min(one.y1, other.y1) - max(one.y0, other.y0) > 2]
+                if min(one.x1, other.x1) - max(one.x0, other.x0) > 2
+                and min(one.y1, other.y1) - max(one.y0, other.y0) > 2]
     assert overlaps == []
 
 

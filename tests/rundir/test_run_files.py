@@ -77,7 +77,8 @@ files.write_atomic(path, b"new" * 1000)
 """
 
 
-@pytest.mark.parametrize(("stage", "content"), [("fsync", b"old"), ("replace", b"old"), ("after rename", b"new" * 1000)])
+@pytest.mark.parametrize(("stage", "content"),
+                         [("fsync", b"old"), ("replace", b"old"), ("after rename", b"new" * 1000)])
 def test_a_kill_between_two_stages_of_a_write_leaves_one_of_the_two(tmp_path: Path, stage: str, content: bytes,
                                                                     start_python: Callable[..., Any]) -> None:
     path = tmp_path / "outcome.json"
@@ -141,7 +142,8 @@ def test_what_has_no_place_in_json_is_refused(tmp_path: Path, value: object) -> 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=4),
     max_leaves=12)
 
 

@@ -51,7 +51,8 @@ def counted_by_torch(geometry, model):
 def geometries(draw):
     factors = Factors.of(
         frames=draw(st.integers(1, 20)), stride=1, resolution=draw(st.integers(32, 330)),
-        width=draw(st.integers(1, 60)) / 20, bottleneck=draw(st.integers(1, 16)) / 4, depth=draw(st.integers(1, 10)) / 10)
+        width=draw(st.integers(1, 60)) / 20, bottleneck=draw(st.integers(1, 16)) / 4,
+        depth=draw(st.integers(1, 10)) / 10)
     return Geometry.of(factors, draw(st.integers(1, 1000)), first_projection_bn=draw(st.booleans()))
 
 
