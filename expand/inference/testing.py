@@ -74,16 +74,16 @@ def test(source: str | Path, *, views: int = 10, data: str | Path | None = None,
     network, paths = model.network, RunPaths(Path(source))
     config = replace(_data_config(paths, data, overrides), mean=network.mean, std=network.std)
     exam = _prepared(config, split, network, log)
-    is_own = weights is None and paths.config.is_file()
+    is_own, other = weights is None and paths.config.is_file(), _other_clips(data, overrides)
     folder = make_dir(Path(out) if out else
-                      _default_folder(paths if is_own else None, data, f"{exam.split}-{views}views", network))
+                      _default_folder(paths if is_own else None, other, f"{exam.split}-{views}views", network))
     began = time.monotonic()
     scores, labels = _scores(model, exam, views, batch_size, runtime, progress)
     evaluation, seconds = judged(scores, labels), time.monotonic() - began
     confusion_KK = np.array(evaluation.confusion)
     top5_K = torch.bincount(labels[hits(scores, labels, 5)], minlength=network.classes).numpy()
     per_class = classes_frame(confusion_KK, top5_K, exam.names)
-    is_selected = is_own and data is None and paths.journal.exists()
+    is_selected = is_own and other is None and paths.journal.exists()
     result = jsonable({
         "network": network.name, "source": source, "weights": weights,
         "data": getattr(config, exam.split) or config.path or "built-in",
@@ -110,6 +110,10 @@ class _Exam:
     left_out: int
 
 
+CLIPS = ("data.path", "data.train", "data.val", "data.test")
+"""Options that say which clips; in place of the run's own."""
+
+
 def _data_config(paths: RunPaths, data: str | Path | None, overrides: Sequence[str]) -> DataConfig:
     """Where the clips are: `data`, else the run's own configuration, with `overrides`."""
     for text in overrides:
@@ -118,11 +122,17 @@ def _data_config(paths: RunPaths, data: str | Path | None, overrides: Sequence[s
             what = "the network's own description says it" if key in DESCRIBED else "is no option of the clips"
             raise UsageError(what, where=f"--set {text}",
                              fix="a test takes data.* only, for instance data.cache_dir=DIR")
-    is_own = data is None and paths.config.is_file()
+    is_own = _other_clips(data, overrides) is None and paths.config.is_file()
     if data is None and not is_own and not overrides:
         raise UsageError("which clips?", where=str(paths.root),
                          fix="it is no run with clips of its own: add --data PATH")
     return load_config(paths.config if is_own else None, overrides, {"data.path": data and str(data)}).data
+
+
+def _other_clips(data: str | Path | None, overrides: Sequence[str]) -> str | None:
+    """What was named in place of the run's own clips, if anything was."""
+    named = (text.partition("=") for text in overrides)
+    return str(data) if data else next((value for key, _, value in named if key.strip() in CLIPS), None)
 
 
 def _prepared(config: DataConfig, split: str | None, network: Network, log: Log) -> _Exam:
@@ -163,10 +173,10 @@ def _matched(listed: ClipList, split: str, network: Network, log: Log) -> tuple[
     return names, {label: known[listed.classes[label]] for label in used}
 
 
-def _default_folder(paths: RunPaths | None, data: str | Path | None, stem: str, network: Network) -> Path:
+def _default_folder(paths: RunPaths | None, clips: str | None, stem: str, network: Network) -> Path:
     """In the run `paths` of which the network is, a folder for each set of clips; else one here."""
     if paths is not None:
-        other = Path(data).resolve() if data else None
+        other = Path(clips).resolve() if clips else None
         return paths.tests / (f"{other.name}-{sha256(str(other).encode()).hexdigest()[:6]}-{stem}" if other else stem)
     return Path(f"test-{re.sub(r'[^a-zA-Z0-9_.-]+', '_', network.name)[:80]}-{stem}")
 

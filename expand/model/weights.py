@@ -52,7 +52,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     content = _content(path)
-    weights = next((content[key] for key in ("model_state", "model") if isinstance(content.get(key), Mapping)), content)
+    held = (content.get(key) for key in ("average", "model_state", "model"))
+    weights = next((weights for weights in held if isinstance(weights, Mapping)), content)
     tensors = _tensors(weights, path)
     style = names.style_of(tensors)
     if style is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from expand.model import X3D
 from expand.rundir.files import atomic_path
@@ -37,12 +38,12 @@ class Progress:
 
 
 def save(path: Path, identity: str, model: X3D, optimizer: torch.optim.Optimizer, progress: Progress,
-         average: nn.Module | None = None) -> None:
+         average: AveragedModel | None = None) -> None:
     """Writes the training's state. `identity` names what is trained, so that another training never goes on from it."""
     state = {**_described(model), "identity": identity,
              "optimizer": optimizer.state_dict(), "progress": dict(vars(progress)), "rng": torch.get_rng_state()}
     if average is not None:
-        state["average"] = average.state_dict()
+        state["average"], state["averaged"] = average.module.state_dict(), int(average.n_averaged)
     device = _gpu_of(model)
     if device is not None:
         state["cuda_rng"] = torch.cuda.get_rng_state(device)
@@ -75,11 +76,12 @@ def load(path: Path, identity: str) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer,
-            average: nn.Module | None = None) -> Progress:
+            average: AveragedModel | None = None) -> Progress:
     """Puts `state` into model, optimiser, moving average and the random generators."""
     model.load_state_dict(state["model"])
     if average is not None:
-        average.load_state_dict(state["average"])
+        average.module.load_state_dict(state["average"])
+        average.n_averaged.fill_(state["averaged"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
     device = _gpu_of(model)

@@ -326,7 +326,16 @@ class Training:
             yield batch
 
     def evaluate(self, split: str) -> Evaluation:
-        """Measures the network on `split` (`val` or `test`)."""
+        """Measures the network on `split` (`val` or `test`); in smaller batches where the memory does not suffice."""
+        try:
+            return self._evaluation(split)
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error) or self.progress.parts >= self.job.recipe.batch_size or self.group.size > 1:
+                raise
+        self._halve(self.job.recipe.batch_size)
+        return self.evaluate(split)
+
+    def _evaluation(self, split: str) -> Evaluation:
         clips, factors, recipe = getattr(self.data, split), self.job.factors, self.job.recipe
         mine = self.group.share(len(clips))
         batches = eval_loader(clips[mine.start:mine.stop], frames=factors.frames, stride=factors.stride,

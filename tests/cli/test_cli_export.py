@@ -11,18 +11,12 @@ from click.testing import CliRunner
 from expand.cli.handover import export
 from expand.errors import UsageError
 from expand.exports import FORMATS
-from expand.space.network import dump_network
-from expand.training.checkpoint import save_weights
-from tests.exports.networks import NETWORK, trained
+from tests.exports.networks import write_final
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    final = tmp_path_factory.mktemp("trained") / "final"
-    final.mkdir()
-    (final / "network.yaml").write_text(dump_network(NETWORK), encoding="utf-8")
-    save_weights(final / "weights.pt", trained())
-    return final.parent
+    return write_final(tmp_path_factory.mktemp("trained"))
 
 
 def call(*arguments: str | Path) -> tuple[str, str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from expand import api
-from expand.cli import main
 from expand.expansion.forecast import forecast
 from expand.space.factors import PRESETS
 from expand.space.network import Network, dump_network
@@ -28,21 +27,6 @@ PLAN_KEYS = {"target_gflops", "steps", "contraction", "candidates"}
 STEP_KEYS = {"step", "axis", "gflops", "ratio", "params", "factors", "frames", "resolution", "stride"}
 PAPER_MADDS = (40_996_040, 80_209_520, 153_402_560, 303_559_712, 605_256_512, 1_208_650_112, 2_415_437_312,
                4_732_468_736, 9_451_559_360, 18_367_710_176, 35_837_627_616)
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs the command line in this process as a shell would; gives exit code, standard output, standard error."""
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["x3d-expand", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

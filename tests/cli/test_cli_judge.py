@@ -27,19 +27,9 @@ def clips(tmp_path_factory):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs the command line in this process as a shell would; gives exit code, standard output, standard error."""
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["x3d-expand", *map(str, words), "--threads", "1"])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    from expand.cli import main
-    return run
+def command(command):
+    """With one thread."""
+    return lambda *words: command(*words, "--threads", "1")
 
 
 def test_a_test_prints_its_figures_and_where_the_rest_is(command, weights, clips, tmp_path):

@@ -3,12 +3,15 @@ and its logits are of usual size."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from expand.model import X3D
 from expand.space.factors import Factors
-from expand.space.network import Network
+from expand.space.network import Network, dump_network
+from expand.training.checkpoint import save_weights
 
 NETWORK = Network("mine", Factors.of(frames=2, stride=3, resolution=32, width=0.4, depth=0.4), 5,
                   ("a", "b", "ć", "d", "e"), mean=0.4, std=0.2)
@@ -28,6 +31,15 @@ def trained() -> X3D:
                 nn.init.uniform_(module.running_var, 0.5, 1.5)
         nn.init.normal_(model.head.classifier.weight, std=1.0)
     return model.train()
+
+
+def write_final(run: Path) -> Path:
+    """What a finished training leaves in `final/` of the folder `run`."""
+    final = run / "final"
+    final.mkdir()
+    (final / "network.yaml").write_text(dump_network(NETWORK), encoding="utf-8")
+    save_weights(final / "weights.pt", trained())
+    return run
 
 
 def clips(batch: int) -> torch.Tensor:

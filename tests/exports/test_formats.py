@@ -12,19 +12,13 @@ from expand.errors import RunError, UsageError
 from expand.exports import FORMATS, export
 from expand.model import X3D
 from expand.model.load import load_model
-from expand.space.network import dump_network
 from expand.training.checkpoint import save_weights
-from tests.exports.networks import NETWORK, clips, logits, trained
+from tests.exports.networks import NETWORK, clips, logits, trained, write_final
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """What a finished training leaves in `final/`."""
-    final = tmp_path_factory.mktemp("trained") / "final"
-    final.mkdir()
-    (final / "network.yaml").write_text(dump_network(NETWORK), encoding="utf-8")
-    save_weights(final / "weights.pt", trained())
-    return final.parent
+    return write_final(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.mark.parametrize("format", [name for name, format in FORMATS.items() if not format.is_graph])

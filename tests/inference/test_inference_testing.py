@@ -123,6 +123,16 @@ def test_other_clips_do_not_overwrite_a_runs_result(weights, clips, tmp_path):
     assert other.name == clips.name and testing.test(run, data=other, threads=1)["out"] != result["out"]
 
 
+def test_lists_can_take_the_place_of_a_runs_folder(weights, clips, tmp_path):
+    run = make_run(tmp_path / "run", weights, clips)
+    listed = sorted((clips / "val").glob("*/*"))
+    (tmp_path / "some.csv").write_text("".join(f"{clip} {clip.parent.name}\n" for clip in listed[::2]))
+    lists = [f"data.{split}={tmp_path / 'some.csv'}" for split in ("train", "val")]
+    result = testing.test(run, overrides=lists, split="val", threads=1)
+    assert (result["split"], result["videos"], result["note"]) == ("val", 3, None)
+    assert Path(result["out"]).name.startswith("some.csv-")
+
+
 def test_other_weights_in_a_runs_network_are_not_the_runs_result(weights, clips, tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", weights, clips)
     RunPaths(run).network.write_text(dump_network(load_model(weights).network))

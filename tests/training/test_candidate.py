@@ -6,32 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from expand.config.schema import BuiltinConfig, DataConfig, RecipeConfig
-from expand.data import prepare, synthetic
 from expand.errors import CandidateFailed, Interrupted
 from expand.model import X3D
 from expand.rundir.paths import CandidatePaths
-from expand.space.factors import Factors
-from expand.space.network import Network
 from expand.training.candidate import train_candidate, train_final
 from expand.training.loop import Hooks, Job, candidate_seed
-from expand.training.runtime import Runtime
-
-CONFIG = DataConfig(builtin=BuiltinConfig(size=32, seconds=1.5, fps=12, train_clips=32, val_clips=16, test_clips=16))
-RECIPE = RecipeConfig(epochs=2, batch_size=8, eval_clips=1, precise_bn_batches=2)
-RUNTIME = Runtime(torch.device("cpu"), 1, "fp32")
-
-
-@pytest.fixture(scope="module")
-def data(own_cache):
-    return prepare(CONFIG, short_side=64, workers=1, report=lambda text: None)
+from tests.training.small import CONFIG, RECIPE, RUNTIME, network
 
 
 @pytest.fixture
 def job(tmp_path):
-    factors = Factors.of(frames=1, stride=28, resolution=32, width=0.5, depth=0.4)
-    network = Network("s00-basis", factors, len(synthetic.CLASSES), synthetic.CLASSES)
-    return Job("s00-basis", network, 0.001, RECIPE, CONFIG, candidate_seed(0, "s00-basis"),
+    return Job("s00-basis", network("s00-basis", frames=1), 0.001, RECIPE, CONFIG, candidate_seed(0, "s00-basis"),
                CandidatePaths(tmp_path), 1000.0)
 
 

@@ -10,28 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from expand.config.schema import BuiltinConfig, DataConfig, RecipeConfig
-from expand.data import prepare, synthetic
 from expand.errors import Interrupted
 from expand.model import X3D
+from expand.model.load import load_model
 from expand.rundir.paths import CandidatePaths
-from expand.space.factors import Factors
-from expand.space.network import Network
 from expand.training.candidate import train_final
 from expand.training.checkpoint import save_weights
 from expand.training.loop import Hooks, Job, Training
-from expand.training.runtime import Runtime
+from tests.training.small import CONFIG, RECIPE, RUNTIME, network
 
-CONFIG = DataConfig(builtin=BuiltinConfig(size=32, seconds=1.5, fps=12, train_clips=32, val_clips=16, test_clips=16))
-RECIPE = RecipeConfig(epochs=2, batch_size=8, eval_clips=1, precise_bn_batches=2)
-FACTORS = Factors.of(frames=2, stride=14, resolution=32, width=0.5, depth=0.4)
-NETWORK = Network("small", FACTORS, len(synthetic.CLASSES), synthetic.CLASSES)
-RUNTIME = Runtime(torch.device("cpu"), 1, "fp32")
-
-
-@pytest.fixture(scope="module")
-def data(own_cache):
-    return prepare(CONFIG, short_side=64, workers=1, report=lambda text: None)
+NETWORK = network("small", frames=2)
 
 
 @pytest.fixture
@@ -90,12 +78,15 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.training.test_training import *
-data = prepare(CONFIG, short_side=64, workers=1, report=lambda text: None)
+from tests.training.small import clips
+from expand.config.schema import RecipeConfig
+from expand.space.factors import Factors
+from expand.space.network import Network
+data = clips()
 factors = Factors.of(frames=16, stride=1, resolution=64, width=1.0, bottleneck=2.0, depth=0.4)
 recipe = RecipeConfig(epochs=1, batch_size=32, eval_clips=1, precise_bn_batches=0)
 lines = []
-network = Network("large", factors, 16)
-job = Job("final", network, 0.1, recipe, CONFIG, 7, CandidatePaths(Path({folder!r})), 1000.0)
+job = Job("final", Network("large", factors, 16), 0.1, recipe, CONFIG, 7, CandidatePaths(Path({folder!r})), 1000.0)
 training = Training(job, data, RUNTIME, Hooks(log=lines.append))
 x_BCTHW, y_B = next(iter(training._batches(0)))
 training._update(x_BCTHW[:2], y_B[:2], 2)  # what torch sets up once is there before the limit
@@ -130,6 +121,27 @@ def test_a_batch_whose_parts_do_not_fit_goes_down_to_single_clips(job, data, mon
     x_BCTHW, y_B = next(iter(training._batches(0)))
     loss, _ = training._update(x_BCTHW[:3], y_B[:3], 3)
     assert training.progress.parts == 3 and torch.isfinite(loss) and len(lines) == 2
+
+
+def test_a_measurement_whose_batches_do_not_fit_takes_smaller_ones(job, data, monkeypatch):
+    training, lines, trunk = Training(job, data, RUNTIME, Hooks()), [], X3D.trunk
+    expected = training.evaluate("val")
+
+    def narrow(self, x_BCTHW):
+        if len(x_BCTHW) > 2:
+            torch.empty(2**60)
+        return trunk(self, x_BCTHW)
+
+    monkeypatch.setattr(X3D, "trunk", narrow)
+    training.hooks = Hooks(log=lines.append)
+    assert training.evaluate("val").loss == pytest.approx(expected.loss)
+    assert training.progress.parts == 4 and len(lines) == 2
+
+
+def test_a_checkpoint_of_a_training_with_an_average_is_loaded_as_the_average(job, data):
+    training = Training(replace(job, recipe=replace(RECIPE, ema=0.5)), data, RUNTIME, Hooks())
+    training.fit()
+    assert torch.equal(flat(load_model(job.paths.checkpoint)), flat(training.result))
 
 
 def test_an_interrupted_measurement_costs_no_epoch(job, data):

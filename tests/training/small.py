@@ -1,0 +1,26 @@
+"""A training of a second."""
+
+from __future__ import annotations
+
+import torch
+
+from expand.config.schema import BuiltinConfig, DataConfig, RecipeConfig
+from expand.data import PreparedData, prepare, synthetic
+from expand.space.factors import Factors
+from expand.space.network import Network
+from expand.training.runtime import Runtime
+
+CONFIG = DataConfig(builtin=BuiltinConfig(size=32, seconds=1.5, fps=12, train_clips=32, val_clips=16, test_clips=16))
+RECIPE = RecipeConfig(epochs=2, batch_size=8, eval_clips=1, precise_bn_batches=2)
+RUNTIME = Runtime(torch.device("cpu"), 1, "fp32")
+
+
+def network(name: str, *, frames: int) -> Network:
+    """A small one for the built-in classes."""
+    factors = Factors.of(frames=frames, stride=28 // frames, resolution=32, width=0.5, depth=0.4)
+    return Network(name, factors, len(synthetic.CLASSES), synthetic.CLASSES)
+
+
+def clips() -> PreparedData:
+    """32 to train, 16 of val, 16 of test."""
+    return prepare(CONFIG, short_side=64, workers=1, report=lambda text: None)
