@@ -101,10 +101,8 @@ def _failures(job: Job, hooks: Hooks) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if hooks.stop():  # of a group's processes, one had ended before another, which waited for it in vain
             raise Interrupted("stopped", where=job.id) from error
-        if lacks_memory(error):
-            raise CandidateFailed(NO_MEMORY) from error
-        text = str(error).strip()
-        raise CandidateFailed(text.splitlines()[0] if text else repr(error)) from error
+        text = (str(error).strip() or repr(error)).splitlines()[0]
+        raise CandidateFailed(f"{NO_MEMORY} ({text})" if lacks_memory(error) else text) from error
 
 
 def _known_outcome(job: Job) -> dict[str, Any] | None:

@@ -78,15 +78,21 @@ class Runtime:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
+NO_MEMORY = ("allocate memory", "bad_alloc", "could not create a primitive", "could not create a memory object",
+             "could not execute a primitive")
+"""What errors without a kind of their own say; the last three are oneDNN's, which may have other reasons too."""
+
+
 def _device(name: str) -> torch.device:
     """Under torchrun, a GPU of its own for each process of the machine."""
     return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Whether `error` is torch's or Python's word for memory that did not suffice."""
-    is_torchs = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-    return isinstance(error, MemoryError) or is_torchs
+    """Whether `error` is a word for memory that did not suffice: torch's, Python's or oneDNN's."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in NO_MEMORY)
 
 
 def settle_run(run: RunConfig) -> RunConfig:

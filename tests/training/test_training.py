@@ -99,7 +99,7 @@ print(training.progress.parts, math.isfinite(loss), *lines, sep="\\n")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the process's memory as Linux does")
 def test_where_the_memory_does_not_suffice_the_batch_goes_through_in_parts(tmp_path, pytestconfig):
-    script = SMALL_MEMORY.format(root=str(pytestconfig.rootpath), folder=str(tmp_path), spare=400_000_000)
+    script = SMALL_MEMORY.format(root=str(pytestconfig.rootpath), folder=str(tmp_path), spare=800_000_000)
     done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     parts, is_finite, *lines = done.stdout.splitlines()
