@@ -1,4 +1,5 @@
-"""Every command as one Python function of the same name and meaning. `expand.search(...)` and the others are these.
+"""Commands as Python functions of the same names and meanings, and `load`: `expand.search(...)` and others are these.
+`expand.test`, `predict` and `export` are in rooms of their own (`expand.inference`, `expand.exports`).
 
 Values that the command line prints with `--json` are what the functions return (docs/json.md).
 """
@@ -43,7 +44,7 @@ def search(config: str | Path | Config | None = None, *, overrides: Overrides = 
     """
     from expand.session import begin
 
-    settings = config if isinstance(config, Config) else load_config(config, overrides, values)
+    settings = _settings(config, overrides, values)
     name = None if isinstance(config, Config) or config is None else Path(config).stem
     return status(begin(settings, Path(run_dir) if run_dir else None, name or "default", display, confirm))
 
@@ -77,7 +78,7 @@ def train(network: str | Path | Network, config: str | Path | Config | None = No
     """
     from expand import train_session
 
-    settings = config if isinstance(config, Config) else load_config(config, overrides, values)
+    settings = _settings(config, overrides, values)
     return train_session.begin(network_of(network), settings, Path(init) if init else None,
                                Path(run_dir) if run_dir else None, display)
 
@@ -129,7 +130,7 @@ def plan(config: str | Path | Config | None = None, *, overrides: Overrides = ()
     number and cost of all to come. `classes`: by default those of the clips that the configuration names; 400, as
     published, where it names none.
     """
-    settings = config if isinstance(config, Config) else load_config(config, overrides, values)
+    settings = _settings(config, overrides, values)
     space = Space(settings.search,
                   classes or _classes(settings, named=config is not None or settings.data != DataConfig()))
     check_target(space)
@@ -145,6 +146,10 @@ def plan(config: str | Path | Config | None = None, *, overrides: Overrides = ()
         "excluded": [] if is_done else [{"axis": e.axis, "reason": e.reason} for e in planned.next.excluded],
         "to_come": {"steps": len(to_come), "candidates": sum(map(len, to_come)),
                     "gflops": sum(c.gflops for step in to_come for c in step)}}
+
+
+def _settings(config: str | Path | Config | None, overrides: Overrides, values: Mapping[str, Any] | None) -> Config:
+    return config if isinstance(config, Config) else load_config(config, overrides, values)
 
 
 def _classes(config: Config, named: bool) -> int:

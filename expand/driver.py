@@ -24,7 +24,7 @@ from expand.rundir.journal import Journal
 from expand.rundir.paths import RunPaths
 from expand.space.network import Network, dump_network, load_network
 from expand.training.candidate import train_final
-from expand.training.loop import Hooks, Job, Tick, candidate_seed
+from expand.training.job import Hooks, Job, Tick, candidate_seed
 from expand.training.runtime import Runtime
 
 FINAL = "final"

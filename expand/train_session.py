@@ -47,7 +47,7 @@ from expand.training.candidate import train_final
 from expand.training.checkpoint import save_weights
 from expand.training.distributed import Group, process_group
 from expand.training.evaluate import wilson_interval
-from expand.training.loop import Hooks, Job, candidate_seed
+from expand.training.job import Hooks, Job, candidate_seed
 from expand.training.runtime import Runtime, available_cores, settle_run
 
 

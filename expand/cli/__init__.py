@@ -1,4 +1,4 @@
-"""The command line. Each command is one call of the function of the same name in `expand.api`.
+"""The command line. Each command is one call of the function of the same name in `expand`.
 
 Nothing heavy is imported here, so that `--help` answers at once.
 """

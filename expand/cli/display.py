@@ -20,7 +20,7 @@ from expand.rundir.paths import RunPaths
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from expand.training.loop import Tick
+    from expand.training.job import Tick
 
 PLAIN_EVERY_S = 10.0
 """Seconds between two progress lines when piped."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,6 +27,29 @@ def configuration(command: Command) -> Command:
     ):
         command = decorate(command)
     return command
+
+
+def keeping(command: Command) -> Command:
+    """--name, --run-dir, --seed, --device, --threads: where a run is kept and how it is carried out. The command gets
+    `run_dir`, and the others as `run_values`, options by dotted key."""
+
+    @functools.wraps(command)
+    def called(*, name: str | None, run_dir: Path | None, seed: int | None, device: str | None, threads: int | None,
+               **rest: Any) -> Any:
+        if name and run_dir:
+            raise click.UsageError("--name and --run-dir both say where it is kept; give one of them")
+        values = {"run.name": name, "run.seed": seed, "run.device": device, "run.threads": threads}
+        return command(run_dir=run_dir, run_values=values, **rest)
+
+    for decorate in (
+        click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: all cores]"),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.  [default: auto]"),
+        click.option("--seed", type=int, metavar="N", help="Seed of everything random.  [default: 0]"),
+        click.option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Keep it in DIR instead."),
+        click.option("--name", metavar="N", help="Its name; it is kept in runs/N."),
+    ):
+        called = decorate(called)
+    return called
 
 
 def as_json(command: Command) -> Command:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from expand.cli.options import configuration, is_first_process
+from expand.cli.options import configuration, is_first_process, keeping
 
 if TYPE_CHECKING:
     from expand.session import Estimate
@@ -19,15 +19,10 @@ ASK_ABOVE_S = 1800
 
 @click.command()
 @configuration
-@click.option("--name", metavar="N", help="Name of the run; it is kept in runs/N.")
-@click.option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Keep the run in DIR instead.")
-@click.option("--seed", type=int, metavar="N", help="Seed of everything random.  [default: 0]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.  [default: auto]")
-@click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: all cores]")
+@keeping
 @click.option("--yes", is_flag=True, help="Do not ask before a long search.")
 def search(config: str | None, data: str | None, target_gflops: float | None, overrides: tuple[str, ...],
-           name: str | None, run_dir: Path | None, seed: int | None, device: str | None, threads: int | None,
-           yes: bool) -> None:
+           run_dir: Path | None, run_values: dict[str, Any], yes: bool) -> None:
     """Search from the smallest network to the budget, and train the winner.
 
     CONFIG is a YAML file or the name of a ready configuration (default, quickstart, folder, kinetics).
@@ -35,10 +30,7 @@ def search(config: str | None, data: str | None, target_gflops: float | None, ov
     from expand import api
     from expand.cli.display import make_display
 
-    if name and run_dir:
-        raise click.UsageError("--name and --run-dir both say where the run is kept; give one of them")
-    values = {"data.path": data, "search.target_gflops": target_gflops, "run.name": name, "run.seed": seed,
-              "run.device": device, "run.threads": threads}
+    values = {"data.path": data, "search.target_gflops": target_gflops, **run_values}
     with make_display() as display:
         summary = api.search(config, overrides=overrides, values=values, run_dir=run_dir, display=display,
                              confirm=lambda estimate: yes or _confirm(estimate, display))
@@ -67,16 +59,11 @@ def resume(run: Path) -> None:
               help="Clips in an update.  [default: by the size of the train split]")
 @click.option("--config", metavar="CONFIG",
               help="A YAML file or a ready configuration, for its sections data, final, run.")
-@click.option("--name", metavar="N", help="Name of the training; it is kept in runs/N.")
-@click.option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Keep the training in DIR instead.")
-@click.option("--seed", type=int, metavar="N", help="Seed of everything random.  [default: 0]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.  [default: auto]")
-@click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: all cores]")
+@keeping
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Any other option, such as final.ema=0.999; may be repeated.")
 def train(network: str, data: str | None, init: Path | None, epochs: int | None, batch_size: int | None,
-          config: str | None, name: str | None, run_dir: Path | None, seed: int | None, device: str | None,
-          threads: int | None, overrides: tuple[str, ...]) -> None:
+          config: str | None, run_dir: Path | None, run_values: dict[str, Any], overrides: tuple[str, ...]) -> None:
     """Train one network to the end of its recipe, and measure it.
 
     NETWORK is xs, s, m, l, xl, x2d, a network's YAML file, or a run, for its winner. `resume` goes on after an
@@ -85,10 +72,7 @@ def train(network: str, data: str | None, init: Path | None, epochs: int | None,
     from expand import api
     from expand.cli.display import make_display
 
-    if name and run_dir:
-        raise click.UsageError("--name and --run-dir both say where the training is kept; give one of them")
-    values = {"data.path": data, "final.epochs": epochs, "final.batch_size": batch_size, "run.name": name,
-              "run.seed": seed, "run.device": device, "run.threads": threads}
+    values = {"data.path": data, "final.epochs": epochs, "final.batch_size": batch_size, **run_values}
     with make_display() as display:
         result = api.train(network, config, init=init, overrides=overrides, values=values, run_dir=run_dir,
                            display=display)

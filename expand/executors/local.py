@@ -18,7 +18,7 @@ from expand.data import PreparedData
 from expand.errors import Interrupted, RunError
 from expand.expansion.types import Outcome
 from expand.training.candidate import train_candidate
-from expand.training.loop import Hooks, Job
+from expand.training.job import Hooks, Job
 from expand.training.runtime import Runtime
 
 POLL_S = 0.1

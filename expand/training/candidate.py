@@ -15,7 +15,8 @@ from expand.rundir.files import read_json, write_atomic, write_json
 from expand.space.network import dump_network
 from expand.training import checkpoint
 from expand.training.distributed import ALONE, Group
-from expand.training.loop import Hooks, Job, Training
+from expand.training.job import Hooks, Job
+from expand.training.loop import Training
 from expand.training.runtime import Runtime, lacks_memory
 
 NO_MEMORY = "the memory did not suffice; a smaller batch_size, or a larger accumulation, needs less"

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from expand.config.schema import DataConfig, RecipeConfig
+from expand.config.schema import RecipeConfig
 from expand.data import PreparedData
 from expand.data.loader import eval_loader, train_loader
 from expand.errors import CandidateFailed, Interrupted
 from expand.model import X3D
 from expand.model.weights import load_checkpoint
 from expand.rundir.files import write_atomic
-from expand.rundir.paths import CandidatePaths
-from expand.space.factors import Factors
-from expand.space.network import Network
 from expand.training import checkpoint
 from expand.training.checkpoint import Progress
 from expand.training.distributed import ALONE, Group, shared
 from expand.training.evaluate import Evaluation, judged, score_videos
+from expand.training.job import Hooks, Job, Tick
 from expand.training.recipe import clips_of_batch, learning_rate, updates_per_epoch
 from expand.training.runtime import Runtime, lacks_memory
 
@@ -44,72 +37,6 @@ with warnings.catch_warnings():  # fvcore compiles its losses with torch.jit on 
 
 CHECK_EVERY = 10
 """Updates between two looks at the loss; a look makes a GPU wait."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training: what, how, on which data settings, with which seed, and the files that it may write."""
-
-    id: str
-    network: Network
-    gflops: float
-    recipe: RecipeConfig
-    data_config: DataConfig
-    seed: int
-    paths: CandidatePaths
-    checkpoint_every_s: float
-    first_weights: Path | None = None
-    """A file with the weights to begin with; None: drawn with the seed."""
-
-    @property
-    def factors(self) -> Factors:
-        """The network's."""
-        return self.network.factors
-
-    @cached_property
-    def identity(self) -> str:
-        """Tells one training from another; a checkpoint of another identity is never continued.
-        What it does not hold, clips and how they are read, a run guards by its own means
-        (`settle.check_unchanged`, the clips' fingerprint)."""
-        network = replace(self.network, name="").as_dict()  # a run may be moved
-        what = {"id": self.id, "network": network, "recipe": asdict(self.recipe), "seed": self.seed}
-        if self.first_weights is not None:
-            what["first_weights"] = hashlib.sha256(self.first_weights.read_bytes()).hexdigest()
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-
-def candidate_seed(run_seed: int, identity: str) -> int:
-    """A seed from the run's seed and the candidate's identity alone, so that the order of execution is no matter."""
-    return int.from_bytes(hashlib.sha256(f"{run_seed}:{identity}".encode()).digest()[:7], "big")
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Progress for a display: update `update` of `updates` is done, in epoch `epoch` of `epochs`."""
-
-    epoch: int
-    epochs: int
-    update: int
-    updates: int
-    loss: float
-    clips_per_s: float
-    updates_per_s: float
-
-    @property
-    def seconds_left(self) -> float:
-        """Seconds to the end of the training at the present speed."""
-        return (self.updates - self.update) / self.updates_per_s
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """How a training talks to the outside: `tick` after each look at the loss, `epoch` with each new row of
-    metrics.csv, `log` for remarks, `stop` asks whether to end at the next update."""
-
-    tick: Callable[[Tick], None] = lambda tick: None
-    epoch: Callable[[dict[str, float]], None] = lambda row: None
-    log: Callable[[str], None] = lambda text: None
-    stop: Callable[[], bool] = lambda: False
 
 
 class Training:

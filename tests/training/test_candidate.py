@@ -10,7 +10,7 @@ from expand.errors import CandidateFailed, Interrupted
 from expand.model import X3D
 from expand.rundir.paths import CandidatePaths
 from expand.training.candidate import train_candidate, train_final
-from expand.training.loop import Hooks, Job, candidate_seed
+from expand.training.job import Hooks, Job, candidate_seed
 from tests.training.small import CONFIG, RECIPE, RUNTIME, network
 
 

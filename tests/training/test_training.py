@@ -16,7 +16,8 @@ from expand.model.load import load_model
 from expand.rundir.paths import CandidatePaths
 from expand.training.candidate import train_final
 from expand.training.checkpoint import save_weights
-from expand.training.loop import Hooks, Job, Training
+from expand.training.job import Hooks, Job
+from expand.training.loop import Training
 from tests.training.small import CONFIG, RECIPE, RUNTIME, network
 
 NETWORK = network("small", frames=2)
