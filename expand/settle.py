@@ -13,7 +13,8 @@ from expand.errors import RunError
 from expand.training.recipe import settle as settle_recipe
 from expand.training.runtime import settle_run
 
-HARMLESS = ("run.name", "run.workers", "run.runs_dir", "run.checkpoint_every_s", "data.cache_dir", "data.cache_gb")
+HARMLESS = ("run.name", "run.workers", "run.runs_dir", "run.checkpoint_every_s", "data.cache_dir", "data.cache_gb",
+            "data.timeout_s")
 """Options that cannot alter a result, so that a run may be continued with other values."""
 
 
@@ -34,7 +35,8 @@ def _absolute(data: DataConfig) -> DataConfig:
         return None if path is None else str(Path(path).expanduser().resolve())
 
     return replace(data, **{name: absolute(getattr(data, name))
-                            for name in ("path", "train", "val", "test", "cache_dir")})
+                            for name in ("path", "train", "val", "test", "root", "class_names", "quarantine",
+                                         "cache_dir")})
 
 
 def check_unchanged(begun: str, config: Config, where: str) -> None:

@@ -35,10 +35,24 @@ def _sources(config: Config) -> Iterator[Conflict]:
     if given and config.data.path is not None:
         yield Conflict(("data.path", *given), f"data.path and {' and '.join(given)} name different clips",
                        "keep either the folder or the lists")
-    for name in ("train", "val"):
-        if given and lists[name] is None:
-            yield Conflict((*given, f"data.{name}"), f"{given[0]} needs data.{name} beside it",
-                           "name a list for both train and val")
+    val, test = config.data.val_share, config.data.test_share
+    if val + test >= 1:
+        yield Conflict(("data.val_share", "data.test_share"),
+                       f"data.val_share and data.test_share leave nothing to train on: {val:g} + {test:g}",
+                       "make them smaller")
+    if config.data.group is not None:
+        yield from _pattern(config.data.group)
+
+
+def _pattern(text: str) -> Iterator[Conflict]:
+    try:
+        groups = re.compile(text).groups
+    except re.error as error:
+        yield Conflict(("data.group",), f"data.group is no regular expression: {error}, in '{text}'")
+        return
+    if groups != 1:
+        yield Conflict(("data.group",), f"data.group needs one pair of parentheses around the group, got '{text}'",
+                       "for instance '_(g[0-9]+)_'")
 
 
 def _jitter(config: Config) -> Iterator[Conflict]:

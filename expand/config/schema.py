@@ -14,6 +14,7 @@ AXES = ("x_fast", "x_temporal", "x_spatial", "x_depth", "x_width", "x_bottleneck
 CRITERIA = ("gain_per_gflop", "gain_per_doubling", "accuracy")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
+FORMATS = ("auto", "folders", "lists", "kinetics", "ucf101", "hmdb51", "ssv2")
 
 
 def opt(default: Any, *, gt: float | None = None, ge: float | None = None, le: float | None = None,
@@ -47,14 +48,40 @@ class DataConfig:
     """Where clips come from and how they are read (FACTS: recipe)."""
 
     path: str | None = opt(None)
-    """A folder `{train,val[,test]}/<class>/<clip>`, or one with `train.csv`, `val.csv` (lines of `path label`); null:
-    the built-in clips."""
+    """A folder of clips (`{train,val[,test]}/<class>/<clip>` or `<class>/<clip>`; a clip is a file, or a folder of
+    JPEG or PNG frames), one that holds lists or a published set's annotations, or one such list; null: the built-in
+    clips. docs/data.md shows them all."""
     train: str | None = opt(None)
-    """A list of `path label` lines for the train split, in place of `path`; relative paths are relative to the list."""
+    """The list of the train split, in place of `path`: lines of `path label`, or a published set's annotations."""
     val: str | None = opt(None)
-    """The list for the val split."""
+    """The list of the val split; null: made from train."""
     test: str | None = opt(None)
-    """The list for the test split, if there is one."""
+    """The list of the test split, if there is one."""
+    root: str | None = opt(None)
+    """Where the relative paths of lists start, and where the files that annotations name are looked for; null: the
+    list's own folder."""
+    format: str = opt("auto", choices=FORMATS)
+    """What `path` or the lists are; auto: recognised by content."""
+    fold: int = opt(1, ge=1, le=3)
+    """Which of the three published splits of UCF101 and HMDB51."""
+    class_names: str | None = opt(None)
+    """A file with the names of the classes, for lists whose labels are numbers: a name a line, lines of `number name`,
+    or JSON {name: number}; null: the numbers are the names."""
+    frame_rate: float = opt(30.0, gt=0.0, le=1000.0)
+    """Frames a second of clips that are folders of frames."""
+    val_share: float = opt(0.2, gt=0.0, le=0.9)
+    """Share of the train clips that become val where no val split is given."""
+    test_share: float = opt(0.0, ge=0.0, le=0.9)
+    """Share of the train clips that become test where no test split is given; 0: no test split is made."""
+    group: str | None = opt(None)
+    """Clips of one group (person, place, recording) stay together in a split that is made: a regular expression,
+    searched in a clip's path; the group is what its parentheses match. null: clips are drawn one by one, but for sets
+    whose names say the recording (UCF101, HMDB51)."""
+    split_seed: int = opt(0, ge=0)
+    """Seed of a split that is made."""
+    quarantine: str | None = opt(None)
+    """A list of clips to leave out, as `x3d-expand data check` writes it; null: `quarantine.csv` beside the clips,
+    where there is one."""
     flip: bool = opt(True)
     """Random horizontal flip in training; false where left and right matter."""
     jitter_min: float = opt(8 / 7, ge=1.0, le=4.0)
@@ -67,11 +94,13 @@ class DataConfig:
     """Standard deviation that they are then divided by."""
     max_unreadable: float = opt(0.05, ge=0.0, le=1.0)
     """Largest share of the clips that may be unreadable before the run stops with an error."""
+    timeout_s: float = opt(60.0, gt=0.0, le=86400.0)
+    """Longest time that the decoder may take over a single frame, seconds; a clip that hangs is unreadable."""
     cache_dir: str | None = opt(None)
     """Where rendered clips and decoded frames are kept; null: `$XDG_CACHE_HOME/x3d-expand` or `~/.cache/x3d-expand`."""
     cache_gb: float = opt(50.0, ge=0.0)
-    """Largest size of the decoded frames, GB (10^9 bytes); a set that would not fit is decoded at each access instead.
-    0: never keep decoded frames."""
+    """Largest size of all decoded frames in the cache, GB (10^9 bytes). Frames of other sets, longest unused first,
+    make room; what still does not fit is decoded at each access. 0: never keep decoded frames."""
     builtin: BuiltinConfig = BuiltinConfig()
 
 

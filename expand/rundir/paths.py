@@ -74,6 +74,11 @@ class RunPaths:
         return self.root / "first_weights.pt"
 
     @property
+    def clips(self) -> Path:
+        """The clips that a run uses, with their classes and splits, as they were when it began."""
+        return self.root / "clips.csv"
+
+    @property
     def tensorboard(self) -> Path:
         """The folder of such a training's TensorBoard events."""
         return self.root / "tensorboard"
