@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import av
 import numpy as np
 
 from expand.data.decode import ClipReader
@@ -13,32 +12,28 @@ from expand.data.transforms import centre_box
 from expand.errors import DataError
 
 
-class _Clock(ClipReader):
-    """Reads the times alone; no picture is converted."""
-
-    def _picture(self, frame: av.VideoFrame) -> None:
-        return None
-
-
-def frame_times(path: Path) -> Iterator[tuple[np.ndarray, int]]:
-    """Once: the times of all frames, seconds from the first, and the number of damaged packets.
+def frame_times(path: Path) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """Of all frames: their times, seconds from the first, their stamps, and the number of damaged packets.
 
     Raises `UnreadableClip` where no frame can be decoded.
     """
-    clock = _Clock(path, short_side=1)
-    yield np.array([time_s for time_s, _ in clock]), clock.damaged
+    reader = ClipReader(path, short_side=1, pictures=False)
+    times_s = np.array([time_s for time_s, _ in reader])
+    return times_s, reader.stamps, reader.damaged
 
 
-def centre_clips(path: Path, short_side: int, index_NT: np.ndarray) -> Iterator[np.ndarray]:
+def centre_clips(path: Path, short_side: int, index_NT: np.ndarray,
+                 stamps: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """For each row of `index_NT`, frame indices, the centre squares of these frames: T x side x side x 3 uint8.
 
     The rows, and the indices within a row, never descend, so that in one pass only the frames from the present row's
-    first to its last are held. The side is at most `short_side`. Raises `UnreadableClip`, and `DataError` where fewer
-    frames come than there were.
+    first to its last are held. The side is at most `short_side`. With the `stamps` of all frames, reading starts near
+    the first one. Raises `UnreadableClip`, and `DataError` where fewer frames come than there were.
     """
     wanted, rows, held = np.unique(index_NT), iter(index_NT), {}
     row_T = next(rows)
-    for index, (_, frame_HWC) in zip(wanted.tolist(), ClipReader(path, short_side, wanted), strict=False):
+    reader = ClipReader(path, short_side, wanted, stamps=stamps)
+    for index, (_, frame_HWC) in zip(wanted.tolist(), reader, strict=False):
         box = centre_box(*frame_HWC.shape[:2])
         held[index] = frame_HWC[box.top:box.top + box.side, box.left:box.left + box.side].copy()
         while row_T is not None and row_T[-1] <= index:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from expand.data.pool import Child
 from expand.data.sampling import clip_frames, view_starts_s, window_starts_s
 from expand.data.transforms import normalise, resize
 from expand.errors import DataError, UsageError
-from expand.inference.child import in_child
 from expand.inference.clips import centre_clips, frame_times
 from expand.inference.ready import check_finite, ready
 from expand.model import X3D
@@ -59,9 +59,10 @@ def predict(source: str | Path, videos: Sequence[str | Path], *, top: int = 5, v
     network = model.network
     windows = Windows.of(network.factors, window_s, hop_s) if timeline else None
     files = []
-    for video in videos:
-        files.append(_answer(_Asked(Path(video), model, runtime, views, windows, progress), top))
-        report(files[-1])
+    with Child() as child:
+        for video in videos:
+            files.append(_answer(_Asked(Path(video), model, runtime, views, windows, progress, child), top))
+            report(files[-1])
     return {"network": network.name, "classes": network.classes, "files": files}
 
 
@@ -104,17 +105,18 @@ class _Asked:
     views: int
     windows: Windows | None
     progress: Callable[[int, int], None]
+    child: Child
+    """Where files are decoded."""
 
 
 def _answer(asked: _Asked, top: int) -> dict[str, Any]:
     answer = {"path": str(asked.path), "length_s": None, "damaged": 0, "predictions": []}
     try:
-        _check_file(asked.path)
-        times_s, answer["damaged"] = next(in_child(frame_times, asked.path))
+        times_s, stamps, answer["damaged"] = asked.child.call(frame_times, asked.path)
         answer["length_s"] = float(times_s[-1])
         spans = asked.windows.over(answer["length_s"]) if asked.windows else []
         best = {part: _best(scores_K, asked.model.network, top)
-                for part, scores_K in _mean_scores(asked, times_s, spans)}
+                for part, scores_K in _mean_scores(asked, times_s, stamps, spans)}
     except DataError as error:
         return {**answer, "error": error.what}
     answer["predictions"] = best[0]
@@ -124,17 +126,7 @@ def _answer(asked: _Asked, top: int) -> dict[str, Any]:
     return answer
 
 
-def _check_file(path: Path) -> None:
-    """Raises `DataError` for what would make the decoder wait or guess; a missing file it explains itself."""
-    if path.is_dir():
-        raise DataError("is a folder, not a file")
-    if path.exists() and not path.is_file():
-        raise DataError("is not a regular file")
-    if path.exists() and not path.stat().st_size:
-        raise DataError("is empty: 0 bytes")
-
-
-def _mean_scores(asked: _Asked, times_s: np.ndarray,
+def _mean_scores(asked: _Asked, times_s: np.ndarray, stamps: np.ndarray | None,
                  spans: Sequence[tuple[float, float]]) -> Iterator[tuple[int, np.ndarray]]:
     """(part, mean class probabilities) as the parts are complete: 0 is the whole file, the windows follow."""
     factors, length_s = asked.model.network.factors, float(times_s[-1])
@@ -145,7 +137,7 @@ def _mean_scores(asked: _Asked, times_s: np.ndarray,
     start_N = np.concatenate(starts_s)
     order_N = np.argsort(start_N, kind="stable")
     index_NT = np.stack([clip_frames(times_s, start_s, factors.frames, factors.stride) for start_s in start_N[order_N]])
-    clips = in_child(centre_clips, asked.path, evaluation_crop(factors.resolution), index_NT)
+    clips = asked.child.stream(centre_clips, asked.path, evaluation_crop(factors.resolution), index_NT, stamps)
     sums: dict[int, np.ndarray] = {}
     left = np.bincount(part_N)
     for done, (part, scores_K) in enumerate(zip(part_N[order_N].tolist(), _scores(asked, clips), strict=True), start=1):

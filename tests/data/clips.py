@@ -1,4 +1,4 @@
-"""Tiny H.264 clips for the tests of this room."""
+"""Tiny H.264 clips, and clips as folders of pictures, for tests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 import av
 import numpy as np
 
+from expand.data.decode import ClipReader
+
+FULL = 10_000
+"""A short side that no clip here has."""
 TIME_BASE = Fraction(1, 600)
 
 
@@ -40,3 +44,22 @@ def write_folder(root: Path, clips: int = 3, classes: Sequence[str] = ("jump", "
             for number in range(clips):
                 write_clip(root / split / name / f"{number}.mp4", steady(12, 0.5 + 0.25 * number + 0.1 * label))
     return root
+
+
+def encode(frame: av.VideoFrame, codec: str, pixel_format: str) -> bytes:
+    """The frame as one picture's bytes."""
+    context = av.CodecContext.create(codec, "w")
+    context.height, context.width, context.pix_fmt = frame.height, frame.width, pixel_format
+    context.time_base, context.options = Fraction(1, 25), {"qmin": "1", "qmax": "1"} if codec == "mjpeg" else {}
+    return b"".join(bytes(packet) for packet in context.encode(frame) + context.encode(None))
+
+
+def write_pictures(folder: Path, clip: Path, codec: str = "png", pixel_format: str = "rgb24") -> Path:
+    """The frames of `clip` at full size as pictures, numbered without leading zeros."""
+    folder.mkdir(parents=True)
+    for number, (_, picture) in enumerate(ClipReader(clip, FULL)):
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixel_format)
+        frame.pts = None
+        suffix = {"png": "png", "mjpeg": "jpg"}[codec]
+        (folder / f"img_{number}.{suffix}").write_bytes(encode(frame, codec, pixel_format))
+    return folder

@@ -74,13 +74,15 @@ def test_what_cannot_be_read_is_explained_and_the_others_are_answered(weights, t
     empty.touch()
     pipe = tmp_path / "pipe.mp4"
     os.mkfifo(pipe)
-    asked = [cut, good, tmp_path / "none.mp4", empty, tmp_path, pipe, good]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    asked = [cut, good, tmp_path / "none.mp4", empty, folder, pipe, good]
     told = []
     files = predict(weights, asked, report=told.append)["files"]
     assert files == told and [file["path"] for file in files] == [str(path) for path in asked]
     assert [file.get("error") for file in files] == [
         "Invalid data found when processing input", None, "no such file", "is empty: 0 bytes",
-        "is a folder, not a file", "is not a regular file", None]
+        "is a folder without a JPEG or PNG picture", "is not a regular file", None]
     assert files[1] == files[6] and len(files[1]["predictions"]) == 3 and files[0]["predictions"] == []
 
 
@@ -127,10 +129,10 @@ def test_windows_are_a_hop_apart_and_the_last_ends_with_the_file(length_s, windo
 
 def test_clips_come_before_the_frames_after_them_are_read_and_share_frames(tmp_path):
     path = write_clip(tmp_path / "a.mp4", steady(10, 3))
-    (times_s, damaged), = frame_times(path)
+    times_s, stamps, damaged = frame_times(path)
     assert times_s == pytest.approx(steady(10, 3)) and damaged == 0
     index_NT = np.array([[0, 0, 4], [2, 4, 6], [29, 29, 29]])
-    greys = [clip_THWC[:, 0, 0, 0].astype(float) for clip_THWC in centre_clips(path, 32, index_NT)]
+    greys = [clip_THWC[:, 0, 0, 0].astype(float) for clip_THWC in centre_clips(path, 32, index_NT, stamps)]
     assert np.stack(greys) == pytest.approx(20 + 6 * index_NT, abs=4)
 
 

@@ -1,0 +1,95 @@
+"""A folder of pictures as a clip: JPEG or PNG files, one a frame, in natural order, at a given rate.
+
+The pictures are decoded by the same library as videos are, into the same kind of frames: a clip and the folder of its
+frames give the same pictures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import av
+
+from expand.data.pool import beat
+from expand.data.unreadable import UnreadableClip, system_reason
+from expand.data.video_file import LIMIT, TOO_LARGE, Header, Stamped, overheard, says
+
+CODECS = {".jpg": "mjpeg", ".jpeg": "mjpeg", ".png": "png"}
+"""How pictures are decoded, by their ending."""
+
+
+class FrameFolder:
+    """A folder of pictures, with what `VideoFile` has. `damaged` counts the pictures that could not be decoded without
+    an error; those that could not at all are left out, and the others keep their times. A stamp is a picture's number
+    in the order, from 0."""
+
+    broken_off, sound = False, True
+
+    def __init__(self, path: Path, frame_rate: float) -> None:
+        self.path, self.frame_rate = path, frame_rate
+        self.header: Header | None = None
+        self.damaged, self.oversized = 0, False
+
+    @property
+    def step_s(self) -> float:
+        """Time between frames, seconds."""
+        return 1 / self.frame_rate
+
+    def time_s(self, stamp: int) -> float:
+        """When picture number `stamp` is shown, seconds."""
+        return stamp / self.frame_rate
+
+    def frames(self, seek_to: int | None = None, wanted: frozenset[int] | None = None) -> Iterator[Stamped]:
+        """The frames from the start, or from the stamp `seek_to`; those with other stamps than `wanted` (None: all
+        are) are left out. Raises `UnreadableClip` where there can be none."""
+        pictures = frame_files(self.path)
+        self.header = Header(len(pictures), len(pictures) / self.frame_rate, self.frame_rate,
+                             CODECS[pictures[0].suffix.lower()])
+        numbers = range(seek_to or 0, len(pictures))
+        for number in numbers if wanted is None else (number for number in numbers if number in wanted):
+            beat()
+            if (frame := self._frame_of(pictures[number])) is not None:
+                yield Stamped(number, self.time_s(number), frame)
+
+    def _frame_of(self, file: Path) -> av.VideoFrame | None:
+        frame = None
+        with overheard() as complaints, suppress(av.FFmpegError, OSError, ValueError):
+            frame = decode_picture(file)
+            if not complaints:
+                return frame
+        self.damaged, self.oversized = self.damaged + 1, self.oversized or says(complaints, TOO_LARGE)
+        return frame
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The pictures of a folder in natural order: img_2 before img_10; hidden files are none.
+
+    Raises `UnreadableClip` where the folder cannot be read or has none.
+    """
+    try:
+        files = [file for file in folder.iterdir() if file.suffix.lower() in CODECS and not file.name.startswith(".")]
+    except OSError as error:
+        raise UnreadableClip(system_reason(error), where=str(folder), kind="missing") from error
+    if not files:
+        raise UnreadableClip("is a folder without a JPEG or PNG picture", where=str(folder), kind="empty")
+    return sorted(files, key=_natural)
+
+
+def decode_picture(file: Path) -> av.VideoFrame:
+    """The picture in `file`. Raises `av.FFmpegError`, `OSError` or `ValueError` where there is none to be had."""
+    codec = av.CodecContext.create(CODECS[file.suffix.lower()], "r")
+    codec.thread_count = 1
+    codec.options = LIMIT
+    frames = codec.decode(av.Packet(file.read_bytes())) + codec.decode(None)
+    if not frames:
+        raise ValueError("no picture in it")
+    return frames[0]
+
+
+def _natural(file: Path) -> list[tuple[int, str]]:
+    """Numbers compare as numbers; files that differ in leading zeros or case alone stay in a fixed order."""
+    return [(int(part), "") if part.isdecimal() else (-1, part)
+            for part in re.split(r"(\d+)", file.name.lower())] + [(-2, file.name)]

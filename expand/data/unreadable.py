@@ -1,0 +1,36 @@
+"""What makes a clip unreadable, in one word and in a sentence."""
+
+from __future__ import annotations
+
+from expand.errors import DataError
+
+KINDS = ("missing", "empty", "no-video", "corrupt", "tiny", "huge", "crash", "hang")
+"""Not there or not to be opened; no bytes, or a folder without frames; no pictures in it; nothing that decodes; frames
+below `MIN_SIDE`; above `MAX_PIXELS`; it ends the decoder; the decoder does not come back."""
+MIN_SIDE = 8
+"""Frames with a shorter side, pixels, hold no picture worth training on."""
+MAX_PIXELS = 2 ** 26
+"""Larger frames (8192 x 8192; 8K video has half of it) are a mistake or an attack: few bytes may ask for gigabytes."""
+
+
+class UnreadableClip(DataError):
+    """A clip that gives no frame; `what` is the reason, `kind` one of `KINDS`."""
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None, kind: str = "corrupt") -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.kind = kind
+
+
+def check_size(height: int, width: int, where: str) -> None:
+    """Raises `UnreadableClip` for frames that are too small to hold a picture, or so large that they must be wrong."""
+    if height * width > MAX_PIXELS:
+        raise UnreadableClip(f"its frames would be {width} x {height} pixels", where=where, kind="huge")
+    if min(height, width) < MIN_SIDE:
+        raise UnreadableClip(f"its frames are only {width} x {height} pixels", where=where, kind="tiny")
+
+
+def system_reason(error: Exception) -> str:
+    """The system's or FFmpeg's own words, without the error number and the path that they carry along."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__
