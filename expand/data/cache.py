@@ -1,13 +1,13 @@
-"""Decoded frames, kept once on disk: one file a clip, read in parts, built without a lock.
+"""Decoded frames, kept once on disk: one file a clip, found by its content, read in parts.
 
-A `.frames` file holds the frames one after the other (T x H x W x 3 bytes), then their description as JSON, then the
-length of that and a magic word. Written to a temporary name and renamed, so a kill leaves no half file, and two
-processes that build together write the same file twice. The name is a hash of the clip's path, size and modification
-time (not of its bytes: hashing a large set at every start would cost more than it protects from) and of the stored
-size. Frames are read with `pread`, which needs no open file or mapping a clip (a set may have more clips than a
-process may have files) and, from the page cache, costs no more than copying out of a mapping.
+A file's name is a hash of the clip's bytes (`expand.data.content`), of the format and of the settings that its frames
+depend on: a copied, moved or renamed set, or one named by a list in place of its folder, finds the frames that are
+there. Frames are kept as decoded and resized, uint8, without further loss. A file is written under a temporary name
+and renamed: a kill leaves no half file. Whoever writes holds a lock on the temporary file, which falls with the
+process, so that others know whether to wait for it or to take its place.
 
-A `.index` file is the description alone, for a clip whose frames are decoded at each access.
+All sets share one limit (`expand.data.ledger`). An `.index` file is the description alone, for a clip whose frames are
+decoded at each access.
 """
 
 from __future__ import annotations
@@ -15,162 +15,216 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import os
-import struct
 import time
-import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from expand.data.decode import ClipReader
-from expand.data.pool import CONTEXT
+from expand.data.access import CachedClip, read_frames
+from expand.data.content import ContentMemo
+from expand.data.decode import ClipReader, UnreadableClip
+from expand.data.frame_file import FORMAT, FRAMES, INDEX, frames_bytes, pack_description, read_description
+from expand.data.ledger import LOCK, Ledger
+from expand.data.locks import POLL_S, TEMPORARY, claim, claim_another, locked, release, sweep
+from expand.data.pool import CONTEXT, beat
 from expand.errors import DataError
 
-FORMAT = 1
-MAGIC = b"x3dframe"
-TRAILER = struct.Struct("<Q8s")
-STALE_S = 3600.0
-"""Temporary files older than this, seconds, are leftovers of a killed process."""
+__all__ = ["FORMAT", "CachedClip", "FrameCache", "read_frames"]
+
+MEMO = "contents.txt"
 ROOM, OVER_LIMIT, DISK_FULL = 0, 1, 2
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@dataclass(frozen=True, eq=False)
-class CachedClip:
-    """A readable clip: where its frames are and when they are shown."""
+@dataclass(frozen=True)
+class _Job:
+    """A clip whose frames are asked for."""
 
     path: Path
     label: int
-    times_s: np.ndarray
-    """T times, ascending, seconds from the first frame."""
-    height: int
-    width: int
-    store: Path | None
-    """The `.frames` file; None: decoded at each access."""
     short_side: int
-    damaged: int = 0
-    """Packets that could not be decoded."""
-
-    @property
-    def length_s(self) -> float:
-        """Time from the first to the last frame: what a clip can be sampled from, seconds."""
-        return float(self.times_s[-1])
-
-
-def read_frames(clip: CachedClip, index_T: np.ndarray, top: int, bottom: int) -> np.ndarray:
-    """Rows `top` to `bottom` of the frames `index_T` (ascending, repeats allowed): T x (bottom - top) x W x 3 uint8.
-
-    Raises `DataError` where the clip's frames are gone or cut.
-    """
-    if clip.store is None:
-        return _decode_frames(clip, index_T, top, bottom)
-    frames_THWC = np.empty((len(index_T), bottom - top, clip.width, 3), dtype=np.uint8)
-    row_bytes = clip.width * 3
-    try:
-        file = os.open(clip.store, os.O_RDONLY)
-    except OSError as error:
-        raise _gone(clip) from error
-    try:
-        for frame_HWC, index in zip(frames_THWC, index_T.tolist()):
-            if os.preadv(file, [frame_HWC], (index * clip.height + top) * row_bytes) != frame_HWC.nbytes:
-                raise _gone(clip)
-    finally:
-        os.close(file)
-    return frames_THWC
-
-
-def _decode_frames(clip: CachedClip, index_T: np.ndarray, top: int, bottom: int) -> np.ndarray:
-    wanted = np.unique(index_T)
-    frames = [frame[top:bottom] for _, frame in ClipReader(clip.path, clip.short_side, wanted)]
-    if len(frames) != len(wanted):
-        raise DataError("gives fewer frames than when the run started", where=str(clip.path),
-                        fix="was it replaced meanwhile? start again to read it anew")
-    return np.stack(frames)[np.searchsorted(wanted, index_T)]
-
-
-def _gone(clip: CachedClip) -> DataError:
-    return DataError(f"the decoded frames of {clip.path} are gone or cut", where=str(clip.store),
-                     fix="start again (or resume): missing frames are decoded anew")
+    content: str
+    state: str
+    stem: str
+    """What the names of its files begin with."""
 
 
 class FrameCache:
-    """Builds and finds the frame files of one data set in `folder`, up to `limit_bytes`; goes with `process_map`."""
+    """Builds and finds the frame files of one data set in `folder`, up to `limit_bytes`; goes with `process_map`.
 
-    def __init__(self, folder: Path, limit_bytes: float) -> None:
-        self.folder, self.limit_bytes = folder, limit_bytes
-        self._used = CONTEXT.Value("d", 0.0)
-        self._full = CONTEXT.Value("i", ROOM if limit_bytes > 0 else OVER_LIMIT)
+    `frame_rate` is that of clips that are folders of frames, `timeout_s` how long another process that builds the
+    same clip may seem to do nothing. Both go into the clips.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: float, *, frame_rate: float = 30.0, timeout_s: float = 60.0) -> None:
+        self.folder, self.frame_rate, self.timeout_s = folder, frame_rate, timeout_s
+        self._full = CONTEXT.RawValue("i", ROOM if limit_bytes > 0 else OVER_LIMIT)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            sweep(folder)
+            self.ledger = Ledger(folder, limit_bytes)
         except OSError as error:
             raise DataError(f"cannot be made: {error.strerror}", where=str(folder),
                             fix="name a folder that can be written with data.cache_dir") from error
-        _sweep(folder)
+        self.memo = ContentMemo(folder / MEMO)
+        with locked(folder / LOCK):
+            self.memo.compact()
 
     @property
     def full_because(self) -> str | None:
         """Why no more frames are kept; None while they are."""
-        reasons = {ROOM: None, OVER_LIMIT: f"data.cache_gb is {self.limit_bytes / 1e9:g}",
+        reasons = {ROOM: None, OVER_LIMIT: f"data.cache_gb is {self.ledger.limit_bytes / 1e9:g}",
                    DISK_FULL: f"the disk of {self.folder} is full"}
         return reasons[self._full.value]
 
-    def get(self, path: Path, label: int, short_side: int) -> CachedClip:
+    def settle(self) -> None:
+        """After all clips were asked for without `settled`: what they did not need may now be removed for the rest."""
+        if self._full.value == OVER_LIMIT and self.ledger.limit_bytes > 0:
+            self._full.value = ROOM
+
+    def get(self, path: Path, label: int, short_side: int, *, settled: bool = True) -> CachedClip | None:
         """The clip with its frames at min(its short side, `short_side`), decoded now unless found.
 
+        Not `settled`: None where another process is building it, or where there is no room and more could be made; to
+        be asked for again after all clips of the set were, so that each is marked as in use before others give way.
         Raises `UnreadableClip`.
         """
-        stem = _key(path)
-        candidates = [self.folder / f"{stem}-{short_side}.frames", self.folder / f"{stem}-full.frames"]
-        if self.full_because:
-            candidates += [file.with_suffix(".index") for file in candidates]
-        for file in candidates:
-            about = _read_about(file)
-            # frames kept at the source's own size serve every larger request too
-            if about and ("-full" not in file.name or min(about["height"], about["width"]) <= short_side):
-                self._take(about["bytes"])
-                return _clip(path, label, short_side, about, file if file.suffix == ".frames" else None)
-        return self._build(stem, path, label, short_side)
+        job = self._job(path, label, short_side)
+        if found := self._found(job):
+            return found
+        index = (self._stored(job.stem, short_side, INDEX) or (None, None))[1]
+        if index and not self._full.value and not self.ledger.has_room(frames_bytes(index), evict=settled):
+            self._full.value = OVER_LIMIT
+        if self._puts_off(settled):
+            return None
+        if index and self._full.value:
+            return self._clip(job, index, None)
+        return self._build(job, settled)
 
-    def _build(self, stem: str, path: Path, label: int, short_side: int) -> CachedClip:
-        reader, about = ClipReader(path, short_side), None
-        temporary = self.folder / f"{stem}.{uuid.uuid4().hex}.tmp"
+    def has(self, path: Path, short_side: int) -> bool:
+        """Whether the frames of `path` are known to be there, without reading or marking anything."""
+        content = self.memo.known(path)
+        return content is not None and self._stored(self._stem(path, content), short_side) is not None
+
+    def _puts_off(self, settled: bool) -> bool:
+        """Whether there is no room as yet, and asking again may help."""
+        return not settled and self._full.value == OVER_LIMIT and self.ledger.limit_bytes > 0
+
+    def _job(self, path: Path, label: int, short_side: int) -> _Job:
         try:
-            with open(temporary, "wb", buffering=0) as file:
-                about = self._write_frames(file, reader)
-                text = json.dumps(about).encode()
-                file.write(text + TRAILER.pack(len(text), MAGIC))
-            kept = about["bytes"] > 0
+            content, state = self.memo.content(path)
+        except OSError as error:
+            next(iter(ClipReader(path, short_side, frame_rate=self.frame_rate)), None)  # says it in its own words
+            raise UnreadableClip(error.strerror or str(error), where=str(path)) from error
+        return _Job(path, label, short_side, content, state, self._stem(path, content))
+
+    def _stem(self, path: Path, content: str) -> str:
+        rate = f"{self.frame_rate:.9g}" if path.is_dir() else ""
+        return hashlib.sha256(f"{FORMAT} {content} {rate}".encode()).hexdigest()[:32]
+
+    def _files(self, stem: str, short_side: int) -> list[Path]:
+        return [self.folder / f"{stem}-{size}{FRAMES}" for size in (short_side, "full")]
+
+    def _found(self, job: _Job) -> CachedClip | None:
+        if (stored := self._stored(job.stem, job.short_side)) is None:
+            return None
+        self.ledger.mark(stored[0])
+        return self._clip(job, stored[1], stored[0])
+
+    def _stored(self, stem: str, short_side: int, suffix: str = FRAMES) -> tuple[Path, dict[str, Any]] | None:
+        """The file that serves, and its description; frames at the source's own size serve every larger request."""
+        for file in self._files(stem, short_side):
+            about = read_description(file.with_suffix(suffix))
+            if about and bool(about["bytes"]) == (suffix == FRAMES) and (
+                    not file.stem.endswith("-full") or min(about["height"], about["width"]) <= short_side):
+                return file.with_suffix(suffix), about
+        return None
+
+    def _build(self, job: _Job, settled: bool) -> CachedClip | None:
+        try:
+            file = self._claimed(job, settled)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise self._unwritable(error) from error
+            self._full.value = DISK_FULL
+            return self._described(job)
+        if file is None:
+            return None
+        done = False
+        try:
+            if found := self._found(job):  # by the process that we waited for
+                return found
+            built, done = self._written(job, file, settled)
+            return built
+        finally:
+            release(file, remove=not done)
+
+    def _claimed(self, job: _Job, settled: bool) -> io.FileIO | None:
+        """The file to write to; None where another process has it and, if `settled`, even after waiting for that.
+
+        A process that has it and does nothing for `timeout_s` is not waited for: both then build, and one wins.
+        """
+        path = self.folder / f"{job.stem}-{job.short_side}{TEMPORARY}"
+        if self._full.value:
+            return claim_another(path)
+        size, since = -1, time.monotonic()
+        while (file := claim(path)) is None and settled:
+            beat()
+            time.sleep(POLL_S)
+            if (grown := _size(path)) != size:
+                size, since = grown, time.monotonic()
+            elif time.monotonic() - since > self.timeout_s:
+                return claim_another(path)
+        return file
+
+    def _written(self, job: _Job, file: io.FileIO, settled: bool) -> tuple[CachedClip | None, bool]:
+        """The clip, decoded into `file`, and whether that got its final name."""
+        reader = self._reader(job)
+        about, final = None, None
+        try:
+            about = self._write_frames(file, reader, settled)
+            if not about["bytes"] and self._puts_off(settled):
+                return None, False
+            description = pack_description(about)
+            if file.write(description) != len(description):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fdatasync(file.fileno())  # else a power cut may leave the final name with zeros in place of frames
+            self.ledger.mark(file.fileno())
             whole = (about["height"], about["width"]) == (reader.source_height, reader.source_width)
-            final = self.folder / f"{stem}-{'full' if whole else short_side}{'.frames' if kept else '.index'}"
-            os.replace(temporary, final)
+            name = self._files(job.stem, job.short_side)[whole]
+            final = name if about["bytes"] else name.with_suffix(INDEX)
+            os.replace(file.name, final)
+            if about["bytes"]:
+                _remove(name.with_suffix(INDEX))
         except OSError as error:
             if about is None or error.errno not in NO_ROOM:
-                raise DataError(f"decoded frames cannot be written: {error.strerror}", where=str(self.folder),
-                                fix="name another folder with data.cache_dir") from error
-            self._full.value, kept = DISK_FULL, False
-        finally:
-            temporary.unlink(missing_ok=True)
-        return _clip(path, label, short_side, about, final if kept else None)
+                raise self._unwritable(error) from error
+            self._full.value = DISK_FULL
+            return self._clip(job, about, None), False
+        return self._clip(job, about, final if about["bytes"] else None), True
 
-    def _write_frames(self, file: io.FileIO, reader: ClipReader) -> dict:
+    def _write_frames(self, file: io.RawIOBase | io.BytesIO, reader: ClipReader, settled: bool) -> dict[str, Any]:
         """Write the frames, as long as there is room for them; the description of what the file then holds."""
         times_s, size, written = [], (0, 0), 0
         for time_s, frame_HWC in reader:
             times_s.append(time_s)
             size = frame_HWC.shape[:2]
-            if not self.full_because:
+            if not self._full.value:
                 written += self._write(file, frame_HWC)
-        if self.full_because or not self._take(written):
-            file.seek(0)
-            file.truncate()
+        if not self._full.value and not self.ledger.take(written, evict=settled):
+            self._full.value = OVER_LIMIT
+        if self._full.value:
+            file.truncate(0)
             written = 0
-        return {"format": FORMAT, "times_s": times_s, "height": size[0], "width": size[1], "bytes": written,
+        stamps = None if reader.stamps is None else reader.stamps.tolist()
+        return {"times_s": times_s, "stamps": stamps, "height": size[0], "width": size[1], "bytes": written,
                 "damaged": reader.damaged}
 
-    def _write(self, file: io.FileIO, frame_HWC: np.ndarray) -> int:
+    def _write(self, file: io.RawIOBase | io.BytesIO, frame_HWC: np.ndarray) -> int:
         try:
             if file.write(frame_HWC.data) == frame_HWC.nbytes:
                 return frame_HWC.nbytes
@@ -180,52 +234,31 @@ class FrameCache:
         self._full.value = DISK_FULL
         return 0
 
-    def _take(self, count: int) -> bool:
-        """Whether `count` more bytes stay within the limit; they are then counted."""
-        with self._used.get_lock():
-            if self._used.value + count > self.limit_bytes:
-                self._full.value = self._full.value or OVER_LIMIT
-                return False
-            self._used.value += count
-            return True
+    def _reader(self, job: _Job) -> ClipReader:
+        return ClipReader(job.path, job.short_side, frame_rate=self.frame_rate)
+
+    def _described(self, job: _Job) -> CachedClip:
+        """The clip where not even an empty file can be written."""
+        return self._clip(job, self._write_frames(io.BytesIO(), self._reader(job), settled=True), None)
+
+    def _clip(self, job: _Job, about: dict[str, Any], store: Path | None) -> CachedClip:
+        stamps = None if about["stamps"] is None else np.array(about["stamps"], dtype=np.int64)
+        return CachedClip(job.path, job.label, np.array(about["times_s"], dtype=np.float64), about["height"],
+                          about["width"], store, job.short_side, about["damaged"], stamps, self.frame_rate,
+                          self.timeout_s, job.content, job.state)
+
+    def _unwritable(self, error: OSError) -> DataError:
+        return DataError(f"decoded frames cannot be written: {error.strerror}", where=str(self.folder),
+                         fix="name another folder with data.cache_dir")
 
 
-def _clip(path: Path, label: int, short_side: int, about: dict, store: Path | None) -> CachedClip:
-    return CachedClip(path, label, np.array(about["times_s"]), about["height"], about["width"], store, short_side,
-                      about["damaged"])
-
-
-def _key(path: Path) -> str:
+def _size(path: Path) -> int:
     try:
-        stat = path.stat()
-        text = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
-    except OSError:  # the reader says what is wrong with it
-        text = str(path)
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        return path.stat().st_size
+    except OSError:  # it has just got its final name
+        return 0
 
 
-def _read_about(file: Path) -> dict | None:
-    """The description in a frame file; None where there is none or the file is not whole."""
-    try:
-        with open(file, "rb") as opened:
-            size = opened.seek(0, os.SEEK_END)
-            opened.seek(size - TRAILER.size)
-            length, magic = TRAILER.unpack(opened.read(TRAILER.size))
-            if magic != MAGIC:
-                return None
-            opened.seek(size - TRAILER.size - length)
-            about = json.loads(opened.read(length))
-            whole = about["format"] == FORMAT and about["bytes"] + length + TRAILER.size == size
-            return about if whole else None
-    except (OSError, ValueError, struct.error, KeyError, TypeError):
-        return None
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes left behind long ago; younger files may belong to somebody at work."""
-    for leftover in folder.glob("*.tmp"):
-        try:
-            if time.time() - leftover.stat().st_mtime > STALE_S:
-                leftover.unlink()
-        except OSError:
-            continue
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -7,18 +7,24 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from expand.config.schema import DataConfig
 from expand.data import synthetic
 from expand.data.cache import FORMAT, CachedClip, FrameCache
 from expand.data.decode import UnreadableClip
+from expand.data.estimate import estimate_bytes
 from expand.data.pool import process_map
 from expand.data.sources import SHOWN, SPLITS, Clip, ClipList, cache_dir, counted, list_clips, shown
 from expand.errors import DataError
 
 REPORT_EVERY_S = 10.0
+Progress = Callable[[int, int], None]
+"""Called with (clips done, clips in all)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +42,10 @@ class PreparedData:
     """Median over the train clips (over all where there are none) of the time
     from the first to the last frame, seconds."""
     fingerprint: str
-    """Hash of classes, labels, file names, frame times and sizes: the same clips, wherever they lie, give the same."""
+    """Hash of classes, labels, clips' names without their endings, frame times and sizes: the same clips in the same
+    order, wherever they lie and whatever names them, give the same."""
+    listed: ClipList = field(default_factory=lambda: ClipList((), ()))
+    """The clips that were kept, as they were listed."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -45,51 +54,134 @@ class PreparedData:
 
 
 def prepare(config: DataConfig, *, short_side: int, workers: int, report: Callable[[str], None],
-            splits: Sequence[str] = SPLITS) -> PreparedData:
+            splits: Sequence[str] = SPLITS, listed: ClipList | None = None,
+            progress: Progress | None = None) -> PreparedData:
     """List the clips, render the built-in ones if needed, and decode what is not yet in the frame cache.
 
-    Frames are kept at min(source's short side, `short_side`) pixels, aspect kept; `workers` processes share the work
-    (at most 1: none but this); of `splits` alone. `report` gets lines for people. Raises `DataError` for whatever is
-    wrong with the clips, among it more unreadable ones than `config.max_unreadable` of all allows.
+    Frames are kept at min(source's short side, `short_side`) pixels, aspect kept; `workers` processes share the work;
+    of `splits` alone. `listed` takes the place of what `config` names. `report` gets lines for people. Several
+    processes may do the same at once: they share the work. Raises `DataError` for whatever is wrong with the clips,
+    among it more unreadable ones than `config.max_unreadable` of all allows.
     """
-    listed, folder = list_clips(config, to_train="train" in splits), cache_dir(config)
-    listed = replace(listed, clips=tuple(clip for clip in listed.clips if clip.split in splits))
+    listed = listed or list_clips(config, to_train="train" in splits)
+    found = _gather(config, _only(listed, splits), short_side, workers, report, progress)
+    _check_dropped(config, found)
+    train, val, test = (tuple(clip for split, clip in found.kept if split == wanted)
+                        for wanted in ("train", "val", "test"))
+    median_s = statistics.median(clip.length_s for clip in train or val + test)
+    left = tuple(clip for clip, outcome in zip(found.listed.clips, found.outcomes) if isinstance(outcome, CachedClip))
+    return PreparedData(listed.classes, train, val, test, found.dropped, median_s,
+                        _fingerprint(listed.classes, found.kept), replace(listed, clips=left))
+
+
+def cache_clips(config: DataConfig, *, short_side: int, workers: int, report: Callable[[str], None],
+                progress: Progress | None = None) -> dict[str, Any]:
+    """Fill the frame cache with all clips that `config` names, as `prepare` does, and say what came of it.
+
+    `clips` in all, of them `kept` in the cache, decoded at each access (`direct`) and `unreadable`, however many that
+    are; the `bytes` of the kept, `estimate_bytes` of what was to be added, `short_side`, `folder`, `wall_s`. Raises
+    `DataError` where clips cannot be listed or frames not be written.
+    """
+    start_s = time.monotonic()
+    found = _gather(config, list_clips(config, to_train=False), short_side, workers, report, progress)
+    stores = {clip.store: len(clip.times_s) * clip.height * clip.width * 3 for _, clip in found.kept if clip.store}
+    kept = sum(clip.store is not None for _, clip in found.kept)
+    return {"clips": len(found.outcomes), "kept": kept, "direct": len(found.kept) - kept,
+            "unreadable": len(found.dropped), "bytes": sum(stores.values()),
+            "estimate_bytes": round(found.estimate_bytes), "short_side": short_side, "folder": str(found.folder),
+            "wall_s": round(time.monotonic() - start_s, 3)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Gathered:
+    """What the cache has of each of the listed clips, or the reason why it cannot be read."""
+
+    listed: ClipList
+    outcomes: list[CachedClip | str]
+    folder: Path
+    estimate_bytes: float
+
+    @property
+    def kept(self) -> list[tuple[str, CachedClip]]:
+        """The readable clips, with their splits."""
+        return [(clip.split, outcome) for clip, outcome in zip(self.listed.clips, self.outcomes)
+                if isinstance(outcome, CachedClip)]
+
+    @property
+    def dropped(self) -> tuple[tuple[Path, str], ...]:
+        """The others, with the reason."""
+        return tuple((clip.path, outcome) for clip, outcome in zip(self.listed.clips, self.outcomes)
+                     if isinstance(outcome, str))
+
+
+def _only(listed: ClipList, splits: Sequence[str]) -> ClipList:
+    return replace(listed, clips=tuple(clip for clip in listed.clips if clip.split in splits))
+
+
+def _gather(config: DataConfig, listed: ClipList, short_side: int, workers: int, report: Callable[[str], None],
+            progress: Progress | None) -> _Gathered:
+    for note in listed.notes:
+        report(note)
+    folder = cache_dir(config)
     if not (config.path or config.train or config.val or config.test):
         synthetic.ensure_rendered(config.builtin, folder, workers, report)
-    cache = FrameCache(folder / "frames", config.cache_gb * 1e9)
-    outcomes = _decode_all(listed.clips, cache, short_side, workers, report)
-    kept = [(clip.split, outcome) for clip, outcome in zip(listed.clips, outcomes) if isinstance(outcome, CachedClip)]
-    dropped = tuple((clip.path, outcome) for clip, outcome in zip(listed.clips, outcomes) if isinstance(outcome, str))
-    _report_clips(kept, dropped, cache, report)
-    _check_dropped(config, listed, kept, dropped)
-    train, val, test = (tuple(clip for split, clip in kept if split == wanted) for wanted in ("train", "val", "test"))
-    median_s = statistics.median(clip.length_s for clip in train or val + test)
-    return PreparedData(listed.classes, train, val, test, dropped, median_s, _fingerprint(listed.classes, kept))
+    cache = FrameCache(folder / "frames", config.cache_gb * 1e9, frame_rate=config.frame_rate,
+                       timeout_s=config.timeout_s)
+    estimate = estimate_bytes(cache, listed.clips, short_side, workers) if config.cache_gb else 0.0
+    if estimate:
+        report(f"decoded frames take about {_size(estimate)} more (of data.cache_gb {config.cache_gb:g}, "
+               f"{_size(cache.ledger.used_bytes)} in use) in {cache.folder}")
+    outcomes = _decode_all(listed.clips, cache, short_side, workers, report, progress)
+    found = _Gathered(listed, outcomes, cache.folder, estimate)
+    _report_clips(found, cache, report)
+    return found
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
 
 
 def _decode_all(clips: Sequence[Clip], cache: FrameCache, short_side: int, workers: int,
-                report: Callable[[str], None]) -> list[CachedClip | str]:
-    """For every clip what the cache holds of it, or the reason why it cannot be read."""
-    outcomes: list[CachedClip | str] = []
-    next_s = time.monotonic() + REPORT_EVERY_S
-    for outcome in process_map(_decode_one, (cache, short_side), clips, workers):
-        outcomes.append(outcome)
-        if time.monotonic() >= next_s:
-            next_s = time.monotonic() + REPORT_EVERY_S
-            report(f"decoded {len(outcomes)} of {len(clips)} clips")
+                report: Callable[[str], None], progress: Progress | None) -> list[CachedClip | str]:
+    """For every clip what the cache holds of it, or the reason why it cannot be read.
+
+    In two rounds: what another process is at work on, or what others' frames must give way to, waits for the second,
+    when all the frames that this set has are known and marked.
+    """
+    outcomes: list[CachedClip | str | None] = [None] * len(clips)
+    done, next_s = 0, time.monotonic() + REPORT_EVERY_S
+    for settled in (False, True):
+        if settled:
+            cache.settle()
+        waiting = [number for number, outcome in enumerate(outcomes) if outcome is None]
+        work = process_map(_decode_one, (cache, short_side, settled), [clips[number] for number in waiting], workers,
+                           timeout_s=cache.timeout_s, died=_reason)
+        for outcome, number in zip(work, waiting):
+            outcomes[number] = outcome
+            done += outcome is not None
+            if progress and outcome is not None:
+                progress(done, len(clips))
+            if time.monotonic() >= next_s:
+                next_s = time.monotonic() + REPORT_EVERY_S
+                report(f"decoded {done} of {len(clips)} clips")
     return outcomes
 
 
-def _decode_one(state: tuple[FrameCache, int], clip: Clip) -> CachedClip | str:
-    cache, short_side = state
+def _decode_one(state: tuple[FrameCache, int, bool], clip: Clip) -> CachedClip | str | None:
+    cache, short_side, settled = state
     try:
-        return cache.get(clip.path, clip.label, short_side)
+        return cache.get(clip.path, clip.label, short_side, settled=settled)
     except UnreadableClip as error:
         return error.what
 
 
-def _report_clips(kept: list[tuple[str, CachedClip]], dropped: Sequence[tuple[Path, str]], cache: FrameCache,
-                  report: Callable[[str], None]) -> None:
+def _reason(clip: Clip, reason: str) -> str:
+    """What comes of a clip that ends the process which decodes it."""
+    return reason
+
+
+def _report_clips(found: _Gathered, cache: FrameCache, report: Callable[[str], None]) -> None:
+    kept, dropped = found.kept, found.dropped
     for path, reason in dropped[:SHOWN]:
         report(f"left out {path}: {reason}")
     if len(dropped) > SHOWN:
@@ -101,14 +193,14 @@ def _report_clips(kept: list[tuple[str, CachedClip]], dropped: Sequence[tuple[Pa
     if missing:
         report(f"the frames of {missing} of {len(kept)} clips are not kept ({cache.full_because}) and will be decoded "
                "at each access, which is slower")
-    train = {clip.path.resolve() for split, clip in kept if split == "train"}
-    shared = sum(clip.path.resolve() in train for split, clip in kept if split != "train")
+    train = {clip.content for split, clip in kept if split == "train"}
+    shared = sum(clip.content in train for split, clip in kept if split != "train")
     if shared:
         report(f"train shares {counted(shared, 'clip')} with val or test: accuracies on them say little")
 
 
-def _check_dropped(config: DataConfig, listed: ClipList, kept: list[tuple[str, CachedClip]],
-                   dropped: Sequence[tuple[Path, str]]) -> None:
+def _check_dropped(config: DataConfig, found: _Gathered) -> None:
+    listed, kept, dropped = found.listed, found.kept, found.dropped
     if not dropped:
         return
     total = len(listed.clips)
@@ -131,6 +223,7 @@ def _check_dropped(config: DataConfig, listed: ClipList, kept: list[tuple[str, C
 def _fingerprint(classes: Sequence[str], kept: list[tuple[str, CachedClip]]) -> str:
     digest = hashlib.sha256(repr((FORMAT, tuple(classes))).encode())
     for split, clip in kept:
-        digest.update(repr((split, clip.label, clip.path.name, clip.height, clip.width)).encode())
-        digest.update(clip.times_s.tobytes())
+        name = clip.path.name if clip.path.is_dir() else clip.path.stem  # a clip and the folder of its frames agree
+        digest.update(repr((split, clip.label, name, clip.height, clip.width)).encode())
+        digest.update(np.rint(clip.times_s * 1e6).astype(np.int64).tobytes())
     return digest.hexdigest()[:16]

@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
+import signal
+import time
+from dataclasses import replace
 
 import pytest
 
 from expand.config.schema import DataConfig
-from expand.data import prepare
-from expand.data.pool import process_map
+from expand.data import cache as cache_module
+from expand.data import estimate as estimate_module
+from expand.data import list_clips, prepare
+from expand.data.cache import FrameCache
+from expand.data.estimate import estimate_bytes
+from expand.data.prepared import cache_clips
 from expand.errors import DataError
+from tests.data.cached import decoded, frames_of, ten, write_pictures
 from tests.data.clips import steady, write_clip, write_folder
 
 
@@ -60,7 +69,9 @@ def test_unreadable_clips_are_named_and_left_out_up_to_the_limit(folder):
     lines = []
     data = prepared(folder, lines)
     assert [path for path, _ in data.dropped] == [bad] and len(data.train) == 7
-    assert any(str(bad) in line and "Invalid data" in line for line in lines)
+    assert any(str(bad) in line and "0 bytes" in line for line in lines)
+    assert data.listed.classes == data.classes and len(data.listed.clips) == 23
+    assert bad not in [clip.path for clip in data.listed.clips]
 
 
 def test_more_unreadable_clips_than_allowed_are_an_error_that_says_how_to_go_on(folder):
@@ -100,7 +111,7 @@ def test_a_clip_of_two_splits_is_told(folder):
     lines = []
     config = DataConfig(train=str(folder / "train.csv"), val=str(folder / "val.csv"), cache_dir=str(folder / "cache"))
     prepare(config, short_side=32, workers=1, report=lines.append)
-    assert any(line.startswith("train shares 1 clip with val") for line in lines)
+    assert any(line.startswith("train shares 2 clips with val") for line in lines)  # the other one is a copy
 
 
 def test_a_cache_folder_that_cannot_be_made_is_named(folder):
@@ -119,16 +130,146 @@ def test_a_cache_folder_that_cannot_be_written_is_named(folder):
     assert "data.cache_dir" in str(raised.value)
 
 
-def _double(state, item):
-    if item == "die":
-        os._exit(9)
-    return state * item
+@pytest.fixture
+def dangerous(folder, monkeypatch):
+    """One clip of the folder crashes the decoder, another never comes back from it."""
+    reader = cache_module.ClipReader
+
+    def dangerous(path, *args, **options):
+        if path == folder / "train" / "run" / "1.mp4":
+            faulthandler.disable()
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if path == folder / "train" / "jump" / "2.mp4":
+            time.sleep(60)
+        return reader(path, *args, **options)
+
+    monkeypatch.setattr(cache_module, "ClipReader", dangerous)
 
 
-def test_processes_give_results_in_order_and_a_dead_one_is_a_clear_error():
-    assert list(process_map(_double, 2, range(50), 2)) == [2 * number for number in range(50)]
-    with pytest.raises(DataError, match="died"):
-        list(process_map(_double, 2, [1, "die", 3], 2))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_clip_that_crashes_or_hangs_the_decoder_costs_that_clip_alone(folder, dangerous, workers):
+    data = prepared(folder, workers=workers, max_unreadable=0.1, timeout_s=0.5)
+    reasons = {path.relative_to(folder / "train").as_posix(): reason for path, reason in data.dropped}
+    assert reasons == {"run/1.mp4": "crashes the decoder (SIGSEGV)",
+                       "jump/2.mp4": "the decoder gave no frame for 0.5 s"}
+    assert len(data.train) == 6 and all(len(frames_of(clip)) for clip in data.train)
+
+
+def test_a_list_and_the_folder_it_names_share_frames_and_fingerprint(folder, monkeypatch):
+    first = prepared(folder)
+    for split in ("train", "val", "test"):
+        clips = [clip for clip in first.listed.clips if clip.split == split]
+        lines = [f"{clip.path},{first.classes[clip.label]}\n" for clip in clips]
+        (folder.parent / f"{split}.csv").write_text("".join(lines))
+    monkeypatch.setattr(cache_module, "ClipReader", None)
+    data = prepare(DataConfig(**{split: str(folder.parent / f"{split}.csv") for split in ("train", "val", "test")},
+                              cache_dir=str(folder.parent / "cache")), short_side=32, workers=1, report=list)
+    assert data.fingerprint == first.fingerprint and summary(data.val) == summary(first.val)
+    assert [clip.store for clip in data.train] == [clip.store for clip in first.train]
+
+
+def test_folders_of_frames_are_clips_and_give_the_fingerprint_of_the_clips(folder):
+    first = prepared(folder)
+    pictures = folder.parent / "pictures"
+    for clip in first.listed.clips:
+        write_pictures(pictures / clip.path.relative_to(folder).with_suffix(""), decoded(clip.path, 64))
+    data = prepare(DataConfig(path=str(pictures), cache_dir=str(folder.parent / "cache"), frame_rate=12.0),
+                   short_side=32, workers=1, report=list)
+    assert data.fingerprint == first.fingerprint
+    assert all((frames_of(one) == frames_of(other)).all() for one, other in zip(data.val, first.val))
+
+
+def test_clips_listed_by_the_caller_take_the_place_of_the_configurations(folder):
+    first = prepared(folder)
+    fewer = replace(first.listed, clips=first.listed.clips[::2])
+    (folder / "train" / "run" / "1.mp4").unlink()  # not looked at: the list says it all
+    config = DataConfig(path=str(folder), cache_dir=str(folder.parent / "cache"), max_unreadable=0.1)
+    data = prepare(config, short_side=32, workers=1, report=list, listed=fewer)
+    missing = [path for path, _ in data.dropped]
+    assert [clip.path for clip in data.listed.clips] == [clip.path for clip in fewer.clips if clip.path not in missing]
+
+
+def test_the_splits_asked_for_alone_are_decoded_and_listed(folder):
+    config = DataConfig(path=str(folder), cache_dir=str(folder.parent / "cache"))
+    data = prepare(config, short_side=32, workers=1, report=list, splits=("val",))
+    assert data.counts == {"train": 0, "val": 8, "test": 0} and {clip.split for clip in data.listed.clips} == {"val"}
+
+
+def test_progress_counts_every_clip_once_and_ends_at_all(folder):
+    seen = []
+    config = DataConfig(path=str(folder), cache_dir=str(folder.parent / "cache"))
+    prepare(config, short_side=32, workers=2, report=list, progress=lambda *counts: seen.append(counts))
+    assert seen == [(number, 24) for number in range(1, 25)]
+
+
+def test_the_size_is_told_before_decoding_near_to_what_it_becomes_and_only_once(folder):
+    lines = []
+    data = prepared(folder, lines)
+    line = next(line for line in lines if line.startswith("decoded frames take about"))
+    assert "of data.cache_gb 50" in line and str(folder.parent / "cache" / "frames") in line
+    told = float(line.split("about ")[1].split(" MB")[0]) * 1e6
+    stores = {clip.store for clip in data.train + data.val + data.test}
+    assert told == pytest.approx(3 * sum(store.stat().st_size for store in stores), rel=0.1)  # splits hold the same
+    lines.clear()
+    prepared(folder, lines)
+    assert not any("take about" in line for line in lines)
+
+
+def test_the_estimate_counts_what_is_there_and_decodes_where_headers_say_nothing(folder, monkeypatch):
+    clips = list_clips(DataConfig(path=str(folder))).clips
+    cache = FrameCache(folder.parent / "c", 1e9)
+    whole = estimate_bytes(cache, clips, 32, 2)
+    exact = sum(cache.get(clip.path, 0, 32).times_s.size * 32 * 48 * 3 for clip in clips if clip.split == "train")
+    assert whole == pytest.approx(3 * exact, rel=0.01)
+    assert estimate_bytes(FrameCache(folder.parent / "c", 1e9), clips, 32, 2) == 0.0  # all have copies in train
+
+    class Silent(estimate_module.ClipReader):
+        def __iter__(self):
+            yield from super().__iter__()
+            self.header = replace(self.header, frames=None, duration_s=None)
+
+    monkeypatch.setattr(estimate_module, "ClipReader", Silent)
+    assert estimate_bytes(FrameCache(folder.parent / "d", 1e9), clips, 32, 2) == pytest.approx(whole, rel=0.5)
+
+
+def test_a_limit_that_another_set_has_used_up_is_made_room_in_for_this_one(folder, tmp_path):
+    other = write_clip(tmp_path / "other" / "x.mp4", ten(9), 240, 320)
+    stale = FrameCache(folder.parent / "cache" / "frames", 1e9).get(other, 0, 240).store
+    os.utime(stale, (1, 1))
+    size = stale.stat().st_size
+    first = prepared(folder, cache_gb=1.05 * size / 1e9)
+    assert all(clip.store is not None for clip in first.train) and not stale.exists()
+    lines = []
+    assert all(clip.store for clip in prepared(folder, lines, cache_gb=1.05 * size / 1e9).val)
+    assert not any("decoded at each access" in line for line in lines)
+
+
+def test_a_set_larger_than_the_limit_keeps_what_fits_and_keeps_it(folder):
+    all_bytes = sum(store.stat().st_size for store in {clip.store for clip in prepared(folder).train})
+    shutil.rmtree(folder.parent / "cache")
+    first, again = (prepared(folder, cache_gb=all_bytes / 2 / 1e9) for _ in range(2))
+    kept = [clip.store is not None for clip in first.train]
+    assert 0 < sum(kept) < len(kept) and [clip.store is not None for clip in again.train] == kept
+    assert summary(first.train) == summary(again.train) and first.fingerprint == again.fingerprint
+
+
+def test_filling_the_cache_says_what_came_of_it(folder):
+    (folder / "train" / "run" / "1.mp4").write_bytes(b"")
+    config = DataConfig(path=str(folder), cache_dir=str(folder.parent / "cache"))
+    seen, lines = [], []
+    done = cache_clips(config, short_side=32, workers=1, report=lines.append,
+                       progress=lambda *counts: seen.append(counts))
+    assert (done["clips"], done["kept"], done["direct"], done["unreadable"]) == (24, 23, 0, 1)
+    frames = folder.parent / "cache" / "frames"
+    stored = sum(file.stat().st_size for file in frames.glob("*.frames"))
+    assert 0 < stored - done["bytes"] < 1000 * len(list(frames.glob("*.frames")))
+    assert (done["short_side"], done["folder"]) == (32, str(frames)) and done["wall_s"] > 0
+    assert done["estimate_bytes"] > done["bytes"] and seen[-1] == (24, 24)
+    again = cache_clips(config, short_side=32, workers=1, report=lines.append)
+    assert again["estimate_bytes"] == 0 and again["bytes"] == done["bytes"]
+    direct = cache_clips(replace(config, cache_gb=0.0, cache_dir=str(folder / "other")), short_side=32, workers=1,
+                         report=lines.append)
+    assert (direct["kept"], direct["direct"], direct["bytes"]) == (0, 23, 0)
 
 
 def test_real_clips_are_read_as_any_folder(shared_data, tmp_path):

@@ -1,0 +1,49 @@
+"""The format of a file of decoded frames.
+
+The frames one after the other (T x H x W x 3 bytes), then their description (JSON, deflated), then the length of that
+and a magic word. A file is whole where its length is what its end says: nothing else has to be read to know. A file
+that holds the description alone stands for a clip whose frames are decoded at each access.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+FORMAT = 2
+"""Changes with the format and with what a decoded frame is; part of every name, so that no old file is taken."""
+MAGIC = b"x3dframe"
+TRAILER = struct.Struct("<Q8s")
+FRAMES, INDEX = ".frames", ".index"
+
+
+def pack_description(description: dict[str, Any]) -> bytes:
+    """What follows the frames in a file; `description` has `bytes`, the length of the frames in it."""
+    text = zlib.compress(json.dumps(description | {"format": FORMAT}).encode())
+    return text + TRAILER.pack(len(text), MAGIC)
+
+
+def read_description(file: Path) -> dict[str, Any] | None:
+    """The description in `file`; None where there is none, or the file is not whole."""
+    try:
+        with open(file, "rb", buffering=0) as opened:
+            size = opened.seek(0, os.SEEK_END)
+            opened.seek(size - TRAILER.size)
+            length, magic = TRAILER.unpack(opened.read(TRAILER.size))
+            if magic != MAGIC or length > size:
+                return None
+            opened.seek(size - TRAILER.size - length)
+            description = json.loads(zlib.decompress(opened.read(length)))
+            whole = description["format"] == FORMAT and description["bytes"] + length + TRAILER.size == size
+            return description if whole else None
+    except (OSError, ValueError, struct.error, zlib.error, KeyError, TypeError):
+        return None
+
+
+def frames_bytes(description: dict[str, Any]) -> int:
+    """What the described frames take once decoded, bytes, whether the file holds them or not."""
+    return len(description["times_s"]) * description["height"] * description["width"] * 3
