@@ -45,9 +45,9 @@ def nearest_frames(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
 
     `times_s` ascends. Times before the first frame give the first, times beyond the end the last.
     """
-    after = np.searchsorted(times_s, wanted_s).clip(1, max(1, len(times_s) - 1))
     if len(times_s) == 1:
         return np.zeros(len(wanted_s), dtype=np.intp)
+    after = np.minimum(np.maximum(times_s.searchsorted(wanted_s), 1), len(times_s) - 1)
     before = after - 1
     return np.where(wanted_s - times_s[before] <= times_s[after] - wanted_s, before, after)
 

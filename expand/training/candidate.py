@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expand.data import PreparedData
+from expand.data.feed import dead_worker
 from expand.errors import CandidateFailed, Interrupted
 from expand.expansion.types import Outcome
 from expand.rundir.files import read_json, write_atomic, write_json
@@ -96,12 +97,15 @@ def _rate(training: Training) -> float:
 
 @contextmanager
 def _failures(job: Job, hooks: Hooks) -> Iterator[None]:
-    """What torch and the system raise in a training, as `CandidateFailed` with a reason."""
+    """What torch and the system raise in a training, as `CandidateFailed` with a reason; but a loader process that died
+    is no fault of the candidate's: `DataError`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if hooks.stop():  # of a group's processes, one had ended before another, which waited for it in vain
             raise Interrupted("stopped", where=job.id) from error
+        if (death := dead_worker(error)) is not None:
+            raise death from error
         text = (str(error).strip() or repr(error)).splitlines()[0]
         raise CandidateFailed(f"{NO_MEMORY} ({text})" if lacks_memory(error) else text) from error
 

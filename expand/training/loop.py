@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from expand.config.schema import RecipeConfig
 from expand.data import PreparedData
-from expand.data.loader import eval_loader, train_loader
+from expand.data.loader import Batches, TrainBatches, eval_loader
 from expand.errors import CandidateFailed, Interrupted
 from expand.model import X3D
 from expand.model.weights import load_checkpoint
@@ -94,14 +94,15 @@ class Training:
 
         Raises `Interrupted` (after a checkpoint) when asked to stop, `CandidateFailed` when the loss is not finite.
         """
-        while self.progress.epoch < self.job.recipe.epochs:
-            self._epoch()
+        with self._train_batches() as batches:
+            while self.progress.epoch < self.job.recipe.epochs:
+                self._epoch(batches.epoch(self.progress.epoch, self.progress.batch))
         self.save()
 
-    def _epoch(self) -> None:
+    def _epoch(self, batches: Batches) -> None:
         self.model.train()
         mark = time.monotonic()
-        for x_BCTHW, y_B in self._batches(self.progress.epoch, self.progress.batch):
+        for x_BCTHW, y_B in batches:
             clips = clips_of_batch(self.progress.batch, len(self.data.train), self.job.recipe.batch_size)
             loss, hits = self._update(x_BCTHW, y_B, clips)
             mark = self._count(clips, loss, hits, mark)
@@ -129,14 +130,13 @@ class Training:
         progress.train_s += now - mark
         return now
 
-    def _batches(self, epoch: int, start: int = 0, *,
-                 whole: bool = False) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of an epoch: this process's share of each, or each `whole`."""
+    def _train_batches(self, *, whole: bool = False) -> TrainBatches:
+        """The batches of a training: this process's share of each, or each `whole`."""
         job = self.job
-        return train_loader(self.data, frames=job.factors.frames, stride=job.factors.stride,
+        return TrainBatches(self.data, frames=job.factors.frames, stride=job.factors.stride,
                             resolution=job.factors.resolution, batch_size=job.recipe.batch_size, seed=job.seed,
-                            epoch=epoch, config=job.data_config, start_batch=start, workers=self.runtime.loader_workers,
-                            share=None if whole else self.group.share)
+                            config=job.data_config, workers=self.runtime.loader_workers,
+                            share=None if whole else self.group.share, device=self.runtime.device)
 
     def _update(self, x_BCTHW: torch.Tensor, y_B: torch.Tensor, clips: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of SGD on a batch of `clips`, of which these are this process's: the mean loss and the number of
@@ -240,9 +240,9 @@ class Training:
         batches = min(self.job.recipe.precise_bn_batches, self.updates)
         model = self.result.train()
         if batches and get_bn_modules(model):
-            inputs = (x.to(self.runtime.device, memory_format=self.runtime.memory_format)
-                      for x, _ in self._stoppable(self._batches(self.job.recipe.epochs, whole=True)))
-            with self.runtime.autocast():
+            with self._train_batches(whole=True) as fresh, self.runtime.autocast():
+                inputs = (x.to(self.runtime.device, memory_format=self.runtime.memory_format)
+                          for x, _ in self._stoppable(fresh.epoch(self.job.recipe.epochs)))
                 update_bn_stats(model, inputs, num_iters=batches)
 
     def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -268,7 +268,8 @@ class Training:
         batches = eval_loader(clips[mine.start:mine.stop], frames=factors.frames, stride=factors.stride,
                               resolution=factors.resolution, views=recipe.eval_clips,
                               batch_size=max(1, recipe.batch_size // self.progress.parts),
-                              config=self.job.data_config, workers=self.runtime.loader_workers)
+                              config=self.job.data_config, workers=self.runtime.loader_workers,
+                              device=self.runtime.device)
         scores, labels = score_videos(self.result, self._stoppable(batches), len(mine), len(self.data.classes),
                                       self.runtime)
         return judged(*self._gathered(scores, labels, len(clips), mine))

@@ -13,6 +13,7 @@ import torch
 
 from expand.config.schema import RunConfig
 from expand.errors import UsageError
+from expand.machine import available_cores, keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Runtime:
     def prepare(self) -> None:
         """Sets this process's GPU and CPU threads; results depend on the threads' number."""
         torch.set_num_threads(self.threads)
+        keep_freed_memory()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
@@ -107,8 +109,3 @@ def settle_run(run: RunConfig) -> RunConfig:
     processes = run.workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return replace(run, device=device, threads=run.threads or max(1, available_cores() // processes),
                    precision=precision)
-
-
-def available_cores() -> int:
-    """Cores that this process may use (affinity respected)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,6 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import platform
+import resource
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +15,9 @@ import torch
 
 from expand.config.schema import DataConfig
 from expand.data import prepare
-from expand.data.loader import eval_loader, train_loader
+from expand.data.feed import Memory, keep_freed_memory
+from expand.data.loader import TrainBatches, eval_loader
+from expand.data.pool import CONTEXT, quiet_fork
 from expand.errors import DataError
 from tests.data.clips import write_folder
 
@@ -26,8 +35,13 @@ def data(config):
     return prepare(config, short_side=32, workers=1, report=print)
 
 
-def epoch_of(data, config, **options):
-    return list(train_loader(data, config=config, **{**SHAPE, "seed": 5, "epoch": 2, **options}))
+def training(data, config, **options):
+    return TrainBatches(data, config=config, **{**SHAPE, "seed": 5, **options})
+
+
+def epoch_of(data, config, *, epoch=2, start_batch=0, **options):
+    with training(data, config, **options) as batches:
+        return list(batches.epoch(epoch, start_batch))
 
 
 def same(batches, others):
@@ -47,6 +61,41 @@ def test_batches_have_the_promised_shapes_types_and_range(data, config):
 
 def test_an_epoch_is_the_same_with_any_number_of_workers(data, config):
     assert same(epoch_of(data, config), epoch_of(data, config, workers=2))
+
+
+def test_one_loader_gives_the_epochs_that_it_is_asked_for(data, config):
+    """Also after an epoch that was left amid, and with processes that live on."""
+    for workers in (0, 2):
+        with training(data, config, workers=workers) as batches:
+            assert same(list(batches.epoch(2)), epoch_of(data, config))
+            left = iter(batches.epoch(7))
+            assert same([next(left)], epoch_of(data, config, epoch=7)[:1])
+            del left
+            assert same(list(batches.epoch(3, start_batch=2)), epoch_of(data, config, epoch=3)[2:])
+            again = batches.epoch(4)
+            assert same(list(again), list(again))
+
+
+def test_shares_make_up_the_batch(data, config):
+    def half(rank):
+        return lambda count: range(rank * count // 2, (rank + 1) * count // 2)
+
+    halves = [epoch_of(data, config, share=half(rank), workers=rank) for rank in range(2)]
+    together = [tuple(torch.cat(parts) for parts in zip(*pair)) for pair in zip(*halves, strict=True)]
+    assert same(together, epoch_of(data, config))
+
+
+def test_a_process_without_a_share_of_a_batch_gets_an_empty_one(data, config):
+    for on_device in (False, True):
+        for x, y in epoch_of(data, config, share=lambda count: range(0), on_device=on_device):
+            assert x.shape == (0, 3, 3, 24, 24) and y.shape == (0,)
+
+
+def test_a_clips_sample_does_not_hang_on_the_number_of_clips(data, config):
+    """A clip's draws are its own: those of a set's first clips are the same in a larger set."""
+    fewer = dataclasses.replace(data, train=data.train[:3])
+    few = {tuple(x.flatten().tolist()) for x, _ in epoch_of(fewer, config, batch_size=1)}
+    assert len(few) == 3 and few < {tuple(x.flatten().tolist()) for x, _ in epoch_of(data, config, batch_size=1)}
 
 
 def test_an_epoch_can_be_entered_at_any_batch(data, config):
@@ -75,8 +124,7 @@ def test_a_samples_randomness_does_not_hang_on_its_batch(data, config):
 
 def test_a_last_batch_of_one_clip_is_left_out(data, config):
     assert [len(y_B) for _, y_B in epoch_of(data, config, batch_size=13)] == [13]
-    loader = train_loader(data, config=config, **{**SHAPE, "batch_size": 13}, seed=0, epoch=0)
-    assert len(loader) == 1
+    assert len(training(data, config, batch_size=13).epoch(0)) == 1
     assert [len(y_B) for _, y_B in epoch_of(data, config, batch_size=1)] == [1] * 14
 
 
@@ -173,14 +221,141 @@ def test_evaluation_crops_are_the_published_ones(data, config, resolution, side)
     assert next(iter(loader))[0].shape == (1, 3, 1, side, side)
 
 
-def test_frames_that_are_not_kept_give_the_same_batches(data, config):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_frames_that_are_not_kept_give_the_same_batches(data, config, workers):
     bare = dataclasses.replace(data, train=tuple(dataclasses.replace(clip, store=None) for clip in data.train))
-    assert same(epoch_of(data, config), epoch_of(bare, config))
+    assert same(epoch_of(data, config), epoch_of(bare, config, workers=workers))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_frames_that_vanish_are_a_clear_error_from_any_process(data, config, tmp_path, workers):
-    gone = tuple(dataclasses.replace(clip, store=tmp_path / "gone") for clip in data.train)
+def test_a_clip_that_vanishes_is_a_clear_error_from_any_process(data, config, tmp_path, workers):
+    gone = tuple(dataclasses.replace(clip, store=None, path=tmp_path / "gone") for clip in data.train)
     with pytest.raises(DataError) as raised:
         epoch_of(dataclasses.replace(data, train=gone), config, workers=workers)
     assert raised.value.where == str(tmp_path / "gone") and "Traceback" not in str(raised.value)
+
+
+def grey_levels_apart(batches, others):
+    """Of the same pixels in two ways: mean and largest difference, grey levels."""
+    apart = torch.cat([(x - other).abs().flatten() for (x, *_), (other, *_) in zip(batches, others, strict=True)])
+    return (apart * 0.225 * 255).mean(), (apart * 0.225 * 255).max()
+
+
+@pytest.mark.parametrize("resolution", [12, 24, 40])
+def test_pictures_made_on_a_device_are_the_same_but_for_rounding(data, config, tmp_path, resolution):
+    """Of noise, the hardest pictures; the device is the CPU."""
+    rng, noisy = np.random.default_rng(3), []
+    for number, clip in enumerate(data.train):
+        store = tmp_path / f"{number}.frames"
+        store.write_bytes(rng.bytes(len(clip.times_s) * clip.height * clip.width * 3))
+        noisy.append(dataclasses.replace(clip, store=store))
+    noisy = dataclasses.replace(data, train=tuple(noisy))
+    here = epoch_of(noisy, config, resolution=resolution)
+    there = epoch_of(noisy, config, resolution=resolution, on_device=True, workers=1)
+    assert all(torch.equal(y, other) for (_, y), (_, other) in zip(here, there, strict=True))
+    assert all(x.is_contiguous(memory_format=torch.channels_last_3d) and x.dtype == torch.float32 for x, _ in there)
+    mean, largest = grey_levels_apart(here, there)
+    assert mean < 0.4 and largest < 1.6
+
+
+def test_evaluation_on_a_device_is_the_same_but_for_rounding(data, config):
+    options = {"frames": 2, "stride": 3, "resolution": 24, "views": 2, "batch_size": 5, "config": config, "crops": 3}
+    here = list(eval_loader(data.val, **options))
+    there = list(eval_loader(data.val, on_device=True, **options))
+    assert same([batch[1:] for batch in here], [batch[1:] for batch in there])
+    assert grey_levels_apart(here, there)[1] < 1.6
+
+
+def children():
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+only_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes as Linux shows them")
+
+
+@only_linux
+def test_processes_outlive_an_epoch_but_not_the_loader(data, config):
+    before = children()
+    with training(data, config, workers=2) as batches:
+        list(batches.epoch(0))
+        workers = children() - before
+        assert len(workers) == 2
+        list(batches.epoch(1))
+        assert children() - before == workers
+    assert children() == before
+
+
+@only_linux
+def test_a_loader_that_is_dropped_amid_an_epoch_leaves_no_process(data, config):
+    before = children()
+    batches = training(data, config, workers=2)
+    started = iter(batches.epoch(0))
+    next(started)
+    assert len(children() - before) == 2
+    del batches, started
+    assert children() == before
+    evaluated = iter(eval_loader(data.val, frames=2, stride=3, resolution=24, views=1, batch_size=2, config=config,
+                                 workers=1))
+    next(evaluated)
+    del evaluated
+    assert children() == before
+
+
+@only_linux
+def test_closing_ends_the_processes_though_an_epoch_is_still_held(data, config):
+    before = children()
+    with training(data, config, workers=2) as batches:
+        held = iter(batches.epoch(0))
+        next(held)
+    assert children() == before
+    assert next(held, None) is None
+
+
+@only_linux
+def test_the_death_of_a_loader_process_is_a_clear_error(data, config):
+    before = children()
+    with pytest.raises(DataError, match="a process that reads clips died"), \
+            training(data, config, workers=1, batch_size=1) as batches:
+        for number, _ in enumerate(batches.epoch(0)):
+            if number == 1:
+                (worker,) = children() - before
+                os.kill(worker, signal.SIGKILL)
+                with suppress(RuntimeError):  # torch may tell at once, wherever the program is
+                    time.sleep(0.2)
+    assert children() == before
+
+
+def test_memory_is_used_again_only_when_nobody_holds_the_batch(data, config):
+    kept = epoch_of(data, config)
+    assert same(kept, [(x.clone(), y) for x, y in epoch_of(data, config)])
+    memory, float32 = Memory(), torch.float32
+    first = memory.tensor((2, 3), float32).fill_(1.0)
+    row, address = first[1], first.data_ptr()
+    del first
+    assert memory.tensor((2, 3), float32).data_ptr() != address and row.tolist() == [1.0, 1.0, 1.0]
+    weight = torch.ones(3, requires_grad=True)
+    product = (weight * row).sum()
+    del row
+    other = memory.tensor((6,), float32).fill_(7.0)
+    product.backward()  # autograd held it
+    assert weight.grad.tolist() == [1.0, 1.0, 1.0] and other.data_ptr() != address
+    del product
+    assert address in {memory.tensor((1, 5), float32).data_ptr(), other.data_ptr()}
+
+
+def faults_of_a_second_filling(found):
+    keep_freed_memory()
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        np.ones(100_000_000, dtype=np.uint8)
+        found.value = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc's")
+def test_memory_that_was_freed_is_not_faulted_in_anew():
+    found = CONTEXT.Value("q", -1)
+    child = CONTEXT.Process(target=faults_of_a_second_filling, args=(found,))  # the option is a process's, for good
+    with quiet_fork():
+        child.start()
+    child.join()
+    assert 0 <= found.value < 20

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 
-from expand.data.transforms import centre_box, crop_boxes, normalise, random_box, resize
+from expand.data import transforms
+from expand.data.transforms import centre_box, crop_boxes, normalise, random_box, resample, resize
 
 sides = st.integers(1, 400)
 draws = st.floats(0, 1, exclude_max=True)
@@ -46,6 +47,43 @@ def test_normalising_gives_floats_in_the_networks_layout():
     assert x_BCTHW.shape == (2, 3, 4, 5, 6) and x_BCTHW.dtype == torch.float32
     assert x_BCTHW.is_contiguous(memory_format=torch.channels_last_3d)
     assert x_BCTHW[0, :, 0, 0, 0].tolist() == pytest.approx([-2.0, (1 - 0.45) / 0.225, (0.2 - 0.45) / 0.225], abs=1e-5)
+
+
+def test_normalising_goes_into_memory_that_is_given():
+    clips_BTHWC = torch.randint(0, 256, (3, 2, 5, 6, 3), dtype=torch.uint8)
+    out = torch.empty(clips_BTHWC.shape)
+    assert torch.equal(normalise(clips_BTHWC, 0.45, 0.225, out), normalise(clips_BTHWC, 0.45, 0.225))
+    assert normalise(clips_BTHWC, 0.45, 0.225, out).data_ptr() == out.data_ptr()
+
+
+def test_batches_larger_than_the_cache_are_normalised_alike(monkeypatch):
+    clips_BTHWC = torch.randint(0, 256, (5, 2, 5, 6, 3), dtype=torch.uint8)
+    whole = normalise(clips_BTHWC, 0.45, 0.225)
+    monkeypatch.setattr(transforms, "CACHED_VALUES", 400)
+    assert torch.equal(normalise(clips_BTHWC, 0.45, 0.225), whole)
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.booleans()), min_size=1, max_size=4), st.integers(1, 40),
+       st.integers(1, 2), st.integers(0, 2**32 - 1))
+def test_a_batch_is_resampled_as_its_clips_are_one_by_one(cuts, side, frames, seed):
+    sides, flips = zip(*cuts)
+    generator = torch.Generator().manual_seed(seed)
+    size = max(sides) + seed % 3
+    cuts_BTSSC = torch.randint(0, 256, (len(cuts), frames, size, size, 3), dtype=torch.uint8, generator=generator)
+    x_BCTHW = resample(cuts_BTSSC, torch.tensor(sides), torch.tensor(flips), side, 0.45, 0.225)
+    assert x_BCTHW.shape == (len(cuts), 3, frames, side, side)
+    for x_CTHW, cut_TSSC, (own, flip) in zip(x_BCTHW, cuts_BTSSC, cuts):
+        small_THWC = resize(cut_TSSC[:, :own, :own], side)
+        expected = normalise((small_THWC.flip(2) if flip else small_THWC)[None], 0.45, 0.225)[0]
+        assert (x_CTHW - expected).abs().max() * 0.225 * 255 < 1.5
+
+
+def test_resampling_to_the_cuts_own_size_changes_nothing():
+    cuts_BTSSC = torch.randint(0, 256, (2, 3, 16, 16, 3), dtype=torch.uint8)
+    x_BCTHW = resample(cuts_BTSSC, torch.tensor([16, 16]), torch.tensor([False, True]), 16, 0.45, 0.225)
+    expected = normalise(torch.stack([cuts_BTSSC[0], cuts_BTSSC[1].flip(2)]), 0.45, 0.225)
+    torch.testing.assert_close(x_BCTHW, expected, rtol=1e-5, atol=1e-5)
+    assert x_BCTHW.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @given(sides, sides)

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from expand.errors import CandidateFailed, Interrupted
+from expand.errors import CandidateFailed, DataError, Interrupted
 from expand.model import X3D
 from expand.rundir.paths import CandidatePaths
 from expand.training.candidate import train_candidate, train_final
 from expand.training.job import Hooks, Job, candidate_seed
+from expand.training.loop import Training
 from tests.training.small import CONFIG, RECIPE, RUNTIME, network
 
 
@@ -93,3 +94,14 @@ def test_a_moved_run_goes_on_and_another_network_does_not(job):
     moved = replace(job, network=replace(job.network, name="elsewhere"))
     other = replace(job, network=replace(job.network, first_projection_bn=False))
     assert moved.identity == job.identity != other.identity
+
+
+def test_the_death_of_a_loader_process_is_not_held_against_the_candidate(job, data, monkeypatch):
+    """Torch tells of it wherever the program is; killed by the system's own want of memory, it speaks of none."""
+    def update(*_):
+        raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(Training, "_update", update)
+    with pytest.raises(DataError, match="a process that reads clips died"):
+        train_candidate(job, data, RUNTIME, Hooks())
+    assert not job.paths.outcome.exists()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from expand.config.schema import DataConfig, RecipeConfig
 from expand.data import PreparedData
-from expand.data.loader import train_loader
+from expand.data.loader import TrainBatches
 from expand.training.recipe import BATCHES, EPOCHS, REFERENCE_BATCH, UPDATES, learning_rate, settle, updates_per_epoch
 
 SETTLED = RecipeConfig(batch_size=128, epochs=30)
@@ -21,8 +21,8 @@ recipes = st.builds(RecipeConfig, batch_size=st.integers(1, 512), epochs=st.just
 def batches_of(clips, batch_size):
     """Batches of an epoch as the loader makes them, without reading a clip."""
     data = PreparedData(("a", "b"), (None,) * clips, (), (), (), 1.0, "")
-    return len(train_loader(data, frames=1, stride=1, resolution=32, batch_size=batch_size, seed=0, epoch=0,
-                            config=DataConfig()))
+    return len(TrainBatches(data, frames=1, stride=1, resolution=32, batch_size=batch_size, seed=0,
+                            config=DataConfig()).epoch(0))
 
 
 @given(st.integers(1, 300), st.integers(1, 140))

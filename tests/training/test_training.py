@@ -63,7 +63,7 @@ def test_a_batch_in_parts_has_the_same_gradients_where_norms_do_not_mix_clips(jo
         if isinstance(module, nn.BatchNorm3d):
             module.eval()
             nn.init.ones_(module.weight)
-    x_BCTHW, y_B = next(iter(training._batches(0)))
+    x_BCTHW, y_B = next(iter(training._train_batches().epoch(0)))
     found = []
     for count in (1, parts):
         training.progress.parts = count
@@ -89,7 +89,7 @@ recipe = RecipeConfig(epochs=1, batch_size=32, eval_clips=1, precise_bn_batches=
 lines = []
 job = Job("final", Network("large", factors, 16), 0.1, recipe, CONFIG, 7, CandidatePaths(Path({folder!r})), 1000.0)
 training = Training(job, data, RUNTIME, Hooks(log=lines.append))
-x_BCTHW, y_B = next(iter(training._batches(0)))
+x_BCTHW, y_B = next(iter(training._train_batches().epoch(0)))
 training._update(x_BCTHW[:2], y_B[:2], 2)  # what torch sets up once is there before the limit
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + {spare}, resource.RLIM_INFINITY))
@@ -119,7 +119,7 @@ def test_a_batch_whose_parts_do_not_fit_goes_down_to_single_clips(job, data, mon
 
     monkeypatch.setattr(Training, "_part", part)
     training = Training(job, data, RUNTIME, Hooks(log=lines.append))
-    x_BCTHW, y_B = next(iter(training._batches(0)))
+    x_BCTHW, y_B = next(iter(training._train_batches().epoch(0)))
     loss, _ = training._update(x_BCTHW[:3], y_B[:3], 3)
     assert training.progress.parts == 3 and torch.isfinite(loss) and len(lines) == 2
 
