@@ -18,13 +18,15 @@ from typing import Any
 from expand import __version__
 from expand.config import Config, dump_config, parse_config
 from expand.config.checks import RUN_NAME
-from expand.data import PreparedData, count_classes, prepare
+from expand.data import ClipList, PreparedData, list_clips, prepare
+from expand.data.sources import keep_clips, kept_clips
 from expand.driver import Display, Driver
 from expand.errors import ExpandError, RunError, UsageError
 from expand.expansion.forecast import check_target, forecast, largest_resolution
 from expand.expansion.rules import Space
 from expand.expansion.state import SearchState
 from expand.exports.card import write_card
+from expand.machine import available_cores
 from expand.report.lines import event_line
 from expand.report.plots import plot_expansion
 from expand.report.summary import summarize
@@ -36,7 +38,7 @@ from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
 from expand.settle import check_unchanged, settle
 from expand.training.estimate import estimate_seconds
-from expand.training.runtime import Runtime, available_cores, settle_run
+from expand.training.runtime import Runtime, settle_run
 
 PACKAGES = ("torch", "torchvision", "av", "numpy", "pandas", "fvcore", "pyyaml", "click")
 
@@ -97,12 +99,13 @@ def begin(config: Config, run_dir: Path | None, name: str, display: Display | No
           confirm: Callable[[Estimate], bool]) -> Path:
     """Starts a run and works on it to its end; returns its directory. `name` is the stem of an unnamed run's name."""
     display = display or Quiet()
-    space = Space(config.search, count_classes(config.data))
+    listed = list_clips(config.data)
+    space = Space(config.search, len(listed.classes))
     check_target(space)
     runtime = Runtime.of(settle_run(config.run))  # a device that is not there is said before the clips are decoded
     paths = RunPaths(run_dir or choose_dir(config, name))
     check_free(paths)
-    data = _prepare(config, space, display)
+    data = _prepare(config, listed, space, display)
     config = settle(config, data, paths.root.resolve().name)
     estimate = _estimate(config, space, data, runtime)
     display.say(f"{estimate.candidates} candidates in {estimate.steps} steps, "
@@ -114,6 +117,7 @@ def begin(config: Config, run_dir: Path | None, name: str, display: Display | No
     with RunLock(paths):
         check_free(paths)
         write_json(paths.env, environment(config))
+        keep_clips(paths.clips, config.data, data.listed)
         write_atomic(paths.config, dump_config(config))
         _work(config, paths, data, runtime, display)
     return paths.root
@@ -134,7 +138,8 @@ def go_on(run_dir: Path, display: Display | None) -> Path:
         if started := run_started(events):
             check_unchanged(started["config"], config, str(paths.config))
         runtime = Runtime.of(config.run)
-        data = _prepare(config, Space(config.search, count_classes(config.data)), display)
+        listed = kept_clips(paths.clips, config.data)
+        data = _prepare(config, listed, Space(config.search, len(listed.classes)), display)
         _work(config, paths, data, runtime, display)
     return paths.root
 
@@ -162,7 +167,7 @@ def check_free(paths: RunPaths) -> None:
     if paths.journal.exists() or paths.training.exists():
         raise RunError("a run is kept here", where=str(paths.root),
                        fix=f"go on with it: x3d-expand resume {paths.root}; or choose another --name")
-    known = {paths.config.name, paths.env.name, paths.lock.name, paths.log.name, paths.first_weights.name}
+    known = {path.name for path in (paths.config, paths.clips, paths.env, paths.lock, paths.log, paths.first_weights)}
     if any(entry.name not in known and not entry.name.startswith(".tmp-") for entry in paths.root.iterdir()):
         raise RunError("holds files that are not a run's", where=str(paths.root),
                        fix="choose another --name or --run-dir")
@@ -177,10 +182,10 @@ def stored_config(paths: RunPaths) -> Config:
                        where=str(paths.root), fix="start one with: x3d-expand search") from error
 
 
-def _prepare(config: Config, space: Space, display: Display) -> PreparedData:
+def _prepare(config: Config, listed: ClipList, space: Space, display: Display) -> PreparedData:
     """Frames kept at the largest short side that the search can come to need."""
     short_side = int(largest_resolution(space) * config.data.jitter_max) + 1
-    return prepare(config.data, short_side=short_side, workers=available_cores(), report=display.say)
+    return prepare(config.data, short_side=short_side, workers=available_cores(), report=display.say, listed=listed)
 
 
 def _estimate(config: Config, space: Space, data: PreparedData, runtime: Runtime) -> Estimate:
@@ -205,7 +210,7 @@ def _work(config: Config, paths: RunPaths, data: PreparedData, runtime: Runtime,
         written = journal.append("run_started", **_start_fields(config, paths, data))
     else:
         if started["fingerprint"] != data.fingerprint:
-            raise RunError("the clips were changed since the run began", where=config.data.path or "the built-in clips",
+            raise RunError("the clips were changed since the run began", where=config.data.source,
                            fix="put the old clips back, or start a new run with the new ones")
         written = journal.append("run_resumed")
     display.event(written, SearchState())

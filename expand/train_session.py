@@ -17,11 +17,12 @@ import yaml
 
 from expand.config import Config, dump_config, parse_config
 from expand.config.schema import DataConfig
-from expand.data import PreparedData, prepare
-from expand.data.sources import counted
+from expand.data import ClipList, PreparedData, list_clips, prepare
+from expand.data.sources import counted, keep_clips, kept_clips
 from expand.driver import FINAL, Display
 from expand.errors import CandidateFailed, Interrupted, RunError
 from expand.exports.card import write_card
+from expand.machine import available_cores
 from expand.model import X3D
 from expand.model.load import weights_at
 from expand.model.weights import load_checkpoint, read_checkpoint
@@ -48,7 +49,7 @@ from expand.training.checkpoint import save_weights
 from expand.training.distributed import Group, process_group
 from expand.training.evaluate import wilson_interval
 from expand.training.job import Hooks, Job, candidate_seed
-from expand.training.runtime import Runtime, available_cores, settle_run
+from expand.training.runtime import Runtime, settle_run
 
 
 def begin(network: Network, config: Config, init: Path | None, run_dir: Path | None,
@@ -79,7 +80,7 @@ def _create(network: Network, config: Config, init: Path | None, run_dir: Path |
     if init:
         read_checkpoint(weights_at(init))  # what is wrong with it is said before the clips are decoded
     config = replace(config, data=_normalised_as(network, config.data))
-    data = _prepared(config, network.factors, display)
+    data = _prepared(config, list_clips(config.data), network.factors, display)
     found.append(data)
     config = settle(config, data, paths.root.resolve().name)
     network = replace(network, name=paths.root.resolve().name, classes=len(data.classes), class_names=data.classes,
@@ -90,6 +91,7 @@ def _create(network: Network, config: Config, init: Path | None, run_dir: Path |
         check_free(paths)
         if first is not None:
             save_weights(paths.first_weights, first)
+        keep_clips(paths.clips, config.data, data.listed)
         spec = {"network": network.as_dict(), "init": None if init is None else str(init),
                 "config": dump_config(config), "fingerprint": data.fingerprint, "splits": data.counts}
         write_atomic(paths.training, yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
@@ -111,9 +113,9 @@ def _first_weights(network: Network, config: Config, init: Path, display: Displa
     return model
 
 
-def _prepared(config: Config, factors: Factors, display: Display) -> PreparedData:
+def _prepared(config: Config, listed: ClipList, factors: Factors, display: Display) -> PreparedData:
     return prepare(config.data, short_side=int(factors.resolution * config.data.jitter_max) + 1,
-                   workers=available_cores(), report=display.say)
+                   workers=available_cores(), report=display.say, listed=listed)
 
 
 def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
@@ -129,11 +131,14 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
             return group.from_first(lambda: _finished(paths))
         display = Logged(display, paths) if group.is_first else display
         # the first process decodes what is missing, the others find it done
-        group.from_first(lambda: None if found else found.append(_prepared(config, network.factors, display)))
-        data = found[0] if found else _prepared(config, network.factors, display)
+        def prepared() -> PreparedData:
+            return _prepared(config, kept_clips(paths.clips, config.data), network.factors, display)
+
+        group.from_first(lambda: None if found else found.append(prepared()))
+        data = found[0] if found else prepared()
         if data.fingerprint != spec["fingerprint"]:
             raise RunError("the clips were changed since the training began",
-                           where=config.data.path or "the built-in clips",
+                           where=config.data.source,
                            fix="put the old clips back, or start a new training with the new ones")
         job = _job(paths, network, config)
         _introduce(display, job, data, group)

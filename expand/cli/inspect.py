@@ -46,14 +46,14 @@ def plot(run: Path, out: Path | None) -> None:
 @click.option("--classes", type=click.IntRange(1, 1_000_000), metavar="N",
               help="Classes to count with.  [default: those of the clips; 400, as published, where none are named]")
 @as_json
-def plan(config: str | None, data: str | None, target_gflops: float | None, overrides: tuple[str, ...],
+def plan(config: str | None, clips: dict[str, Any], target_gflops: float | None, overrides: tuple[str, ...],
          path: str | None, classes: int | None, json_: bool) -> None:
     """Show what a search would try, without training anything."""
     from expand import api
 
     axes = [axis.strip() for axis in path.split(",") if axis.strip()] if path else []
     planned = api.plan(config, overrides=overrides, path=axes, classes=classes,
-                       values={"data.path": data, "search.target_gflops": target_gflops})
+                       values={**clips, "search.target_gflops": target_gflops})
     if json_:
         print_json(planned)
         return

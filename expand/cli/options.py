@@ -13,16 +13,32 @@ import click
 Command = Callable[..., Any]
 
 
+def clip_source(command: Command) -> Command:
+    """--data and --data-root: which clips. The command gets them as `clips`, options by dotted key."""
+
+    @functools.wraps(command)
+    def called(*, data: str | None, data_root: str | None, **rest: Any) -> Any:
+        return command(clips={"data.path": data, "data.root": data_root}, **rest)
+
+    for decorate in (
+        click.option("--data-root", metavar="DIR",
+                     help="Where the relative paths in lists start.  [default: the list's own folder]"),
+        click.option("--data", metavar="PATH",
+                     help="Your clips: a folder {train,val}/<class>/<clip> or <class>/<clip>, a list of `path label`, "
+                          "or a published set's annotations (docs/data.md).  [default: the built-in clips]"),
+    ):
+        called = decorate(called)
+    return called
+
+
 def configuration(command: Command) -> Command:
-    """CONFIG, --data, --target-gflops and --set."""
+    """CONFIG, --data, --data-root, --target-gflops and --set."""
     for decorate in (
         click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
                      help="Any other option of the configuration; may be repeated."),
         click.option("--target-gflops", type=float, metavar="G",
                      help="The budget: multiply-adds of one clip, in 10^9."),
-        click.option("--data", metavar="PATH",
-                     help="Your clips: a folder {train,val}/<class>/<clip>, or one with train.csv and val.csv. "
-                          "Default: the built-in clips."),
+        clip_source,
         click.argument("config", required=False),
     ):
         command = decorate(command)

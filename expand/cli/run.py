@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from expand.cli.options import configuration, is_first_process, keeping
+from expand.cli.options import clip_source, configuration, is_first_process, keeping
 
 if TYPE_CHECKING:
     from expand.session import Estimate
@@ -21,7 +21,7 @@ ASK_ABOVE_S = 1800
 @configuration
 @keeping
 @click.option("--yes", is_flag=True, help="Do not ask before a long search.")
-def search(config: str | None, data: str | None, target_gflops: float | None, overrides: tuple[str, ...],
+def search(config: str | None, clips: dict[str, Any], target_gflops: float | None, overrides: tuple[str, ...],
            run_dir: Path | None, run_values: dict[str, Any], yes: bool) -> None:
     """Search from the smallest network to the budget, and train the winner.
 
@@ -30,7 +30,7 @@ def search(config: str | None, data: str | None, target_gflops: float | None, ov
     from expand import api
     from expand.cli.display import make_display
 
-    values = {"data.path": data, "search.target_gflops": target_gflops, **run_values}
+    values = {**clips, "search.target_gflops": target_gflops, **run_values}
     with make_display() as display:
         summary = api.search(config, overrides=overrides, values=values, run_dir=run_dir, display=display,
                              confirm=lambda estimate: yes or _confirm(estimate, display))
@@ -51,7 +51,7 @@ def resume(run: Path) -> None:
 
 @click.command()
 @click.argument("network")
-@click.option("--data", metavar="PATH", help="Your clips, as in `search`.  [default: the built-in clips]")
+@clip_source
 @click.option("--init", type=click.Path(path_type=Path), metavar="CHECKPOINT",
               help="Weights to begin with: a run, a file of ours, SlowFast's or PyTorchVideo's.  [default: drawn anew]")
 @click.option("--epochs", type=int, metavar="N", help="Passes over the train split.  [default: about 2,000 updates]")
@@ -62,7 +62,7 @@ def resume(run: Path) -> None:
 @keeping
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Any other option, such as final.ema=0.999; may be repeated.")
-def train(network: str, data: str | None, init: Path | None, epochs: int | None, batch_size: int | None,
+def train(network: str, clips: dict[str, Any], init: Path | None, epochs: int | None, batch_size: int | None,
           config: str | None, run_dir: Path | None, run_values: dict[str, Any], overrides: tuple[str, ...]) -> None:
     """Train one network to the end of its recipe, and measure it.
 
@@ -72,7 +72,7 @@ def train(network: str, data: str | None, init: Path | None, epochs: int | None,
     from expand import api
     from expand.cli.display import make_display
 
-    values = {"data.path": data, "final.epochs": epochs, "final.batch_size": batch_size, **run_values}
+    values = {**clips, "final.epochs": epochs, "final.batch_size": batch_size, **run_values}
     with make_display() as display:
         result = api.train(network, config, init=init, overrides=overrides, values=values, run_dir=run_dir,
                            display=display)

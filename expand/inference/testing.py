@@ -20,10 +20,12 @@ from expand.config import load_config
 from expand.config.schema import DataConfig
 from expand.data import ClipList, list_clips, prepare
 from expand.data.cache import CachedClip
+from expand.data.feed import dead_worker
 from expand.data.loader import eval_loader
-from expand.data.sources import SHOWN, shown
+from expand.data.sources import SHOWN, kept_clips, shown
 from expand.errors import DataError, RunError, UsageError, did_you_mean
 from expand.inference.ready import check_finite, ready
+from expand.machine import available_cores
 from expand.model import X3D
 from expand.report.confusion import classes_frame, confusion_frame, plot_confusion
 from expand.report.words import one_line, percent, split_note
@@ -32,7 +34,7 @@ from expand.rundir.paths import RunPaths
 from expand.space.geometry import evaluation_crop
 from expand.space.network import Network
 from expand.training.evaluate import Evaluation, hits, judged, score_videos, wilson_interval
-from expand.training.runtime import Runtime, available_cores, lacks_memory
+from expand.training.runtime import Runtime, lacks_memory
 
 TIMES = 10
 CROPS = {10: 1, 30: 3}
@@ -43,16 +45,17 @@ DESCRIBED = ("data.mean", "data.std")
 Log = Callable[[str], None]
 
 
-def test(source: str | Path, *, views: int = 10, data: str | Path | None = None, overrides: Sequence[str] = (),
-         split: str | None = None, weights: str | Path | None = None, out: str | Path | None = None,
-         batch_size: int = 8, device: str = "auto", threads: int | None = None, log: Log = lambda text: None,
+def test(source: str | Path, *, views: int = 10, data: str | Path | None = None,
+         data_root: str | Path | None = None, overrides: Sequence[str] = (), split: str | None = None,
+         weights: str | Path | None = None, out: str | Path | None = None, batch_size: int = 8,
+         device: str = "auto", threads: int | None = None, log: Log = lambda text: None,
          progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
     """Measures a network on labelled clips with 10 or 30 views a video, class probabilities averaged.
 
-    `source`: a run, a training's folder or a file with weights; with `weights`, a preset or a network's YAML. `data`: a
-    folder of clips or of lists, by default those of the run; `overrides`: texts "data.key=value". `split`: by default
-    test where there is one, else val. Labels are matched by the classes' names; by their order where the network does
-    not know names. `progress` gets the clips done and to do.
+    `source`: a run, a training's folder or a file with weights; with `weights`, a preset or a network's YAML. `data`:
+    labelled clips as in a search, by default those of the run, `data_root` where relative paths in lists start;
+    `overrides`: texts "data.key=value". `split`: by default test where there is one, else val. Labels are matched by
+    the classes' names; by their order where the network does not know names. `progress` gets the clips done and to do.
 
     Writes result.json, classes.csv, confusion.csv, confusion.png and scores.csv (a row a video) into `out`, by default
     `test/<split>-<views>views` in a run, else `test-<network>-<split>-<views>views` here. Returns what result.json
@@ -72,9 +75,10 @@ def test(source: str | Path, *, views: int = 10, data: str | Path | None = None,
         raise UsageError("is not a folder", where=str(out), fix="name a folder for the results: --out DIR")
     model, runtime = ready(source, weights, device, threads, log)
     network, paths = model.network, RunPaths(Path(source))
-    config = replace(_data_config(paths, data, overrides), mean=network.mean, std=network.std)
-    exam = _prepared(config, split, network, log)
+    config = replace(_data_config(paths, data, data_root, overrides), mean=network.mean, std=network.std)
     is_own, other = weights is None and paths.config.is_file(), _other_clips(data, overrides)
+    listed = list_clips(config, to_train=False) if other else kept_clips(paths.clips, config, to_train=False)
+    exam = _prepared(config, listed, split, network, log)
     folder = make_dir(Path(out) if out else
                       _default_folder(paths if is_own else None, other, f"{exam.split}-{views}views", network))
     began = time.monotonic()
@@ -86,7 +90,7 @@ def test(source: str | Path, *, views: int = 10, data: str | Path | None = None,
     is_selected = is_own and other is None and paths.journal.exists()
     result = jsonable({
         "network": network.name, "source": source, "weights": weights,
-        "data": getattr(config, exam.split) or config.path or "built-in",
+        "data": getattr(config, exam.split) or (config.source if not config.is_builtin else "built-in"),
         "split": exam.split, "note": split_note(exam.split, exam.split == "val") if is_selected else None,
         "views": views, "videos": len(exam.clips), "left_out": exam.left_out, **_figures(evaluation, len(exam.clips)),
         "per_class": per_class.to_dict("records"), "device": runtime.device.type, "precision": runtime.precision,
@@ -110,11 +114,12 @@ class _Exam:
     left_out: int
 
 
-CLIPS = ("data.path", "data.train", "data.val", "data.test")
+CLIPS = ("data.path", "data.train", "data.val", "data.test", "data.root")
 """Options that say which clips; in place of the run's own."""
 
 
-def _data_config(paths: RunPaths, data: str | Path | None, overrides: Sequence[str]) -> DataConfig:
+def _data_config(paths: RunPaths, data: str | Path | None, data_root: str | Path | None,
+                 overrides: Sequence[str]) -> DataConfig:
     """Where the clips are: `data`, else the run's own configuration, with `overrides`."""
     for text in overrides:
         key = text.partition("=")[0].strip()
@@ -126,7 +131,8 @@ def _data_config(paths: RunPaths, data: str | Path | None, overrides: Sequence[s
     if data is None and not is_own and not overrides:
         raise UsageError("which clips?", where=str(paths.root),
                          fix="it is no run with clips of its own: add --data PATH")
-    return load_config(paths.config if is_own else None, overrides, {"data.path": data and str(data)}).data
+    values = {"data.path": data and str(data), "data.root": data_root and str(data_root)}
+    return load_config(paths.config if is_own else None, overrides, values).data
 
 
 def _other_clips(data: str | Path | None, overrides: Sequence[str]) -> str | None:
@@ -135,16 +141,14 @@ def _other_clips(data: str | Path | None, overrides: Sequence[str]) -> str | Non
     return str(data) if data else next((value for key, _, value in named if key.strip() in CLIPS), None)
 
 
-def _prepared(config: DataConfig, split: str | None, network: Network, log: Log) -> _Exam:
-    listed = list_clips(config, to_train=False)
+def _prepared(config: DataConfig, listed: ClipList, split: str | None, network: Network, log: Log) -> _Exam:
     splits = {clip.split for clip in listed.clips}
     split = split or ("test" if "test" in splits else "val")
     if split not in splits:
         raise UsageError(f"these clips have no {split} split", fix=f"there is {', '.join(sorted(splits))}")
     names, mapping = _matched(listed, split, network, log)
     short_side = evaluation_crop(network.factors.resolution)
-    data = prepare(config, short_side=short_side, workers=available_cores(), report=log,
-                   splits=(split,))
+    data = prepare(config, short_side=short_side, workers=available_cores(), report=log, splits=(split,), listed=listed)
     clips = tuple(replace(clip, label=mapping[clip.label]) for clip in getattr(data, split))
     return _Exam(config, split, names, clips, sum(clip.split == split for clip in listed.clips) - len(clips))
 
@@ -187,11 +191,13 @@ def _scores(model: X3D, exam: _Exam, views: int, batch_size: int, runtime: Runti
     factors, videos = model.network.factors, len(exam.clips)
     batches = eval_loader(exam.clips, frames=factors.frames, stride=factors.stride, resolution=factors.resolution,
                           views=TIMES, crops=CROPS[views], batch_size=batch_size, config=exam.config,
-                          workers=runtime.loader_workers)
+                          workers=runtime.loader_workers, device=runtime.device)
     try:
         scores, labels = score_videos(model, _counted(batches, videos * views, progress), videos,
                                       model.network.classes, runtime)
     except (MemoryError, RuntimeError) as error:
+        if (death := dead_worker(error)) is not None:
+            raise death from error
         if not lacks_memory(error):
             raise
         raise RunError("the memory did not suffice", fix="a smaller --batch-size needs less") from error

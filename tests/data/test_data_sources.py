@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -95,14 +97,116 @@ def test_a_missing_folder_split_or_list_is_named_with_the_layout(tmp_path):
     with pytest.raises(DataError, match="no such folder") as raised:
         list_clips(DataConfig(path=str(tmp_path / "nowhere")))
     assert "{train,val}/<class>/<clip>" in str(raised.value)
-    touch(tmp_path, "train/run/a.mp4", "valid/run/b.mp4")
-    with pytest.raises(DataError, match="has no folder val; found train, valid"):
+    touch(tmp_path, "val/run/a.mp4", "other/run/b.mp4")
+    with pytest.raises(DataError, match="has no folder train; found other, val"):
         list_clips(DataConfig(path=str(tmp_path)))
+    assert len(list_clips(DataConfig(path=str(tmp_path)), to_train=False).clips) == 1
     with pytest.raises(DataError, match="no such file"):
         list_clips(DataConfig(train=str(tmp_path / "t.csv"), val=str(tmp_path / "v.csv")))
-    (tmp_path / "t.csv").write_text("a.mp4 run\n")
-    with pytest.raises(DataError, match="no list for val"):
-        list_clips(DataConfig(train=str(tmp_path / "t.csv")))
+    (tmp_path / "v.csv").write_text("a.mp4 run\n")
+    with pytest.raises(DataError, match="no list for train"):
+        list_clips(DataConfig(val=str(tmp_path / "v.csv")))
+    with pytest.raises(DataError, match="no such folder") as raised:
+        list_clips(DataConfig(val=str(tmp_path / "v.csv"), root=str(tmp_path / "nowhere")), to_train=False)
+    assert "data.root" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+def test_the_val_folder_may_have_its_other_names(tmp_path, name):
+    touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", f"{name}/run/c.mp4")
+    listed = list_clips(DataConfig(path=str(tmp_path)))
+    assert [(clip.path, clip.split) for clip in listed.clips if clip.split != "train"] == [
+        (tmp_path / name / "run" / "c.mp4", "val")]
+    assert listed.notes == (() if name == "val" else (f"read as folders train, {name}",))
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    touch(folder(tmp_path), "valid/run/x.mp4")
+    with pytest.raises(DataError, match="both val and valid are val"):
+        list_clips(DataConfig(path=str(tmp_path)))
+
+
+def test_class_folders_alone_are_split(tmp_path):
+    touch(tmp_path, *(f"{name}/{number}.mp4" for name in ("run", "jump", "train") for number in range(10)))
+    listed = list_clips(DataConfig(path=str(tmp_path), test_share=0.1))
+    counts = Counter((clip.split, listed.classes[clip.label]) for clip in listed.clips)
+    assert listed.classes == ("jump", "run", "train") and all(
+        counts["train", name] == 7 and counts["val", name] == 2 and counts["test", name] == 1
+        for name in listed.classes)
+    assert [clip.split for clip in listed.clips] == ["train"] * 21 + ["val"] * 6 + ["test"] * 3
+    assert any("val (20%) and test (10%) made from the train clips" in note for note in listed.notes)
+
+
+def test_val_is_made_from_train_where_only_it_is_missing_and_unused_folders_are_named(tmp_path):
+    touch(tmp_path, *(f"train/{name}/{number}.mp4" for name in ("run", "jump") for number in range(5)),
+          "test/run/t.mp4", "vla/run/x.mp4")
+    listed = list_clips(DataConfig(path=str(tmp_path)))
+    assert Counter(clip.split for clip in listed.clips) == {"train": 8, "val": 2, "test": 1}
+    assert "not used: vla" in listed.notes[0]
+
+
+def test_flat_split_folders_without_lists_are_refused_with_the_layout(tmp_path):
+    touch(tmp_path, "train/a.mp4", "val/b.mp4")
+    with pytest.raises(DataError, match="only train, val, and no class folders in them") as raised:
+        list_clips(DataConfig(path=str(tmp_path)))
+    assert "<class>/<clip>" in str(raised.value)
+    with pytest.raises(DataError, match="set is no class: it has splits of its own") as raised:
+        list_clips(DataConfig(path=str(folder(tmp_path / "above" / "set").parent)))
+    assert f"is data.path={tmp_path / 'above' / 'set'} meant?" in str(raised.value)
+    touch(tmp_path / "texts", "a/readme.md", "b/readme.md")
+    with pytest.raises(DataError, match="has no clips in its folders a, b"):
+        list_clips(DataConfig(path=str(tmp_path / "texts")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="has no class folders; found none"):
+        list_clips(DataConfig(path=str(tmp_path / "empty")))
+
+
+def test_a_folder_of_frames_is_a_clip_and_thumbnails_are_not(tmp_path):
+    touch(tmp_path, "run/a/img_001.jpg", "run/a/img_002.jpg", "run/a/flow/x.png", "run/deep/b/1.PNG", "run/c.mp4",
+          "run/c.jpg", "run/c/frame.jpg", "run/thumbs/t.jpg", "run/d/poster.jpg", "run/d/e.mp4", "jump/f/1.jpeg",
+          "jump/g/notes.txt", "jump/h/1.jpg", "jump/direct.jpg")
+    found = [str(clip.path.relative_to(tmp_path)) for clip in list_clips(
+        DataConfig(path=str(tmp_path)), to_train=False).clips]
+    assert sorted(found) == ["jump/f", "jump/h", "run/a", "run/c.mp4", "run/d/e.mp4", "run/deep/b"]
+
+
+def test_listing_asks_nothing_about_a_file(tmp_path, monkeypatch):
+    touch(folder(tmp_path), *(f"train/run/{number}.mp4" for number in range(50)))
+    asked, stat = [], os.stat
+    monkeypatch.setattr(os, "stat", lambda *args, **options: asked.append(args[0]) or stat(*args, **options))
+    assert len(list_clips(DataConfig(path=str(tmp_path))).clips) == 55
+    assert not [path for path in map(str, asked) if path.endswith((".mp4", ".avi"))]
+
+
+def test_linked_folders_are_followed_and_a_link_upwards_ends(tmp_path):
+    touch(tmp_path / "elsewhere", "clips/x.mp4")
+    folder(tmp_path / "set")
+    (tmp_path / "set/train/run/more").symlink_to(tmp_path / "elsewhere/clips")
+    (tmp_path / "set/train/run/loop").symlink_to(tmp_path / "set")
+    (tmp_path / "set/train/run/gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    names = [clip.path.name for clip in list_clips(DataConfig(path=str(tmp_path / "set"))).clips]
+    assert names == ["c.mp4", "a.mp4", "b.avi", "gone.mp4", "x.mp4", "e.mp4", "d.mp4"]
+
+
+def test_a_folder_of_several_forms_is_refused_until_one_is_named(tmp_path):
+    folder(tmp_path)
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.csv").write_text(f"{split}/1.mp4 swim\n{split}/2.mp4 fly\n")
+    with pytest.raises(DataError, match="may be read as lists or as folders of classes") as raised:
+        list_clips(DataConfig(path=str(tmp_path)))
+    assert "--set data.format=lists or --set data.format=folders" in str(raised.value)
+    assert list_clips(DataConfig(path=str(tmp_path), format="lists")).classes == ("fly", "swim")
+    assert list_clips(DataConfig(path=str(tmp_path), format="folders")).classes == ("jump", "run")
+    with pytest.raises(DataError, match="has no annotations of UCF101"):
+        list_clips(DataConfig(path=str(tmp_path), format="ucf101"))
+
+
+def test_numbered_class_folders_may_be_named(tmp_path):
+    touch(tmp_path, "train/0/a.mp4", "train/10/b.mp4", "train/2/c.mp4", "val/2/d.mp4")
+    assert list_clips(DataConfig(path=str(tmp_path))).classes == ("0", "2", "10")
+    (tmp_path / "names.txt").write_text("0 run\n2 jump\n10 fly\n")
+    config = DataConfig(path=str(tmp_path), class_names=str(tmp_path / "names.txt"))
+    assert list_clips(config).classes == ("run", "jump", "fly")
 
 
 def test_built_in_clips_are_named_without_being_rendered(tmp_path):
@@ -123,3 +227,10 @@ def test_listing_imports_no_torch():
     code = ("import sys; from expand.config.schema import DataConfig; from expand.data import count_classes, prepare; "
             "count_classes(DataConfig()); sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_clips_without_splits_are_all_tested(tmp_path):
+    """A set that is only measured on needs no split."""
+    root = touch(tmp_path, "run/a.mp4", "run/b.mp4", "jump/c.mp4")
+    listed = list_clips(DataConfig(path=str(root)), to_train=False)
+    assert {(clip.path.name, clip.split) for clip in listed.clips} == {(f"{name}.mp4", "test") for name in "abc"}

@@ -1,0 +1,154 @@
+"""Which clips there are, their classes and their splits: folders, lists, published sets, or the built-in clips.
+
+Nothing here opens a clip, renders one or imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from expand.config.schema import DataConfig
+from expand.data import synthetic
+from expand.data.sources.base import SHOWN, SPLITS, Clip, ClipList, Entry, Found, absolute, counted, shown
+from expand.data.sources.checking import checked, refuse_missing
+from expand.data.sources.location import cache_dir, uses_builtin
+from expand.data.sources.quarantine import left_out, quarantine_file, read_quarantine, write_quarantine
+from expand.data.sources.recognise import find_clips
+from expand.data.sources.split import make_splits
+from expand.data.sources.written import read_clips, write_clips
+from expand.errors import DataError
+
+__all__ = ["SHOWN", "SPLITS", "Clip", "ClipList", "cache_dir", "count_classes", "counted", "keep_clips", "kept_clips",
+           "list_clips", "quarantine_file", "read_clips", "read_quarantine", "shown", "write_clips",
+           "write_quarantine"]
+
+
+def list_clips(config: DataConfig, *, to_train: bool = True, quarantine: bool = True) -> ClipList:
+    """The clips that `config` names, in a fixed order: by split, then as their source has them.
+
+    The built-in ones are named whether rendered yet or not. A val split (and with `data.test_share` a test split) is
+    made from train where the source gives none. Classes are those of the train clips: numbers by number, a published
+    set's in its order, else by name. Clips in the quarantine are left out, unless `quarantine` is false. Without
+    `to_train` any split will do, none is made, clips without splits are all test, and the classes are those of the
+    clips where there is no train split.
+
+    Raises `DataError` for a source that is missing, not recognised or of several forms, lines that cannot be parsed
+    (all of them), an empty split, a single class, a class unknown to train or one that cannot be split.
+    """
+    if uses_builtin(config):
+        return _builtin(config, quarantine)
+    found = find_clips(config)
+    if to_train:
+        refuse_missing(found)
+    if config.group:
+        _set_groups(found, config)
+    checked(found)
+    if to_train:
+        make_splits(found, val_share=config.val_share, test_share=config.test_share, seed=config.split_seed)
+    elif found.splits == ("train",):
+        _rename(found, "test")
+    if quarantine:  # last, so that a clip that is left out moves no other into another split
+        _leave_out(found, config)
+    return _numbered(found)
+
+
+def count_classes(config: DataConfig) -> int:
+    """Number of classes, without opening or rendering any clip. Raises as `list_clips`."""
+    return len(synthetic.class_names(config.builtin)) if uses_builtin(config) else len(list_clips(config).classes)
+
+
+def keep_clips(path: Path, config: DataConfig, listed: ClipList) -> None:
+    """Writes the clips of a run to `path`, so that it goes on with the same ones whatever happens to their source; but
+    not the built-in ones, which follow from `config` and may be rendered elsewhere. Raises as `write_clips`."""
+    if not uses_builtin(config):
+        write_clips(path, listed)
+
+
+def kept_clips(path: Path, config: DataConfig, *, to_train: bool = True) -> ClipList:
+    """The clips that `keep_clips` wrote to `path`, else those that `config` names. Raises as either."""
+    return read_clips(path) if Path(path).exists() else list_clips(config, to_train=to_train)
+
+
+def _builtin(config: DataConfig, quarantine: bool) -> ClipList:
+    files = synthetic.clip_files(config.builtin, cache_dir(config))
+    clips = tuple(Clip(path, label, split) for split in SPLITS for path, label in files[split])
+    path, out = left_out(config) if quarantine else (None, set())
+    kept = tuple(clip for clip in clips if absolute(clip.path) not in out) if out else clips
+    return ClipList(synthetic.class_names(config.builtin), kept, tuple(_quarantine_note(path, len(clips) - len(kept))))
+
+
+def _set_groups(found: Found, config: DataConfig) -> None:
+    """Every entry's group by `data.group`. Raises `DataError` where a clip that will be drawn has none."""
+    search, without = re.compile(config.group).search, []
+    for entry in found.entries:
+        match = search(entry.key)
+        entry.group = match and match.group(1) or None
+        if entry.group is None and entry.split == "train":
+            without.append(entry.key)
+    is_drawn = "val" not in found.splits or (config.test_share > 0 and "test" not in found.splits)
+    if without and is_drawn:
+        raise DataError(f"data.group '{config.group}' matches nothing in {counted(len(without), 'clip')}:\n"
+                        f"{shown(without)}", where=found.where,
+                        fix="every clip needs a group; mend the regular expression, or leave it out")
+
+
+def _rename(found: Found, split: str) -> None:
+    """All clips are of `split`."""
+    found.splits = (split,)
+    for entry in found.entries:
+        entry.split = split
+
+
+def _leave_out(found: Found, config: DataConfig) -> None:
+    """Takes the clips in quarantine away. Raises `DataError` where a split, or a class in train, has none left."""
+    path, out = left_out(config)
+    if not out:
+        return
+    whole = found.entries
+    found.entries = [entry for entry in whole if absolute(entry.path) not in out]
+    found.notes += _quarantine_note(path, len(whole) - len(found.entries))
+    gone = _parts(whole) - _parts(found.entries)
+    if gone:
+        raise DataError(f"all clips of {', '.join(sorted(gone))} are in quarantine", where=str(path),
+                        fix="mend the clips, or take them out of that list")
+
+
+def _parts(entries: list[Entry]) -> set[str]:
+    """What must not be empty: splits, and classes in train."""
+    return ({entry.split for entry in entries}
+            | {f"class {entry.label!r} in train" for entry in entries if entry.split == "train"})
+
+
+def _quarantine_note(path: Path | None, count: int) -> list[str]:
+    return [f"left out {counted(count, 'clip')} that {path} names"] if count else []
+
+
+def _numbered(found: Found) -> ClipList:
+    """The list once all is right: clips by split, labels by the classes' order."""
+    names = _class_names(found.entries, found.splits)
+    if found.order is not None:
+        classes = tuple(name for name in found.order if name in names)
+    else:
+        classes = tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
+    labels = {name: label for label, name in enumerate(classes)}
+    ranked = sorted(found.entries, key=lambda entry: SPLITS.index(entry.split))  # stable
+    clips = tuple(Clip(path, labels[entry.label], entry.split, entry.group)
+                  for path, entry in zip(_paths(entry.path for entry in ranked), ranked))
+    return ClipList(classes, clips, tuple(found.notes))
+
+
+def _paths(texts: Iterable[str]) -> Iterator[Path]:
+    """Each text as a path; from its folder's path, which takes a third of the time."""
+    folders: dict[str, Path] = {}
+    for text in texts:
+        folder, name = os.path.split(text)
+        if folder not in folders:
+            folders[folder] = Path(folder)
+        yield folders[folder] / name
+
+
+def _class_names(entries: list[Entry], splits: tuple[str, ...]) -> set[str]:
+    return {entry.label for entry in entries if entry.split == "train" or "train" not in splits}

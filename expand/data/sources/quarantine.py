@@ -1,0 +1,77 @@
+"""Clips that are left out: a CSV `path,kind,reason` beside the clips, which `x3d-expand data check` writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from expand.config.schema import DataConfig
+from expand.data.sources.base import absolute, csv_bytes, csv_rows
+from expand.data.sources.location import cache_dir, lists_of
+from expand.errors import DataError
+from expand.rundir.files import write_atomic
+
+NAME = "quarantine.csv"
+HEADER = ("path", "kind", "reason")
+FIX = "it is a CSV with the header path,kind,reason; mend it, or write it anew with `x3d-expand data check`"
+
+
+def quarantine_file(config: DataConfig) -> Path:
+    """Where the clips to leave out are looked for and written: `data.quarantine`, else beside the clips."""
+    if config.quarantine:
+        return Path(config.quarantine).expanduser()
+    if config.path:
+        path = Path(config.path).expanduser()
+        return (path.parent if path.is_file() else path) / NAME
+    lists = lists_of(config)
+    return (next(iter(lists.values())).parent if lists else cache_dir(config)) / NAME
+
+
+def read_quarantine(path: Path) -> set[Path]:
+    """The absolute paths in the quarantine `path`; relative ones start at its folder.
+
+    Raises `DataError` for a file that cannot be read or is none.
+    """
+    folder = os.path.dirname(absolute(path))
+    rows = csv_rows(path)
+    header = [name.strip().lower() for name in next(rows, (0, ()))[1]]
+    if "path" not in header:
+        raise DataError("has no column path", where=str(path), fix=FIX)
+    column, found = header.index("path"), set()
+    for number, row in rows:
+        if not any(row):
+            continue
+        if len(row) <= column or not row[column].strip():
+            raise DataError("a line without a path", where=f"{path}:{number}", fix=FIX)
+        found.add(Path(os.path.abspath(os.path.join(folder, os.path.expanduser(row[column])))))
+    return found
+
+
+def write_quarantine(path: Path, rows: Iterable[tuple[Path, str, str]]) -> None:
+    """Writes (clip, kind, reason) as the quarantine `path`, at once or not at all.
+
+    Clips below its folder are written relative to it, so that both may be moved together. Raises `RunError` where the
+    disk refuses.
+    """
+    folder = os.path.dirname(absolute(path))
+    lines: list[tuple[str, ...]] = [HEADER]
+    for clip, kind, reason in rows:
+        full = absolute(clip)
+        inside = full.startswith(folder.rstrip("/") + "/")
+        lines.append((os.path.relpath(full, folder) if inside else full, kind, " ".join(reason.split())))
+    write_atomic(Path(path), csv_bytes(lines))
+
+
+def left_out(config: DataConfig) -> tuple[Path, set[str]]:
+    """The quarantine that holds for `config` and the absolute paths in it; none where there is no such file.
+
+    Raises `DataError` where `data.quarantine` names a file that is not there.
+    """
+    path = quarantine_file(config)
+    if not path.is_file():
+        if config.quarantine:
+            raise DataError("no such file", where=str(path), fix="data.quarantine names a list of clips to leave out; "
+                            "`x3d-expand data check` writes it")
+        return path, set()
+    return path, {str(clip) for clip in read_quarantine(path)}

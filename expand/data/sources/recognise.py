@@ -1,0 +1,133 @@
+"""What a configuration's clips are: folders, lists, or a published set's annotations."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from expand.config.schema import DataConfig
+from expand.data.sources.base import SPLIT_NAMES, Found
+from expand.data.sources.folders import has_splits, read_folders
+from expand.data.sources.lists import is_frame_list, read_lists
+from expand.data.sources.location import lists_of
+from expand.data.sources.names import read_names
+from expand.data.sources.published import FORMATS, Annotations, kind_of, survey
+from expand.data.sources.walk import files_in
+from expand.errors import DataError
+
+LIST_SUFFIXES = (".csv", ".txt", ".tsv")
+WORDS = {"folders": "folders of classes", "lists": "lists", **FORMATS}
+
+
+def find_clips(config: DataConfig) -> Found:
+    """The clips that `config` names, of whatever form. Raises `DataError` where they are none, or of several."""
+    if config.root and not os.path.isdir(os.path.expanduser(config.root)):
+        raise DataError("no such folder", where=config.root, fix="data.root is where the paths of lists start")
+    if lists := lists_of(config):
+        return _from_files(config, {**lists})
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        return _from_folder(config, path)
+    if path.is_file():
+        return _from_files(config, {None: path})
+    raise DataError("no such folder or file", where=str(path),
+                    fix="data.path is a folder with {train,val}/<class>/<clip> or <class>/<clip>, one with train.csv "
+                        "and val.csv or a published set's annotations, or a list")
+
+
+def _from_files(config: DataConfig, lists: dict[str | None, Path]) -> Found:
+    for split, path in lists.items():
+        if not path.is_file():
+            raise DataError("no such file" if not path.exists() else "not a file", where=str(path),
+                            fix=f"data.{split or 'path'} is a list with a line `path label` for every clip, or a "
+                                "published set's annotations")
+    kind = _kind_of_files(config.format, list(lists.values()))
+    if kind == "lists":
+        return _lists(config, lists)
+    root = config.root or str(next(iter(lists.values())).parent)
+    return Annotations(kind, tuple(lists.items())).read(os.path.expanduser(root), config.fold)
+
+
+def _kind_of_files(wanted: str, paths: list[Path]) -> str:
+    """The one kind of all `paths`, or the `wanted` one: "lists" or one of `FORMATS`."""
+    if wanted == "folders":
+        raise DataError("data.format is folders, and these are files", where=", ".join(map(str, paths)),
+                        fix="name the folder with data.path")
+    if wanted == "lists":
+        return wanted
+    kinds = {path: kind_of(path) for path in paths}
+    if wanted in FORMATS and (wrong := [path for path, kind in kinds.items() if kind != wanted]):
+        raise DataError(f"is no annotation of {FORMATS[wanted]}", where=str(wrong[0]),
+                        fix="let it be recognised: --set data.format=auto")
+    if len(set(kinds.values())) > 1:
+        each = ", ".join(f"{path.name} ({WORDS[kind]})" for path, kind in kinds.items())
+        raise DataError(f"annotations of several kinds: {each}", where=str(paths[0].parent),
+                        fix="name files of one kind, or say that all are lists: --set data.format=lists")
+    return kinds[paths[0]]
+
+
+def _lists(config: DataConfig, lists: dict[str | None, Path]) -> Found:
+    return _named(config, read_lists(lists, config.root))
+
+
+def _named(config: DataConfig, found: Found) -> Found:
+    """`found` with names in place of numbers, where `data.class_names` gives them."""
+    if config.class_names:
+        names = read_names(Path(config.class_names).expanduser())
+        found.order = names.rename(found.entries, found.where)
+    return found
+
+
+def _from_folder(config: DataConfig, path: Path) -> Found:
+    root = str(path)
+    published = {found.kind: found for found in survey(root)} if config.format in ("auto", *FORMATS) else {}
+    lists = _listed_in(config, root) if config.format in ("auto", "lists") else {}
+    kind = _kind(config.format, root, published, lists)
+    if kind == "folders":
+        return _named(config, read_folders(root))
+    if kind == "lists":
+        return _lists(config, lists)
+    return published[kind].read(os.path.expanduser(config.root or root), config.fold)
+
+
+def _kind(wanted: str, root: str, published: dict[str, Annotations], lists: dict[str | None, Path]) -> str:
+    """The one form that the folder `root` has, or the `wanted` one."""
+    if wanted == "lists" and not lists:
+        raise DataError("has no train.csv, val.csv or test.csv", where=root,
+                        fix="data.format is lists; name them with data.train and data.val")
+    if wanted in FORMATS and wanted not in published:
+        raise DataError(f"has no annotations of {FORMATS[wanted]}", where=root,
+                        fix=f"data.format is {wanted}; the annotations may lie in this folder, or in one below that is "
+                            "called annotations, labels, lists or splits")
+    if wanted != "auto":
+        return wanted
+    kinds = [*published, *(["lists"] if lists else [])]
+    if kinds and has_splits(root):
+        kinds.append("folders")
+    if len(kinds) > 1:
+        raise DataError(f"may be read as {' or as '.join(WORDS[kind] for kind in kinds)}", where=root,
+                        fix=f"say which is meant: {' or '.join(f'--set data.format={kind}' for kind in kinds)}")
+    return kinds[0] if kinds else "folders"
+
+
+def _listed_in(config: DataConfig, root: str) -> dict[str | None, Path]:
+    """`train.csv`, `val.csv` and the like in `root`, by split."""
+    found: dict[str, list[Path]] = {}
+    for name in files_in(root):
+        stem, suffix = os.path.splitext(name)
+        split = SPLIT_NAMES.get(stem.lower())
+        path = Path(root, name)
+        if split and suffix.lower() in LIST_SUFFIXES and _is_list(path):
+            found.setdefault(split, []).append(path)
+    for split, paths in found.items():
+        if len(paths) > 1:
+            raise DataError(f"both {' and '.join(path.name for path in paths)} are lists of {split}", where=root,
+                            fix=f"keep one of them, or name it: --set data.{split}=FILE")
+    return {split: found[split][0] for split in ("train", "val", "test") if split in found}
+
+
+def _is_list(path: Path) -> bool:
+    if kind_of(path) != "lists":
+        return False
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return not is_frame_list(file.readline())
