@@ -1,7 +1,8 @@
 """Finds the X3D-family network that spends a compute budget best on your clips.
 
 The commands are functions here, of the same names: `search`, `resume`, `status`, `plot`, `plan`, `complexity`, `train`,
-`test`, `predict`, `export`, and `load` for what they leave; `X3D` is the network.
+`test`, `predict`, `export`, `check_clips`, `cache_clips` and `synthesize` (the group `data`), and `load` for what they
+leave; `X3D` is the network.
 """
 
 from __future__ import annotations
@@ -10,15 +11,27 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expand.api import complexity, load, plan, plot, resume, search, status, train
+    from expand.api import (
+        cache_clips,
+        check_clips,
+        complexity,
+        load,
+        plan,
+        plot,
+        resume,
+        search,
+        status,
+        synthesize,
+        train,
+    )
     from expand.exports import export
     from expand.inference.predicting import predict
     from expand.inference.testing import test
     from expand.model import X3D
 
 __version__ = "0.1.0"
-__all__ = ["X3D", "__version__", "complexity", "export", "load", "plan", "plot", "predict", "resume", "search",
-           "status", "test", "train"]
+__all__ = ["X3D", "__version__", "cache_clips", "check_clips", "complexity", "export", "load", "plan", "plot",
+           "predict", "resume", "search", "status", "synthesize", "test", "train"]
 
 _HOMES = {"X3D": "expand.model", "export": "expand.exports", "predict": "expand.inference.predicting",
           "test": "expand.inference.testing"}

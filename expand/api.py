@@ -16,6 +16,7 @@ from expand.config.schema import DataConfig
 from expand.errors import DataError, UsageError
 from expand.expansion.forecast import check_target, follow, forecast
 from expand.expansion.rules import Space
+from expand.machine import available_cores
 from expand.rundir.paths import RunPaths
 from expand.rundir.winner import network_of
 from expand.space.complexity import complexity_of
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from expand.space.network import Network
 
 Overrides = Sequence[str]
+Report = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+
+def _ignore(*_: Any) -> None:
+    """Nobody is told."""
 
 
 def search(config: str | Path | Config | None = None, *, overrides: Overrides = (),
@@ -153,7 +160,7 @@ def _settings(config: str | Path | Config | None, overrides: Overrides, values: 
 
 
 def _classes(config: Config, named: bool) -> int:
-    if not named and config.data.path is None and config.data.train is None:
+    if not named and config.data.is_builtin:
         return PUBLISHED_CLASSES
     from expand.data.sources import count_classes
 
@@ -174,3 +181,58 @@ def complexity(network: str | Path) -> dict[str, Any]:
     return {"network": found.name, "gflops": cost.gflops, "params": cost.params, "gflops_fvcore": cost.gflops_fvcore,
             "activations": cost.activations, "factors": found.factors.as_dict(), "frames": found.factors.frames,
             "resolution": found.factors.resolution, "stride": found.factors.stride, "classes": found.classes}
+
+
+def check_clips(data: str | Path | None = None, *, overrides: Overrides = (), values: Mapping[str, Any] | None = None,
+                out: str | Path | None = None, workers: int | None = None, report: Report = _ignore,
+                progress: Progress = _ignore) -> dict[str, Any]:
+    """Decodes every clip of `data` once and says what is wrong with it (`x3d-expand data check`; docs/json.md).
+
+    `data`: as `data.path`, by default what `overrides` and `values` name, else the built-in clips. Writes
+    `data-report.json` and `quarantine.csv` beside the clips, or into `out`. `workers`: processes, by default one a
+    core. `report` gets lines for people, `progress` the clips done and to do. Problems are returned, not raised.
+
+    Raises `DataError` for clips that cannot be listed, `UsageError` where nothing can be written.
+    """
+    from expand.data.check import check_clips as check
+
+    return check(_clips(data, overrides, values), out=Path(out) if out else None, workers=workers or available_cores(),
+                 report=report, progress=progress)
+
+
+def cache_clips(data: str | Path | None = None, *, short_side: int, overrides: Overrides = (),
+                values: Mapping[str, Any] | None = None, workers: int | None = None, report: Report = _ignore,
+                progress: Progress = _ignore) -> dict[str, Any]:
+    """Decodes all clips of `data` ahead of a search, at `short_side` pixels (`x3d-expand data cache`; docs/json.md).
+
+    The rest is as in `check_clips`. Raises `DataError` for whatever is wrong with the clips.
+    """
+    from expand.data.prepared import cache_clips as cache
+
+    return cache(_clips(data, overrides, values), short_side=short_side, workers=workers or available_cores(),
+                 report=report, progress=progress)
+
+
+def synthesize(out: str | Path, *, classes: int | None = None, clips: int | None = None, overrides: Overrides = (),
+               values: Mapping[str, Any] | None = None, workers: int | None = None, report: Report = _ignore,
+               progress: Progress = _ignore) -> dict[str, Any]:
+    """Makes a set of clips whose classes need what `data.builtin.*` says, into the folder `out`
+    (`x3d-expand data synth`); {"folder", "classes", "splits"}.
+
+    Raises `UsageError` for a number of classes that the settings cannot give, `DataError` where `out` is in use or
+    cannot be written.
+    """
+    from expand.data.synthetic import synthesize as make
+
+    made = make(Path(out), _clips(None, overrides, values).builtin, classes=classes, clips=clips,
+                workers=workers or available_cores(), report=report, progress=progress)
+    return {"folder": str(made.folder), "classes": list(made.classes), "splits": made.counts}
+
+
+def _clips(data: str | Path | None, overrides: Overrides, values: Mapping[str, Any] | None) -> DataConfig:
+    for text in overrides:
+        if not text.strip().startswith("data."):
+            raise UsageError("is no option of the clips", where=f"--set {text}",
+                             fix="only data.* is meant here, for instance data.timeout_s=20")
+    named = {"data.path": str(data)} if data else {}
+    return load_config(None, overrides, {**(values or {}), **named}).data

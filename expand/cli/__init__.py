@@ -11,6 +11,7 @@ import sys
 import click
 
 from expand import __version__
+from expand.cli.data import data
 from expand.cli.handover import export
 from expand.cli.inspect import complexity, plan, plot, status
 from expand.cli.judge import predict, test
@@ -25,7 +26,7 @@ def cli() -> None:
     """Finds the X3D-family network that spends a compute budget best on your clips."""
 
 
-for _command in (search, resume, status, plot, plan, complexity, train, test, predict, export):
+for _command in (search, resume, status, plot, plan, complexity, train, test, predict, export, data):
     cli.add_command(_command)
 
 

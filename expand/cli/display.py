@@ -126,3 +126,54 @@ def make_display() -> Iterator[Plain]:
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=Console(), transient=True) as progress:
         yield Live(progress)
+
+
+class Told:
+    """What the reader is told meanwhile, on `display`; nothing where that is None."""
+
+    def __init__(self, display: Plain | None) -> None:
+        self.display, self.bar, self.shown = display, None, time.monotonic()
+        self.since: tuple[float, int] | None = None  # when the first clips of a file or a split were done
+
+    def say(self, text: str) -> None:
+        """A remark."""
+        if self.display:
+            self.display.say(text)
+
+    def show(self, text: str) -> None:
+        """Lines that are laid out already."""
+        if self.display:
+            with self.display.paused():
+                click.echo(text)
+
+    def progress(self, done: int, total: int) -> None:
+        """Clips a second and the time left: a bar on a terminal, a line now and then when piped."""
+        now = time.monotonic()
+        self.since = self.since or (now, done)
+        if self.display and done > self.since[1]:
+            self._tell(done, total, (done - self.since[1]) / max(now - self.since[0], 1e-9), now)
+        if done == total:
+            self.since = None
+
+    def _tell(self, done: int, total: int, clips_per_s: float, now: float) -> None:
+        text = f"{done} of {total} clips, {clips_per_s:.1f} clips/s, {duration((total - done) / clips_per_s)} left"
+        if isinstance(self.display, Live):
+            bars = self.display.progress
+            self.bar = bars.add_task("clips", total=total, text="") if self.bar is None else self.bar
+            bars.update(self.bar, completed=done, text=text)
+            if done == total:
+                bars.remove_task(self.bar)
+                self.bar = None
+        elif now - self.shown >= PLAIN_EVERY_S:
+            self.shown = now
+            click.echo(text, err=True)  # standard output has the answers
+
+
+@contextmanager
+def told(silent: bool) -> Iterator[Told]:
+    """Somebody to tell things to; nobody where `silent`, for --json."""
+    if silent:
+        yield Told(None)
+        return
+    with make_display() as display:
+        yield Told(display)

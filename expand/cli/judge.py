@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from expand.cli.options import as_json, print_json
-
-if TYPE_CHECKING:
-    from expand.cli.display import Plain
 
 Command = Callable[..., Any]
 LISTED_CLASSES = 20
@@ -39,6 +34,8 @@ def network_options(command: Command) -> Command:
 @click.option("--views", type=click.Choice(["10", "30"]), default="10", show_default=True,
               help="10 clips uniform in time; 30: three crops of each.")
 @click.option("--data", metavar="PATH", help="Clips with labels, as in `search`.  [default: those of the run]")
+@click.option("--data-root", metavar="DIR",
+              help="Where the relative paths in lists start.  [default: the list's own folder]")
 @click.option("--split", type=click.Choice(["test", "val"]), help="[default: test where there is one, else val]")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the results are written.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, metavar="N",
@@ -47,19 +44,21 @@ def network_options(command: Command) -> Command:
               help="Any other option of the data; may be repeated.")
 @network_options
 @as_json
-def test(network: str, views: str, data: str | None, split: str | None, out: Path | None, batch_size: int,
-         overrides: tuple[str, ...], weights: Path | None, device: str, threads: int | None, json_: bool) -> None:
+def test(network: str, views: str, data: str | None, data_root: str | None, split: str | None, out: Path | None,
+         batch_size: int, overrides: tuple[str, ...], weights: Path | None, device: str, threads: int | None,
+         json_: bool) -> None:
     """Measure a network by the published protocol.
 
     NETWORK is a run, a training's folder or a file with weights; with --weights, also xs, s, m, l, xl or a network's
     YAML file.
     """
+    from expand.cli.display import told
     from expand.inference import testing
 
-    with _told(json_) as told:
-        result = testing.test(network, views=int(views), data=data, overrides=overrides, split=split, weights=weights,
-                              out=out, batch_size=batch_size, device=device, threads=threads, log=told.say,
-                              progress=told.progress)
+    with told(json_) as to:
+        result = testing.test(network, views=int(views), data=data, data_root=data_root, overrides=overrides,
+                              split=split, weights=weights, out=out, batch_size=batch_size, device=device,
+                              threads=threads, log=to.say, progress=to.progress)
     print_json(result) if json_ else click.echo("\n".join(_test_lines(result)))
 
 
@@ -83,73 +82,19 @@ def predict(network: str, videos: tuple[str, ...], top: int, views: int, timelin
 
     NETWORK is a run, a training's folder or a file with weights. Ends with 1 if a file could not be read.
     """
+    from expand.cli.display import told
     from expand.errors import DataError
     from expand.inference import predicting
 
-    with _told(json_) as told:
+    with told(json_) as to:
         answers = predicting.predict(
             network, videos, top=top, views=views, timeline=timeline, window_s=window_s, hop_s=hop_s, weights=weights,
-            device=device, threads=threads, log=told.say, progress=told.progress,
-            report=lambda file: told.show("\n".join(_file_lines(file))))
+            device=device, threads=threads, log=to.say, progress=to.progress,
+            report=lambda file: to.show("\n".join(_file_lines(file))))
     if json_:
         print_json(answers)
     if unread := sum("error" in file for file in answers["files"]):
         raise DataError(f"{unread} of {len(videos)} files could not be read")
-
-
-class _Told:
-    """What the reader is told meanwhile, on `display`; nothing where that is None."""
-
-    def __init__(self, display: Plain | None) -> None:
-        self.display, self.bar, self.shown = display, None, time.monotonic()
-        self.since: tuple[float, int] | None = None  # when the first clips of a file or a split were done
-
-    def say(self, text: str) -> None:
-        """A remark."""
-        if self.display:
-            self.display.say(text)
-
-    def show(self, text: str) -> None:
-        """Lines that are laid out already."""
-        if self.display:
-            with self.display.paused():
-                click.echo(text)
-
-    def progress(self, done: int, total: int) -> None:
-        """Clips a second and the time left: a bar on a terminal, a line now and then when piped."""
-        now = time.monotonic()
-        self.since = self.since or (now, done)
-        if self.display and done > self.since[1]:
-            self._tell(done, total, (done - self.since[1]) / max(now - self.since[0], 1e-9), now)
-        if done == total:
-            self.since = None
-
-    def _tell(self, done: int, total: int, clips_per_s: float, now: float) -> None:
-        from expand.cli.display import PLAIN_EVERY_S, Live
-        from expand.report.words import duration
-
-        text = f"{done} of {total} clips, {clips_per_s:.1f} clips/s, {duration((total - done) / clips_per_s)} left"
-        if isinstance(self.display, Live):
-            bars = self.display.progress
-            self.bar = bars.add_task("clips", total=total, text="") if self.bar is None else self.bar
-            bars.update(self.bar, completed=done, text=text)
-            if done == total:
-                bars.remove_task(self.bar)
-                self.bar = None
-        elif now - self.shown >= PLAIN_EVERY_S:
-            self.shown = now
-            click.echo(text, err=True)  # standard output has the answers
-
-
-@contextmanager
-def _told(silent: bool) -> Iterator[_Told]:
-    from expand.cli.display import make_display
-
-    if silent:
-        yield _Told(None)
-        return
-    with make_display() as display:
-        yield _Told(display)
 
 
 def _test_lines(result: dict[str, Any]) -> Iterator[str]:

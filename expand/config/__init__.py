@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from expand.config.load import config_diff, dump_config, load_config, parse_config
-from expand.config.options import flatten, with_values
-from expand.config.ready import config_names
-from expand.config.schema import Config
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expand.config.load import config_diff, dump_config, load_config, parse_config
+    from expand.config.options import flatten, with_values
+    from expand.config.ready import config_names
+    from expand.config.schema import Config
 
 __all__ = ["Config", "config_diff", "config_names", "dump_config", "flatten", "load_config", "parse_config",
            "with_values"]
+
+_HOMES = {"Config": "schema", "config_names": "ready", "flatten": "options", "with_values": "options"}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads on first use, so that the options can be named without a YAML reader."""
+    if name in __all__:
+        return pkgutil.resolve_name(f"expand.config.{_HOMES.get(name, 'load')}:{name}")
+    raise AttributeError(f"module 'expand.config' has no attribute '{name}'")

@@ -1,0 +1,172 @@
+"""`data check`, `data cache` and `data synth`: clips looked over, decoded ahead, and made."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from expand.cli.options import as_json, print_json
+from expand.config.schema import FORMATS, BuiltinConfig
+
+Command = Callable[..., Any]
+KNOBS = (
+    ("size", int, "PX", "Side of the square frames, pixels; an odd number is rounded up."),
+    ("seconds", float, "S", "Length of a clip, seconds."),
+    ("fps", int, "N", "Frames a second."),
+    ("hue", float, "X", "Strength of the tint, warm or cool: any network sees it."),
+    ("texture", float, "X", "Strength of the fine lines, rows or columns: needs pixels (X-Spatial)."),
+    ("lines", int, "N", "Fine lines in a frame's side: a crop of as many pixels cannot show them."),
+    ("motion", float, "X", "Strength of the drifting bands, up or down: needs a frame rate (X-Fast)."),
+    ("drift_hz", float, "HZ",
+     "Bands that pass a point in a second: frames half a period apart cannot show which way they go."),
+    ("period", float, "X", "Strength of the pulsing light, fast or slow: needs a duration, by degrees (X-Temporal)."),
+    ("pulse_s", float, "S", "Seconds between two fast pulses of the light; slow ones take three times as long."),
+    ("steps", float, "X",
+     "Strength of the upright bars that jump, onward or back: needs a duration, all or nothing (X-Temporal)."),
+    ("step_s", float, "S", "Seconds between two jumps of the bars: a clip must hold two of them."),
+    ("appearance", float, "X", "Strength of the coarse wallpaper: needs filters (X-Bottleneck, X-Width)."),
+)
+"""What can be turned at the clips of `data synth`: options of `data.builtin`, with the words of its documentation."""
+
+
+@click.group()
+def data() -> None:
+    """Look clips over, decode them ahead, or make some."""
+
+
+def clips_named(command: Command) -> Command:
+    """DATA, --data-root, --format, --set and --workers."""
+    for decorate in (
+        click.option("--workers", type=click.IntRange(1, 1024), metavar="N",
+                     help="Processes that decode.  [default: the cores of this machine]"),
+        click.option("--set", "overrides", multiple=True, metavar="data.KEY=VALUE",
+                     help="Any other option of the data; may be repeated."),
+        click.option("--format", "format_", type=click.Choice(FORMATS), metavar="NAME",
+                     help=f"What DATA is: {', '.join(FORMATS)}.  [default: auto, recognised by content]"),
+        click.option("--data-root", metavar="DIR",
+                     help="Where the relative paths in lists start.  [default: the list's own folder]"),
+        click.argument("data", metavar="[DATA]", required=False),
+    ):
+        command = decorate(command)
+    return command
+
+
+@data.command()
+@clips_named
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
+              help="Where the report and the quarantine list are written.  [default: beside the clips, where a search "
+                   "finds the list by itself]")
+@as_json
+def check(data: str | None, data_root: str | None, format_: str | None, overrides: tuple[str, ...],
+          workers: int | None, out: Path | None, json_: bool) -> None:
+    """Decode every clip once, and say what is wrong and what the clips allow.
+
+    DATA is as for `search`: a folder of clips, a list, or a published set's annotations; without it, the lists of
+    --set data.train=LIST, or the built-in clips.
+
+    Finds clips that cannot be read (missing, empty, corrupt, without pictures, that crash or hang the decoder), that
+    end early or are damaged, that are too short, and that are the same in two splits or two classes. Writes everything
+    into data-report.json, and the clips that a search had better not use into quarantine.csv; beside the clips, it
+    leaves these out by itself. Ends with 1 if something is wrong. After an interruption, the same command goes on.
+    """
+    from expand import api
+    from expand.cli.display import told
+    from expand.data.check import next_step
+
+    values = {"data.path": data, "data.root": data_root, "data.format": format_}
+    with told(json_) as to:
+        checked = api.check_clips(overrides=overrides, values=values, out=out, workers=workers, report=to.say,
+                                  progress=to.progress)
+    print_json(checked) if json_ else _show(checked)
+    next_step(checked)
+
+
+@data.command()
+@clips_named
+@click.option("--size", type=click.IntRange(8, 8192), metavar="PX", required=True,
+              help="Short side of the frames that are kept; smaller clips are kept at their own size.")
+@click.option("--limit-gb", type=float, metavar="G",
+              help="Largest size of all decoded frames, GB (10^9 bytes).  [default: data.cache_gb, 50]")
+@as_json
+def cache(data: str | None, data_root: str | None, format_: str | None, overrides: tuple[str, ...],
+          workers: int | None, size: int, limit_gb: float | None, json_: bool) -> None:
+    """Decode all clips ahead of a search, into the cache that it reads.
+
+    DATA is as for `search`. A search keeps frames at one short side for all its networks: the largest crop that it may
+    come to, times data.jitter_max (10/7), rounded down, plus one pixel. For crops up to 160 px that is 229, up to
+    224 px 321. Frames of another size are of no use to it, but clips that are no larger than that are kept whole and
+    serve every search.
+    """
+    from expand import api
+    from expand.cli.display import told
+
+    values = {"data.path": data, "data.root": data_root, "data.format": format_, "data.cache_gb": limit_gb}
+    with told(json_) as to:
+        kept = api.cache_clips(short_side=size, overrides=overrides, values=values, workers=workers, report=to.say,
+                               progress=to.progress)
+    print_json(kept) if json_ else click.echo("\n".join(_cache_lines(kept)))
+
+
+def knobs(command: Command) -> Command:
+    """An option for each of `KNOBS`; the command gets them as `settings`."""
+    for name, kind, unit, words in reversed(KNOBS):
+        text = f"{words}  [default: {getattr(BuiltinConfig, name):g}]"
+        command = click.option(f"--{name.replace('_', '-')}", name, type=kind, metavar=unit, help=text)(command)
+    return command
+
+
+@data.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--classes", type=click.IntRange(2), metavar="N",
+              help="Classes: as many as the cues give, times 2 to 36 wallpapers.  [default: 16]")
+@click.option("--clips", type=click.IntRange(1), metavar="M",
+              help="Clips in all: half of them to train, a quarter for val, a quarter for test.  [default: 1600]")
+@click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of the rendering.  [default: 0]")
+@knobs
+@click.option("--workers", type=click.IntRange(1, 1024), metavar="N",
+              help="Processes that render.  [default: the cores of this machine]")
+@as_json
+def synth(out: Path, classes: int | None, clips: int | None, seed: int | None, workers: int | None, json_: bool,
+          **settings: float | None) -> None:
+    """Make a set of clips whose classes need what you choose, into the folder OUT.
+
+    Every cue has a strength: 0 takes it out of the classes and the pictures, 1 is as in the built-in clips. The rest
+    say how large or slow a cue is, and so which networks can see it. Of hue, texture, motion and period each doubles
+    the classes (all four by default: 16).
+    """
+    from expand import api
+    from expand.cli.display import told
+
+    values = {f"data.builtin.{name}": value for name, value in {**settings, "seed": seed}.items()}
+    with told(json_) as to:
+        made = api.synthesize(out, classes=classes, clips=clips, values=values, workers=workers, report=to.say,
+                              progress=to.progress)
+    if json_:
+        print_json(made)
+        return
+    counts = ", ".join(f"{count} {split}" for split, count in made["splits"].items())
+    click.echo(f"{made['folder']}: {len(made['classes'])} classes, {counts} clips\n"
+               f"  x3d-expand search --data {made['folder']} --target-gflops G")
+
+
+def _show(checked: dict[str, Any]) -> None:
+    from expand.report.clips import check_text
+
+    click.echo(check_text(checked, min(120, shutil.get_terminal_size((100, 24)).columns)), nl=False)
+
+
+def _cache_lines(kept: dict[str, Any]) -> list[str]:
+    from expand.report.words import duration, one_line
+
+    size = f"{kept['bytes'] / 1e9:.3g} GB, at a short side of at most {kept['short_side']} px"
+    place = f"{one_line(kept['folder'])} ({duration(kept['wall_s'])})"
+    lines = [f"{kept['kept']:,} of {kept['clips']:,} clips are in the cache, {size}: {place}"]
+    if kept["direct"]:
+        lines.append(f"{kept['direct']:,} are decoded at each access, which is slower; --limit-gb sets the limit")
+    if kept["unreadable"]:
+        lines.append(f"{kept['unreadable']:,} cannot be read; `x3d-expand data check` finds out why, and lists them")
+    return lines

@@ -1,0 +1,172 @@
+"""What a check of clips found, as tables and text."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from expand.report.words import number, one_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+SPREADS = ("length_s", "fps", "short_side", "height", "width")
+COLUMNS = ("class", "split", "clips", "unreadable",
+           *(f"{name}_{part}" for name in SPREADS for part in ("min", "median", "max")))
+LISTED_CLASSES = 20
+"""Most classes whose figures are printed; of more, those with the fewest clips."""
+NARROWEST = 76
+"""Characters that the tables need beside the classes' names."""
+LISTED_PROBLEMS = 10
+"""Problems of a kind that are printed; the report has all."""
+TITLES = {
+    "missing": "not there, or not to be opened", "empty": "nothing in it", "no-video": "no pictures in it",
+    "corrupt": "cannot be decoded", "crash": "crash the decoder", "hang": "hang the decoder",
+    "tiny": "pictures too small to show anything", "huge": "pictures too large to be decoded safely",
+    "truncated": "damaged, or shorter than announced; used as far as they go", "too-short": "shows next to nothing",
+    "duplicate": "the same content in two splits, or in two classes: keep the copy whose class is right",
+}
+
+
+def clips_frame(checked: Mapping[str, Any]) -> pd.DataFrame:
+    """A row for each class and split: `COLUMNS`; lengths in seconds, rates in frames a second, sizes in pixels."""
+    import pandas as pd
+
+    rows = [{"class": name, "split": split, "clips": of["clips"], "unreadable": of["unreadable"],
+             **{f"{spread}_{part}": value for spread in SPREADS for part, value in (of[spread] or {}).items()}}
+            for name, splits in checked["classes"].items() for split, of in splits.items()]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def check_text(checked: Mapping[str, Any], width: int = 100) -> str:
+    """The whole of a check (docs/json.md) as plain text, lines at most `width` (at least 76) characters but for long
+    paths; ends with a line end."""
+    from rich.console import Console
+
+    width, buffer = max(NARROWEST, width), io.StringIO()
+    console = Console(file=buffer, width=width, color_system=None, force_terminal=False, markup=False, emoji=False,
+                      highlight=False, legacy_windows=False)
+    clips = sum(of["clips"] for of in checked["splits"].values())
+    console.print(f"{one_line(checked['data'])}: {clips:,} clips, {len(checked['classes']):,} classes")
+    for note in checked["notes"]:
+        console.print(_wrapped(one_line(note), width, "  "))
+    console.print()
+    console.print(_splits_table(checked))
+    _print_classes(console, checked)
+    for lines in (_problem_lines(checked, width), _limit_lines(checked, width)):
+        console.print("\n" + "\n".join(lines), soft_wrap=True)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+HEADINGS = [("split", "left"), ("clips", "right"), ("unread", "right"), ("seconds", "right"), ("fps", "right"),
+            ("px", "right")]
+
+
+def _table(columns: Sequence[tuple[str, str]]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+    for name, justify in columns:
+        table.add_column(name, justify=justify, no_wrap=name != "class", overflow="fold",  # type: ignore[arg-type]
+                         min_width=len("class") if name == "class" else None)
+    return table
+
+
+def _splits_table(checked: Mapping[str, Any]) -> Table:
+    table = _table(HEADINGS)
+    for split, of in checked["splits"].items():
+        table.add_row(split, *_cells(of))
+    table.caption = "least/median/most, where they differ; px: the short side; unread: cannot be read"
+    table.caption_justify = "left"
+    return table
+
+
+def _print_classes(console: Any, checked: Mapping[str, Any]) -> None:
+    """The classes' figures; of many classes, those with the fewest clips to train on."""
+    splits, classes = list(checked["splits"]), checked["classes"]
+    names = list(classes)
+    console.print()
+    if len(names) > LISTED_CLASSES:
+        names = sorted(names, key=lambda name: _usable(classes[name], splits[0]))[:LISTED_CLASSES // 2]
+        console.print(f"The {len(names)} classes with the fewest clips in {splits[0]} (of {len(classes):,}; the report "
+                      "has all)")
+    table = _table([("class", "left"), *HEADINGS])
+    for name in names:
+        for place, (split, of) in enumerate(classes[name].items()):
+            table.add_row("" if place else one_line(name), split, *_cells(of))
+    console.print(table)
+
+
+def _usable(splits: Mapping[str, Any], split: str) -> int:
+    return splits[split]["clips"] - splits[split]["unreadable"]
+
+
+def _cells(of: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of figures, the columns after the split."""
+    return (f"{of['clips']:,}", f"{of['unreadable']:,}" if of["unreadable"] else "-", _spread(of["length_s"]),
+            _spread(of["fps"]), _spread(of["short_side"]))
+
+
+def _spread(spread: Mapping[str, float] | None) -> str:
+    if spread is None:
+        return "-"
+    values = [spread[part] for part in ("min", "median", "max")]
+    texts = [number(value) if value < 1000 else f"{value:.0f}" for value in values]
+    return texts[0] if len(set(texts)) == 1 else "/".join(texts)
+
+
+def _wrapped(text: str, width: int, indent: str) -> str:
+    """`text` within `width`; a path is not broken, so that it can be copied."""
+    return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False,
+                         break_on_hyphens=False)
+
+
+def _problem_lines(checked: Mapping[str, Any], width: int) -> Iterator[str]:
+    problems = checked["problems"]
+    if not problems:
+        yield "No problems."
+        return
+    yield f"Problems: {len(problems):,}, in {len({problem['path'] for problem in problems}):,} clips"
+    for kind, title in TITLES.items():
+        found = [problem for problem in problems if problem["kind"] == kind]
+        if found:
+            yield ""
+            yield _wrapped(f"{kind}, {len(found):,}: {title}", width, "")
+        for problem in found[:LISTED_PROBLEMS]:
+            mark = "  - " if problem["quarantined"] else "    "
+            yield f"{mark}{one_line(problem['path'])}"
+            yield _wrapped(one_line(problem["reason"]), width, "        ")
+        if len(found) > LISTED_PROBLEMS:
+            yield f"    ... and {len(found) - LISTED_PROBLEMS:,} more in the report"
+    if any(problem["quarantined"] for problem in problems):
+        yield ""
+        yield "-: goes into the quarantine list, which a search leaves out"
+
+
+def _limit_lines(checked: Mapping[str, Any], width: int) -> Iterator[str]:
+    limits = checked["limits"]
+    if limits["clip_s"] is None:
+        return
+    yield "What these clips allow a search to use:"
+    length, frames, resolution, fps = (limits[name] for name in ("clip_s", "frames", "resolution", "fps"))
+    yield _wrapped(f"length      {length:.2f} s: half of the train clips are shorter, and repeat their last frame "
+                   "where a network looks at more. A search stops there by itself (search.limits.clip_s).", width, "  ")
+    if frames is not None:
+        rate = f"{number(fps)} frames a second" + (", of which at most 30 are taken" if fps > 30 else "")
+        yield _wrapped(f"frames      {frames}: what such a clip has at {rate}; of more, some would be the same. "
+                       f"To stop there: --set search.limits.frames={frames}", width, "  ")
+    if resolution is not None:
+        yield _wrapped(f"resolution  {resolution} px: a larger crop has to be enlarged (the median short side over "
+                       f"data.jitter_min), which costs time and shows no more.{_stop_there(resolution)}", width, "  ")
+
+
+def _stop_there(resolution: int) -> str:
+    from expand.config.schema import BasisConfig
+
+    if resolution >= (basis := BasisConfig().resolution):
+        return f" To stop there: --set search.limits.resolution={resolution}"
+    return f" That is less than a search begins with (search.basis.resolution, by default {basis} px)."
