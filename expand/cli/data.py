@@ -28,7 +28,7 @@ KNOBS = (
     ("steps", float, "X",
      "Strength of the upright bars that jump, onward or back: needs a duration, all or nothing (X-Temporal)."),
     ("step_s", float, "S", "Seconds between two jumps of the bars: a clip must hold two of them."),
-    ("appearance", float, "X", "Strength of the coarse wallpaper: needs filters (X-Bottleneck, X-Width)."),
+    ("appearance", float, "X", "Strength of the coloured paper behind it all: needs features (X-Bottleneck, X-Width)."),
 )
 """What can be turned at the clips of `data synth`: options of `data.builtin`, with the words of its documentation."""
 
@@ -122,7 +122,7 @@ def knobs(command: Command) -> Command:
 @data.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--classes", type=click.IntRange(2), metavar="N",
-              help="Classes: as many as the cues give, times 2 to 36 wallpapers.  [default: 16]")
+              help="Classes: as many as the cues give, times 2 to 36 papers.  [default: 16]")
 @click.option("--clips", type=click.IntRange(1), metavar="M",
               help="Clips in all: half of them to train, a quarter for val, a quarter for test.  [default: 1600]")
 @click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of the rendering.  [default: 0]")

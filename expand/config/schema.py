@@ -25,7 +25,11 @@ def opt(default: Any, *, gt: float | None = None, ge: float | None = None, le: f
 
 @dataclass(frozen=True)
 class BuiltinConfig:
-    """The built-in clips, rendered as H.264 files on first use (`expand.data.synthetic`)."""
+    """The built-in clips, rendered as H.264 files on first use, and those of `x3d-expand data synth`.
+
+    A cue has a strength (0: neither in the labels nor in the pixels; 1: as in the built-in set) and a physical size
+    that says which networks can see it; docs/decisions/012-synthetic-sets.md has the rule of each.
+    """
 
     size: int = opt(96, ge=32, le=512)
     """Side of the square frames, pixels; an odd number is rounded up."""
@@ -41,6 +45,28 @@ class BuiltinConfig:
     """Clips in the test split, used once, for the winner."""
     seed: int = opt(0, ge=0)
     """Seed of the rendering; the splits take different streams of it."""
+    hue: float = opt(1.0, ge=0.0, le=4.0)
+    """Strength of the tint, warm or cool: any network sees it."""
+    texture: float = opt(1.0, ge=0.0, le=4.0)
+    """Strength of the fine lines, rows or columns: needs pixels (X-Spatial)."""
+    lines: int = opt(23, ge=1, le=256)
+    """Fine lines in a frame's side: a crop of as many pixels cannot show them."""
+    motion: float = opt(1.0, ge=0.0, le=4.0)
+    """Strength of the drifting bands, up or down: needs a frame rate (X-Fast)."""
+    drift_hz: float = opt(0.55, gt=0.0, le=30.0)
+    """Bands that pass a point in a second: frames half a period apart cannot show which way they go."""
+    period: float = opt(1.0, ge=0.0, le=4.0)
+    """Strength of the pulsing light, fast or slow: needs a duration, by degrees (X-Temporal)."""
+    pulse_s: float = opt(0.8, gt=0.0, le=60.0)
+    """Seconds between two fast pulses of the light; slow ones take three times as long."""
+    steps: float = opt(0.0, ge=0.0, le=4.0)
+    """Strength of the upright bars that jump, onward or back: needs a duration, all or nothing (X-Temporal)."""
+    step_s: float = opt(1.2, gt=0.0, le=60.0)
+    """Seconds between two jumps of the bars: a clip must hold two of them."""
+    appearance: float = opt(0.0, ge=0.0, le=2.0)
+    """Strength of the coloured paper behind it all: needs features (X-Bottleneck, X-Width)."""
+    patterns: int = opt(16, ge=2, le=36)
+    """Different papers, a class each; `data synth --classes` sets it."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +128,16 @@ class DataConfig:
     """Largest size of all decoded frames in the cache, GB (10^9 bytes). Frames of other sets, longest unused first,
     make room; what still does not fit is decoded at each access. 0: never keep decoded frames."""
     builtin: BuiltinConfig = BuiltinConfig()
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether no clips are named, so that the built-in ones are meant."""
+        return not (self.path or self.train or self.val or self.test)
+
+    @property
+    def source(self) -> str:
+        """What names the clips, for messages."""
+        return ", ".join(filter(None, (self.path, self.train, self.val, self.test))) or "the built-in clips"
 
 
 @dataclass(frozen=True)

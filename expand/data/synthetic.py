@@ -11,6 +11,10 @@ period, where the appearance is a hue and a texture: 4 x 2 x 2 = 16 classes name
 - period: the light pulses about every 0.8 s (`fast`) or 2.4 s (`slow`): needs a clip of about a second.
 
 Left and right do not matter, so the default horizontal flip does no harm.
+
+Each of these cues has a strength and a size in `BuiltinConfig`, and two more are there to be turned on: bars that
+jump in `steps` and the coloured papers of `appearance`. `synthesize` writes a set of any such settings to a folder;
+`expand.data.cues` says of every cue when which axis becomes worth it.
 """
 
 from __future__ import annotations
@@ -18,28 +22,35 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from expand import __version__
 from expand.config.schema import BuiltinConfig
+from expand.data.cues import CUES, active, class_names, one_frame_ceiling, patterns_for
+from expand.data.drawing import PERIOD_S, RENDERER, Drawing, draw, render
 from expand.data.pool import process_map
-from expand.errors import DataError
+from expand.errors import DataError, UsageError
 
-HUES, TEXTURES = ("warm", "cool"), ("rows", "columns")
-MOTIONS, PERIODS = ("up", "down"), ("fast", "slow")
-CLASSES = tuple("-".join(parts) for parts in itertools.product(HUES, TEXTURES, MOTIONS, PERIODS))
+__all__ = ["CLASSES", "HUES", "MOTIONS", "ONE_FRAME_CEILING", "PERIODS", "PERIOD_S", "SPLITS", "TEXTURES", "Drawing",
+           "Synthesized", "class_names", "clip_files", "draw", "ensure_rendered", "render", "set_folder", "synthesize",
+           "write_clip"]
+
+HUES, TEXTURES, MOTIONS, PERIODS = (cue.levels for cue in CUES[:4])
+BUILTIN = BuiltinConfig()
+CLASSES = class_names(BUILTIN)
+"""The classes of the built-in set with its own strengths."""
 SPLITS = ("train", "val", "test")
-PERIOD_S = {"fast": 0.8, "slow": 2.4}
 
-ONE_FRAME_CEILING = 1 / (len(MOTIONS) * len(PERIODS))
+ONE_FRAME_CEILING = one_frame_ceiling(BUILTIN)
 """Best accuracy, 1/4, that any network can reach from one frame of a clip.
 
 The bands' phase at time t is phase + direction x frequency x t modulo 1 with a phase uniform on [0, 1): uniform
@@ -49,95 +60,19 @@ nuisances) has one distribution for all four combinations of motion and period; 
 them, and with hue and texture known four equally frequent classes remain. (A mean of scores over several single-frame
 views is blind to the direction for the same reason, since a clip run backwards has the same frames; the spread of its
 brightness could tell the period in principle, so there the strict ceiling is 1/2. Training on one frame gives a
-network no reason to use that.)"""
-
-RENDERER = 3
-"""Version of what is rendered; raise it with every change that alters a pixel."""
-LINES = 23
-"""Periods of the texture in a frame side: 1.6 px of the 36 px that a 32 px input is evaluated at, 2.3 px of 54 for
-48."""
-BANDS = 2.5
-"""Periods of the drifting bands in a frame's height."""
-BAND_HZ = 0.55
-"""Periods of the bands that pass a point in a second: a quarter in the 14/30 s between the first two frames."""
-LEVELS = {"bands": 44.0, "light": 19.0, "lines": 32.0, "hue": 10.0}
-"""Mean amplitudes, grey levels."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """Everything that is random about a clip; amplitudes in grey levels, times in seconds, phases in [0, 1)."""
-
-    direction: int
-    band_hz: float
-    bands: float
-    band_phase: float
-    band_level: float
-    period_s: float
-    light_phase: float
-    light_level: float
-    texture: str
-    line_phase: float
-    line_level: float
-    hue_level: float
-    background: float
-    ripples: np.ndarray
-    """4 x 4: fx, fy (periods a frame), phase, amplitude (grey levels)."""
-
-    def band_position(self, time_s: np.ndarray) -> np.ndarray:
-        """Phase of the bands at the top of the frame, in [0, 1)."""
-        return (self.band_phase - self.direction * self.band_hz * time_s) % 1.0
-
-    def light(self, time_s: np.ndarray) -> np.ndarray:
-        """What the light adds everywhere, grey levels."""
-        return self.light_level * np.sin(2 * np.pi * (time_s / self.period_s + self.light_phase))
-
-
-def draw(rng: np.random.Generator, name: str) -> Drawing:
-    """Draw a clip of class `name`. The label picks among the draws but never changes how many there are."""
-    hue, texture, motion, period = name.split("-")
-    u = rng.random(16)
-    ripples = np.column_stack([rng.uniform(-1.5, 1.5, (4, 2)), rng.random(4), rng.uniform(1.0, 4.0, 4)])
-
-    def about(mean: float, spread: float, draw: float) -> float:
-        return mean * (1 + spread * (2 * draw - 1))
-
-    return Drawing(
-        direction=-1 if motion == "up" else 1, band_hz=about(BAND_HZ, 0.15, u[0]), bands=about(BANDS, 0.15, u[1]),
-        band_phase=u[2], band_level=about(LEVELS["bands"], 0.2, u[3]), period_s=about(PERIOD_S[period], 0.1, u[4]),
-        light_phase=u[5], light_level=about(LEVELS["light"], 0.2, u[6]), texture=texture, line_phase=u[7],
-        line_level=about(LEVELS["lines"], 0.2, u[8]),
-        hue_level=about(LEVELS["hue"], 0.4, u[9]) * (1 if hue == "warm" else -1), background=about(120, 0.08, u[10]),
-        ripples=ripples)
-
-
-def render(drawing: Drawing, size: int, times_s: np.ndarray) -> np.ndarray:
-    """The frames at `times_s`, T x (3/2 size) x size uint8: planes Y, U, V one under the other (yuv420p)."""
-    axis = (np.arange(size) + 0.5) / size
-    still = np.full((size, size), drawing.background)
-    for fx, fy, phase, amplitude in drawing.ripples:
-        still += amplitude * np.cos(2 * np.pi * (fy * axis[:, None] + fx * axis[None, :] + phase))
-    lines = drawing.line_level * np.sin(2 * np.pi * (LINES * axis + drawing.line_phase))
-    still += lines[:, None] if drawing.texture == "rows" else lines[None, :]
-    bands_TH = drawing.band_level * np.sin(
-        2 * np.pi * (drawing.bands * axis[None, :] + drawing.band_position(times_s)[:, None]))
-    moving_TH = (bands_TH + drawing.light(times_s)[:, None]).astype(np.float32)
-    frames = np.empty((len(times_s), size * 3 // 2, size), dtype=np.uint8)
-    luma = still.astype(np.float32) + moving_TH[:, :, None]
-    frames[:, :size] = np.rint(np.clip(luma, 16, 235, out=luma), out=luma)
-    chroma = frames[:, size:].reshape(len(times_s), 2, size // 2, size // 2)
-    for plane, sign in enumerate((-1, 1)):  # U falls and V rises with warmth
-        chroma[:, plane] = round(128 + sign * 0.6 * drawing.hue_level)
-    return frames
+network no reason to use that.) The same holds for the bars, whose phase is uniform whether they step on or back."""
 
 
 def clip_files(config: BuiltinConfig, cache_dir: Path) -> dict[str, list[tuple[Path, int]]]:
     """(path, label) of every clip by split, whether rendered yet or not; balanced, the count of a split rounded up."""
-    folder = set_folder(config, cache_dir)
-    counts = {"train": config.train_clips, "val": config.val_clips, "test": config.test_clips}
+    return _files_in(set_folder(config, cache_dir), config)
+
+
+def _files_in(folder: Path, config: BuiltinConfig) -> dict[str, list[tuple[Path, int]]]:
+    counts, names = (config.train_clips, config.val_clips, config.test_clips), class_names(config)
     return {split: [(folder / split / name / f"{number:04d}.mp4", label)
-                    for label, name in enumerate(CLASSES) for number in range(-(-counts[split] // len(CLASSES)))]
-            for split in SPLITS}
+                    for label, name in enumerate(names) for number in range(-(-count // len(names)))]
+            for split, count in zip(SPLITS, counts)}
 
 
 def set_folder(config: BuiltinConfig, cache_dir: Path) -> Path:
@@ -161,28 +96,43 @@ def ensure_rendered(config: BuiltinConfig, cache_dir: Path, workers: int, report
             for leftover in folder.parent.glob(".rendering-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             if not folder.is_dir():
-                _render_set(config, cache_dir, folder, workers, report)
+                temporary = folder.parent / f".rendering-{uuid.uuid4().hex}"
+                temporary.mkdir()
+                with _whole(temporary, folder):
+                    jobs = _jobs(temporary, config)
+                    report(f"rendering {len(jobs)} built-in clips into {folder} (once)")
+                    for _ in _rendered(jobs, config, workers):
+                        pass
     except OSError as error:
         raise DataError(f"the built-in clips cannot be written: {error.strerror or error}", where=str(folder.parent),
                         fix="make room there, or name another folder with data.cache_dir") from error
 
 
-def _render_set(config: BuiltinConfig, cache_dir: Path, folder: Path, workers: int,
-                report: Callable[[str], None]) -> None:
-    temporary = folder.parent / f".rendering-{uuid.uuid4().hex}"
-    files = clip_files(config, cache_dir)
-    jobs = [(temporary / path.relative_to(folder), CLASSES[label], [config.seed, number, index])
-            for number, split in enumerate(SPLITS) for index, (path, label) in enumerate(files[split])]
-    report(f"rendering {len(jobs)} built-in clips into {folder} (once)")
-    for parent in {path.parent for path, _, _ in jobs}:
-        parent.mkdir(parents=True)
+@contextmanager
+def _whole(temporary: Path, folder: Path) -> Iterator[None]:
+    """`temporary` becomes `folder` when the block ends well, and is gone when it does not."""
     try:
-        for _ in process_map(write_clip, config, jobs, workers):
-            pass
+        yield
+        os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    os.replace(temporary, folder)
+
+
+def _jobs(folder: Path, config: BuiltinConfig) -> list[tuple[Path, str, Sequence[int]]]:
+    """(path, class name, seed) of every clip of a set in `folder`."""
+    names = class_names(config)
+    return [(path, names[label], [config.seed, number, index])
+            for number, files in enumerate(_files_in(folder, config).values())
+            for index, (path, label) in enumerate(files)]
+
+
+def _rendered(jobs: Sequence[tuple[Path, str, Sequence[int]]], config: BuiltinConfig, workers: int) -> Iterator[int]:
+    """Render the clips of `jobs`; gives how many are done after each."""
+    for parent in {path.parent for path, _, _ in jobs}:
+        parent.mkdir(parents=True)
+    for done, _ in enumerate(process_map(write_clip, config, jobs, workers), 1):
+        yield done
 
 
 def write_clip(config: BuiltinConfig, job: tuple[Path, str, Sequence[int]]) -> None:
@@ -192,7 +142,7 @@ def write_clip(config: BuiltinConfig, job: tuple[Path, str, Sequence[int]]) -> N
     path, name, seed = job
     size = config.size + config.size % 2  # 4:2:0 has no odd sizes
     times_s = np.arange(round(config.seconds * config.fps)) / config.fps
-    drawing = draw(np.random.default_rng(seed), name)
+    drawing = draw(np.random.default_rng(seed), name, config)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=config.fps)
         stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
@@ -202,3 +152,107 @@ def write_clip(config: BuiltinConfig, job: tuple[Path, str, Sequence[int]]) -> N
             for frame in render(drawing, size, block_s):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="yuv420p")))
         container.mux(stream.encode())
+
+
+@dataclass(frozen=True)
+class Synthesized:
+    """A set that was written: `counts` are clips a split, `config` its settings in full."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    counts: dict[str, int]
+    config: BuiltinConfig
+
+
+def synthesize(out: Path, config: BuiltinConfig = BUILTIN, *, classes: int | None = None,
+               clips: int | None = None, workers: int = 1, report: Callable[[str], None] = lambda line: None,
+               progress: Callable[[int, int], None] | None = None) -> Synthesized:
+    """Render a set of `config`'s cues to the folder `out`: `{train,val,test}/<class>/<clip>.mp4`.
+
+    `classes`: None for what the cues give. `clips`: all of them, half for train and a quarter each for val and test;
+    None for the counts of `config`; a split's count is rounded up to a multiple of the classes. The same settings give
+    the same pixels, whatever the `workers`. `synth.json` and `README.md` beside the splits say the settings. `out`
+    appears whole or not at all, whatever happens. Raises `UsageError` for a number of classes that the cues cannot
+    give, `DataError` where `out` holds something or cannot be written.
+    """
+    out, config = Path(out).expanduser().resolve(), _settled(config, classes, clips)
+    names, counts = class_names(config), _counts(config)
+    try:
+        _check_free(out)
+        with _claimed(out) as temporary, _whole(temporary, out):
+            jobs = _jobs(temporary, config)
+            report(f"rendering {len(jobs)} clips of {len(names)} classes into {out}")
+            for done in _rendered(jobs, config, workers):
+                if progress is not None:
+                    progress(done, len(jobs))
+            _describe(temporary, config)
+    except OSError as error:
+        raise DataError(f"the clips cannot be written: {error.strerror or error}", where=str(out),
+                        fix="make room there, or name another folder") from error
+    return Synthesized(out, names, counts, config)
+
+
+def _settled(config: BuiltinConfig, classes: int | None, clips: int | None) -> BuiltinConfig:
+    if classes is not None:
+        config = dataclasses.replace(config, patterns=patterns_for(classes, config))
+    if clips is not None:
+        if clips < 4:
+            raise UsageError(f"{clips} clips are too few for three splits", where="--clips", fix="ask for at least 4")
+        quarter = clips // 4
+        config = dataclasses.replace(config, train_clips=clips - 2 * quarter, val_clips=quarter, test_clips=quarter)
+    return config
+
+
+def _counts(config: BuiltinConfig) -> dict[str, int]:
+    return {split: len(files) for split, files in _files_in(Path(), config).items()}
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise DataError("not a folder", where=str(out), fix="name a new folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise DataError("the folder is not empty", where=str(out), fix="name a new folder, or empty this one")
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, locked for as long as the block runs; what killed runs left there is removed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{out.name}.rendering-"
+    for leftover in [entry for entry in out.parent.iterdir() if entry.name.startswith(prefix)]:
+        with suppress(OSError), _locked(leftover):  # the system let go of a dead owner's lock
+            shutil.rmtree(leftover)
+    temporary = out.parent / f"{prefix}{uuid.uuid4().hex}"
+    temporary.mkdir()
+    with _locked(temporary):
+        yield temporary
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder's lock; `BlockingIOError` where another process has it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _describe(folder: Path, config: BuiltinConfig) -> None:
+    """`synth.json` for programs and `README.md` for people; a source of clips passes over both."""
+    settings, cues = dataclasses.asdict(config), active(config)
+    facts = {"x3d_expand": __version__, "renderer": RENDERER, "classes": class_names(config),
+             "clips": _counts(config), "one_frame_ceiling": one_frame_ceiling(config), "settings": settings,
+             "rules": {cue.name: cue.rule for cue in cues}}
+    (folder / "synth.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = ["# A rendered set of clips", "",
+             f"Written by `x3d-expand data synth` (version {__version__}, renderer {RENDERER}).",
+             "The same settings give the same pixels.", "",
+             f"- {len(facts['classes'])} classes: {' x '.join(f'{len(cue.levels)} {cue.name}' for cue in cues)}",
+             *(f"- {split}: {count} clips" for split, count in facts["clips"].items()),
+             f"- best accuracy from a single frame: {facts['one_frame_ceiling']:.3g}", "",
+             "## What each cue asks for", "",
+             *(f"- **{cue.name}** ({', '.join(cue.levels)}). {cue.rule}" for cue in cues), "", "## Settings", "",
+             *(f"- {key}: {value}" for key, value in settings.items())]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +16,12 @@ import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from expand.config.schema import BuiltinConfig, DataConfig
 from expand.data import prepare
+from expand.data.cues import CUES, MAX_PATTERNS, patterns_for, possible_classes
 from expand.data.synthetic import (
     CLASSES,
     HUES,
@@ -24,17 +30,21 @@ from expand.data.synthetic import (
     PERIOD_S,
     PERIODS,
     TEXTURES,
+    class_names,
     clip_files,
     draw,
     ensure_rendered,
     render,
     set_folder,
+    synthesize,
 )
 from expand.data.transforms import resize
+from expand.errors import DataError, UsageError
 from expand.space.geometry import evaluation_crop
 
 SMALL = BuiltinConfig(size=40, seconds=1.0, fps=8, train_clips=33, val_clips=16, test_clips=16)
 DRAWS = 3000
+FEW = 1000
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +236,8 @@ ensure_rendered(config, pathlib.Path(sys.argv[1]), int(sys.argv[2]), lambda line
 RENDERED = dataclasses.replace(SMALL, train_clips=64)
 
 
-def start_rendering(folder, workers):
-    command = [sys.executable, "-c", RENDER, str(folder), str(workers)]
+def start_rendering(folder, workers, script=RENDER):
+    command = [sys.executable, "-c", script, str(folder), str(workers)]
     return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE)
 
 
@@ -251,3 +261,219 @@ def test_a_second_process_waits_for_the_first(tmp_path):
     said = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sorted(len(text.splitlines()) for text in said) == [0, 1]
+
+
+# ---- the knobs, and sets written to a folder
+
+NOTHING = BuiltinConfig(size=32, seconds=1.0, fps=10, train_clips=16, val_clips=16, test_clips=16,
+                        hue=0, texture=0, motion=0, period=0)
+
+
+def only(**knobs):
+    return dataclasses.replace(NOTHING, **knobs)
+
+
+def test_the_pixels_of_the_built_in_set_are_those_of_its_first_edition():
+    """The digest was computed with the code before there were knobs; the figures of the README rest on these pixels."""
+    digest = hashlib.sha256()
+    for number, name in enumerate(CLASSES):
+        drawing = draw(np.random.default_rng([0, 0, number]), name, BuiltinConfig())
+        digest.update(render(drawing, 48, np.arange(3) * 0.4).tobytes())
+    assert digest.hexdigest() == "f63ee52fbe6593550d635378db031288dccf20d697d70598aa3989f75e004076"
+
+
+@pytest.mark.parametrize("cue", CUES, ids=lambda cue: cue.name)
+def test_a_cue_of_strength_0_is_neither_in_the_labels_nor_in_the_pixels(cue):
+    others = {other.name: 1.0 for other in CUES if other is not cue}
+    times_s = np.arange(6) * 0.21
+    without = [dataclasses.replace(only(patterns=4, **others), **size) for size in
+               ({}, {"lines": 9, "drift_hz": 3.0, "pulse_s": 0.3, "step_s": 0.5})]
+    names = class_names(without[0])
+    assert len(names) == (2 ** 5 if cue.name == "appearance" else 2 ** 4 * 4)
+    level = {"hue": "hue_level", "texture": "line_level", "motion": "band_level", "period": "light_level",
+             "steps": "bar_level", "appearance": "paper"}
+    for config in without:
+        drawing = draw(np.random.default_rng(5), names[0], config)
+        assert not np.any(getattr(drawing, level[cue.name]))
+    with_it = dataclasses.replace(without[0], **{cue.name: 1.0})
+    assert not np.array_equal(render(draw(np.random.default_rng(5), class_names(with_it)[0], with_it), 40, times_s),
+                              render(draw(np.random.default_rng(5), names[0], without[0]), 40, times_s))
+
+
+def test_the_greatest_strengths_stay_within_the_range_of_video():
+    config = only(hue=4, texture=4, motion=4, period=4, steps=4, appearance=2, patterns=MAX_PATTERNS)
+    for name in class_names(config)[::17]:
+        frames = render(draw(np.random.default_rng(1), name, config), 32, np.arange(3) * 0.3)
+        assert frames.min() >= 16 and frames.max() <= 240
+
+
+def test_a_strength_scales_what_is_drawn():
+    for strength in (0.5, 2.0):
+        strong = draw(np.random.default_rng(1), CLASSES[0], BuiltinConfig(texture=strength, motion=strength))
+        plain = draw(np.random.default_rng(1), CLASSES[0])
+        assert strong.line_level == pytest.approx(strength * plain.line_level)
+        assert strong.band_level == pytest.approx(strength * plain.band_level)
+        assert strong.light_level == plain.light_level
+
+
+@given(hue=st.booleans(), texture=st.booleans(), motion=st.booleans(), period=st.booleans(), steps=st.booleans(),
+       appearance=st.booleans(), classes=st.integers(1, 1200))
+@settings(max_examples=150, deadline=None)
+def test_a_number_of_classes_is_met_exactly_or_refused_with_the_numbers_that_are_possible(classes, **at_work):
+    config = only(**{name: float(value) for name, value in at_work.items()})
+    possible = possible_classes(config)
+    if classes in possible:
+        made = dataclasses.replace(config, patterns=patterns_for(classes, config))
+        assert len(set(class_names(made))) == classes
+    else:
+        with pytest.raises(UsageError) as error:
+            patterns_for(classes, config)
+        assert all(str(number) in str(error.value) for number in possible) and error.value.fix
+
+
+def test_no_cue_at_all_is_refused():
+    with pytest.raises(UsageError, match="nothing to tell apart"):
+        class_names(NOTHING)
+
+
+@pytest.mark.parametrize("hue", [0.0, 1.0])
+def test_papers_stay_apart_whatever_the_shade_and_the_hue(hue):
+    config = only(appearance=1, patterns=MAX_PATTERNS, hue=hue)
+    found = {}
+    for name in class_names(config):
+        for number in range(20):
+            frame = render(draw(np.random.default_rng(number), name, config), 32, np.zeros(1))[0]
+            found.setdefault((frame[32:40].mean(), frame[40:].mean()), set()).add(name.split("-")[-1])
+    assert all(len(papers) == 1 for papers in found.values())
+    assert len(set().union(*found.values())) == MAX_PATTERNS
+
+
+def law(config, name, times_s, position, bins=4, draws=FEW):
+    """How often each joint state of a cue's phase at `times_s` comes up: relative to the first, so that it is few."""
+    states = []
+    for number in range(draws):
+        phases = position(draw(np.random.default_rng([len(name), number]), name, config), times_s)
+        states.append(tuple(np.round((phases - phases[0]) % 1.0 * bins).astype(int) % bins))
+    return Counter(states)
+
+
+@pytest.mark.parametrize(("apart_s", "alike"), [(8 / 30, True), (4 / 30, False)])
+def test_bands_half_a_period_apart_move_up_and_down_alike(apart_s, alike):
+    """15 / stride Hz: frames `stride` apart are half a period apart, give or take the same; at half of it a quarter."""
+    config, at = only(motion=1, drift_hz=15 / 8), np.array([0.0, apart_s])
+    up, down = (np.array([np.diff(draw(np.random.default_rng([seed, number]), name, config).band_position(at))[0]
+                          for number in range(FEW)]) % 1.0 for seed, name in enumerate(MOTIONS))
+    assert (distance(up, down) < 1.95 * np.sqrt(2 / FEW)) == alike
+    assert alike or np.abs(up - 0.25).max() < 0.05 and np.abs(down - 0.75).max() < 0.05
+
+
+def test_one_jump_tells_nothing_about_steps_and_two_tell_all():
+    config = only(steps=1, step_s=1.0)
+    for span_s, blind in ((0.96, True), (2.07, False)):
+        times_s = np.linspace(0, span_s, 9)
+        onward, back = (law(config, name, times_s, lambda drawing, at: drawing.bar_position(at))
+                        for name in ("onward", "back"))
+        if blind:
+            assert onward.keys() == back.keys()
+            assert max(abs(onward[state] - back[state]) for state in onward) < 5 * np.sqrt(FEW / 8)
+        else:
+            assert not onward.keys() & back.keys()
+
+
+def test_the_bars_of_the_frames_jump_the_way_the_drawing_says():
+    config = only(steps=1, step_s=1.0, size=96)
+    drawing = dataclasses.replace(draw(np.random.default_rng(2), "onward", config), ripples=np.zeros((0, 4)))
+    profile_TW = luma(drawing, np.arange(0, 4, 0.25)).mean(axis=1) - drawing.background
+    wave_T = profile_TW @ np.exp(-2j * np.pi * drawing.bars * (np.arange(96) + 0.5) / 96)
+    turned = np.round(np.angle(wave_T[1:] / wave_T[:-1]) / (np.pi / 2)).astype(int)
+    assert set(turned) == {0, drawing.steps[0]} and np.count_nonzero(turned) in (3, 4)
+
+
+@pytest.mark.parametrize("resolution", [40, 48, 64])
+def test_the_lines_keep_the_contrast_that_the_rule_says(resolution):
+    side = evaluation_crop(resolution)
+    drawing = dataclasses.replace(draw(np.random.default_rng(2), "rows", only(texture=1, lines=36)),
+                                  ripples=np.zeros((0, 4)))
+    frame_HW = torch.from_numpy(render(drawing, 144, np.zeros(1))[0, :144])
+    picture = resize(frame_HW[None, :, :, None].expand(1, 144, 144, 3), side)[0, 4:-4, 4:-4, 0].double().numpy()
+    assert picture.std() * np.sqrt(2) / drawing.line_level == pytest.approx(np.sinc(36 / side) ** 2, abs=0.04)
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_written_set_is_a_folder_source_with_its_settings_beside(tmp_path):
+    config, seen = only(hue=1, appearance=1), []
+    made = synthesize(tmp_path / "new" / "set", config, classes=6, clips=42, workers=1,
+                      progress=lambda done, total: seen.append((done, total)))
+    assert made.classes == tuple(f"{hue}-p0{number}" for hue in HUES for number in range(3))
+    assert made.counts == {"train": 24, "val": 12, "test": 12} and seen == [(done, 48) for done in range(1, 49)]
+    facts = json.loads((made.folder / "synth.json").read_text())
+    assert BuiltinConfig(**facts["settings"]) == made.config and facts["classes"] == list(made.classes)
+    assert facts["one_frame_ceiling"] == 1.0 and set(facts["rules"]) == {"hue", "appearance"}
+    assert "X-Bottleneck" in (made.folder / "README.md").read_text()
+    data = prepare(DataConfig(path=str(made.folder), cache_dir=str(tmp_path / "cache")), short_side=96, workers=1,
+                   report=print)
+    assert data.classes == tuple(sorted(made.classes))
+    assert (len(data.train), len(data.val), len(data.test)) == (24, 12, 12)
+
+
+def test_a_written_set_follows_the_seed_alone(tmp_path):
+    config = only(steps=1, step_s=0.4)
+    folders = [synthesize(tmp_path / str(workers), config, clips=16, workers=workers).folder for workers in (1, 2)]
+    assert files_of(folders[0]) == files_of(folders[1])
+    other = synthesize(tmp_path / "other", dataclasses.replace(config, seed=1), clips=16).folder
+    clips = [{data for path, data in files_of(folder).items() if path.suffix == ".mp4"}
+             for folder in (folders[0], other)]
+    assert not clips[0] & clips[1] and len(clips[0]) == 16
+
+
+def test_nothing_that_is_there_is_written_over(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    with pytest.raises(DataError, match="not empty"):
+        synthesize(tmp_path / "full", only(hue=1))
+    with pytest.raises(DataError, match="not a folder"):
+        synthesize(tmp_path / "full" / "mine.txt", only(hue=1))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "mine.txt"]
+    (tmp_path / "empty").mkdir()
+    assert synthesize(tmp_path / "empty", only(hue=1), clips=8).counts["train"] == 4
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(tmp_path / "set", only(hue=1), clips=8, progress=stop)
+    assert not list(tmp_path.iterdir())
+
+
+SYNTHESIZE = """
+import sys, pathlib
+from expand.config.schema import BuiltinConfig
+from expand.data.synthetic import synthesize
+synthesize(pathlib.Path(sys.argv[1]) / "set", BuiltinConfig(size=40, seconds=1.0, fps=8), clips=400,
+           workers=int(sys.argv[2]), report=lambda line: print(line, flush=True))
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_kill_while_synthesizing_leaves_no_set_and_the_next_one_clears_up(tmp_path, workers):
+    process = start_rendering(tmp_path, workers, SYNTHESIZE)
+    process.stdout.readline()
+    while process.poll() is None and not list(tmp_path.rglob("*.mp4")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not (tmp_path / "set").exists() and list(tmp_path.iterdir())
+    leftovers, number = list(tmp_path.iterdir()), 0
+    while any(leftover.exists() for leftover in leftovers):  # until its children have ended, they hold its lock
+        synthesize(tmp_path / "set", only(hue=1), clips=4)
+        shutil.rmtree(tmp_path / "set")
+        number += 1
+        assert number < 50
+        time.sleep(0.1)
+    assert not list(tmp_path.iterdir())
