@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from expand.errors import UsageError
 from expand.space.factors import Factors
 
 BASE_WIDTH = 12
@@ -74,6 +75,8 @@ class Geometry:
         """Shapes of the network of `factors` with `classes` outputs.
 
         `first_projection_bn`: batch norm on the first stage's shortcut, as in SlowFast; PyTorchVideo has none there.
+
+        Raises `UsageError` where gamma_b leaves a block without a filter.
         """
         outers, width = [], BASE_WIDTH
         for _ in BASE_DEPTHS:
@@ -82,6 +85,9 @@ class Geometry:
         stem, stages, outer_in = outers[0], [], outers[0]
         for outer, base_depth in zip(outers, BASE_DEPTHS, strict=True):
             inner = int(round(factors.gamma_b * outer, _EXACT))
+            if inner < 1:
+                raise UsageError(f"gamma_b {factors.gamma_b:g} leaves blocks of {outer} channels without a filter",
+                                 where="bottleneck", fix=f"it must be at least {1 / outer:g} at this width")
             depth = math.ceil(round(factors.gamma_d * base_depth, _EXACT))
             se = round_width(inner, SE_RATIO)
             first = Block(outer_in, inner, outer, stride=2, se=se, projection=True,

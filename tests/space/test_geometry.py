@@ -2,6 +2,7 @@
 
 import pytest
 
+from expand.errors import UsageError
 from expand.space.factors import PRESETS, Factors, round_half_up
 from expand.space.geometry import Geometry, evaluation_crop, round_width
 
@@ -50,3 +51,9 @@ def test_factors_speak_in_pixels_and_seconds():
     factors = Factors.of(frames=16, stride=5, resolution=312)
     assert factors.resolution == 312
     assert factors.span_s == pytest.approx(2.5)
+
+
+def test_a_bottleneck_without_a_filter_is_refused_with_the_least_that_will_do():
+    thin = Factors.of(frames=1, stride=28, resolution=32, width=0.5, bottleneck=0.05)
+    with pytest.raises(UsageError, match=r"gamma_b 0.05 leaves blocks of 16 channels without a filter\n  .*0.0625"):
+        Geometry.of(thin, 16)
