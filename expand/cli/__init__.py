@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 import click
 
@@ -32,6 +33,7 @@ for _command in (search, resume, status, plot, plan, complexity, train, test, pr
 
 def main() -> None:
     """The entry point: exit 2 for usage and configuration, 1 for a failed run, 130 when interrupted."""
+    warnings.showwarning = _warn
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -51,6 +53,12 @@ def main() -> None:
             raise
         _end(f"a defect of x3d-expand: {type(error).__name__}: {error}\n"
              "  set X3D_EXPAND_DEBUG=1 to see where; what is on disk is whole, and `resume` goes on from there", 1)
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning is for people: its text alone, without the place in the source."""
+    if is_first_process():
+        click.echo(f"Warning: {message}", err=True)
 
 
 def _end(text: str, code: int) -> None:

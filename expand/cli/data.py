@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from expand.cli.options import as_json, print_json
+from expand.cli.options import as_json, data_overrides, data_root_option, print_json
 from expand.config.schema import FORMATS, BuiltinConfig
 
 Command = Callable[..., Any]
@@ -43,12 +43,10 @@ def clips_named(command: Command) -> Command:
     for decorate in (
         click.option("--workers", type=click.IntRange(1, 1024), metavar="N",
                      help="Processes that decode.  [default: the cores of this machine]"),
-        click.option("--set", "overrides", multiple=True, metavar="data.KEY=VALUE",
-                     help="Any other option of the data; may be repeated."),
+        data_overrides,
         click.option("--format", "format_", type=click.Choice(FORMATS), metavar="NAME",
                      help=f"What DATA is: {', '.join(FORMATS)}.  [default: auto, recognised by content]"),
-        click.option("--data-root", metavar="DIR",
-                     help="Where the relative paths in lists start.  [default: the list's own folder]"),
+        data_root_option,
         click.argument("data", metavar="[DATA]", required=False),
     ):
         command = decorate(command)
@@ -160,9 +158,10 @@ def _show(checked: dict[str, Any]) -> None:
 
 
 def _cache_lines(kept: dict[str, Any]) -> list[str]:
+    from expand.data.prepared import size_text
     from expand.report.words import duration, one_line
 
-    size = f"{kept['bytes'] / 1e9:.3g} GB, at a short side of at most {kept['short_side']} px"
+    size = f"{size_text(kept['bytes'])}, at a short side of at most {kept['short_side']} px"
     place = f"{one_line(kept['folder'])} ({duration(kept['wall_s'])})"
     lines = [f"{kept['kept']:,} of {kept['clips']:,} clips are in the cache, {size}: {place}"]
     if kept["direct"]:

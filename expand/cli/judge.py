@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from expand.cli.options import as_json, print_json
+from expand.cli.options import as_json, data_overrides, data_root_option, print_json
 
 Command = Callable[..., Any]
 LISTED_CLASSES = 20
@@ -34,14 +34,12 @@ def network_options(command: Command) -> Command:
 @click.option("--views", type=click.Choice(["10", "30"]), default="10", show_default=True,
               help="10 clips uniform in time; 30: three crops of each.")
 @click.option("--data", metavar="PATH", help="Clips with labels, as in `search`.  [default: those of the run]")
-@click.option("--data-root", metavar="DIR",
-              help="Where the relative paths in lists start.  [default: the list's own folder]")
+@data_root_option
 @click.option("--split", type=click.Choice(["test", "val"]), help="[default: test where there is one, else val]")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the results are written.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, metavar="N",
               help="Clips that go through the network at once.")
-@click.option("--set", "overrides", multiple=True, metavar="data.KEY=VALUE",
-              help="Any other option of the data; may be repeated.")
+@data_overrides
 @network_options
 @as_json
 def test(network: str, views: str, data: str | None, data_root: str | None, split: str | None, out: Path | None,

@@ -11,6 +11,10 @@ from typing import Any
 import click
 
 Command = Callable[..., Any]
+data_root_option = click.option("--data-root", metavar="DIR",
+                                help="Where the relative paths in lists start.  [default: the list's own folder]")
+data_overrides = click.option("--set", "overrides", multiple=True, metavar="data.KEY=VALUE",
+                              help="Any other option of the data; may be repeated.")
 
 
 def clip_source(command: Command) -> Command:
@@ -21,8 +25,7 @@ def clip_source(command: Command) -> Command:
         return command(clips={"data.path": data, "data.root": data_root}, **rest)
 
     for decorate in (
-        click.option("--data-root", metavar="DIR",
-                     help="Where the relative paths in lists start.  [default: the list's own folder]"),
+        data_root_option,
         click.option("--data", metavar="PATH",
                      help="Your clips: a folder {train,val}/<class>/<clip> or <class>/<clip>, a list of `path label`, "
                           "or a published set's annotations (docs/data.md).  [default: the built-in clips]"),

@@ -126,7 +126,7 @@ class DataConfig:
     """Where rendered clips and decoded frames are kept; null: `$XDG_CACHE_HOME/x3d-expand` or `~/.cache/x3d-expand`."""
     cache_gb: float = opt(50.0, ge=0.0)
     """Largest size of all decoded frames in the cache, GB (10^9 bytes). Frames of other sets, longest unused first,
-    make room; what still does not fit is decoded at each access. 0: never keep decoded frames."""
+    make room; what still does not fit, or would fill the disk, is decoded at each access. 0: never keep frames."""
     builtin: BuiltinConfig = BuiltinConfig()
 
     @property

@@ -77,9 +77,11 @@ class FrameCache:
     @property
     def full_because(self) -> str | None:
         """Why no more frames are kept; None while they are."""
-        reasons = {ROOM: None, OVER_LIMIT: f"data.cache_gb is {self.ledger.limit_bytes / 1e9:g}",
-                   DISK_FULL: f"the disk of {self.folder} is full"}
-        return reasons[self._full.value]
+        if self._full.value == ROOM:
+            return None
+        if self._full.value == DISK_FULL or self.ledger.is_disk_full:
+            return f"the disk of {self.folder} is full"
+        return f"data.cache_gb is {self.ledger.limit_bytes / 1e9:g}"
 
     def settle(self) -> None:
         """After all clips were asked for without `settled`: what they did not need may now be removed for the rest."""
@@ -96,7 +98,9 @@ class FrameCache:
         job = self._job(path, label, short_side)
         if found := self._found(job):
             return found
-        index = (self._stored(job.stem, short_side, INDEX) or (None, None))[1]
+        index = self._index(job)
+        if index and self._never_fits(frames_bytes(index)):
+            return self._clip(job, index, None)
         if index and not self._full.value and not self.ledger.has_room(frames_bytes(index), evict=settled):
             self._full.value = OVER_LIMIT
         if self._puts_off(settled):
@@ -113,6 +117,10 @@ class FrameCache:
     def _puts_off(self, settled: bool) -> bool:
         """Whether there is no room as yet, and asking again may help."""
         return not settled and self._full.value == OVER_LIMIT and self.ledger.limit_bytes > 0
+
+    def _never_fits(self, count: int) -> bool:
+        """Whether a clip's frames are too many even for an empty cache: it alone is then not kept."""
+        return count > self.ledger.limit_bytes
 
     def _job(self, path: Path, label: int, short_side: int) -> _Job:
         try:
@@ -134,6 +142,12 @@ class FrameCache:
             return None
         self.ledger.mark(stored[0])
         return self._clip(job, stored[1], stored[0])
+
+    def _index(self, job: _Job) -> dict[str, Any] | None:
+        if (stored := self._stored(job.stem, job.short_side, INDEX)) is None:
+            return None
+        self.ledger.mark(stored[0])
+        return stored[1]
 
     def _stored(self, stem: str, short_side: int, suffix: str = FRAMES) -> tuple[Path, dict[str, Any]] | None:
         """The file that serves, and its description; frames at the source's own size serve every larger request."""
@@ -213,11 +227,12 @@ class FrameCache:
         for time_s, frame_HWC in reader:
             times_s.append(time_s)
             size = frame_HWC.shape[:2]
-            if not self._full.value:
+            if not self._full.value and not self._never_fits(written):
                 written += self._write(file, frame_HWC)
-        if not self._full.value and not self.ledger.take(written, evict=settled):
+        is_too_long = self._never_fits(written)
+        if not self._full.value and not is_too_long and not self.ledger.take(written, evict=settled):
             self._full.value = OVER_LIMIT
-        if self._full.value:
+        if self._full.value or is_too_long:
             file.truncate(0)
             written = 0
         stamps = None if reader.stamps is None else reader.stamps.tolist()

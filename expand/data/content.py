@@ -108,7 +108,8 @@ class ContentMemo:
                 file.writelines(_line(path.hex(), value.hex()) for path, value in self._known.items())
             os.replace(temporary, self._file)
             self._lines = len(self._known)
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # which a read-only disk gives for a file that is not there, too
+            temporary.unlink(missing_ok=True)
 
     def _found(self, path: Path, state: str) -> str | None:
         value = self._known.get(bytes.fromhex(_path_digest(path)), b"").hex()

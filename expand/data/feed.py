@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from expand.config.schema import DataConfig
+from expand.data.pool import CONTEXT
 from expand.data.transforms import normalise, resample
 from expand.errors import DataError
 from expand.machine import keep_freed_memory
 
 CPU = torch.device("cpu")
+AGAIN = "start again (or resume); what was done is kept"
 Plan = Sequence[Any]
 """The items of a dataset in the order in which they are to be given; an item is a batch."""
 
@@ -77,6 +79,7 @@ class Feed:
         # its own generator: a DataLoader draws a seed at every start, which must not move the caller's random stream
         return DataLoader(self._clips, batch_sampler=self._next, num_workers=self._workers, collate_fn=_as_is,
                           generator=torch.Generator(), worker_init_fn=_begin, persistent_workers=self._persistent,
+                          multiprocessing_context=CONTEXT if self._workers else None,  # Python 3.14 has another
                           pin_memory=self._device.type == "cuda")
 
     def _finished(self, pictures: tuple[Tensor, ...]) -> Tensor:
@@ -143,12 +146,17 @@ def pictures_in(memory: Memory, shape: Sequence[int]) -> Tensor:
 
 
 def dead_worker(error: BaseException | None) -> DataError | None:
-    """A clear error where `error` is torch's word for a loader process that died; None for any other. Torch may raise
-    it wherever the main thread happens to be."""
-    if not (isinstance(error, RuntimeError) and "DataLoader worker" in str(error)):
+    """A clear error where `error` is torch's word for a loader process that died or failed; None for any other. Torch
+    may raise it wherever the main thread happens to be."""
+    text = str(error).strip()
+    if not (isinstance(error, RuntimeError) and "DataLoader worker" in text):
         return None
-    return DataError("a process that reads clips died: no memory left, or a clip that crashes the decoder",
-                     fix="start again (or resume); what was done is kept")
+    if "shared memory" in text:
+        return DataError("the shared memory in which processes hand over clips is too small", where="/dev/shm",
+                         fix="make it larger (docker run --shm-size=8g), or batch_size smaller; what was done is kept")
+    if text.startswith("Caught"):  # its own error, with its trace
+        return DataError(f"a process that reads clips failed: {text.splitlines()[-1]}", fix=AGAIN)
+    return DataError("a process that reads clips died: no memory left, or a clip that crashes the decoder", fix=AGAIN)
 
 
 def _begin(worker: int) -> None:

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from expand.data.frame_file import FRAMES
+from expand.data.frame_file import FRAMES, INDEX
 from expand.data.locks import locked
 from expand.data.pool import CONTEXT
 
@@ -15,14 +15,19 @@ LOCK = "lock"
 LOOK_AGAIN = 0.02
 """Share of the limit by which one process may fill the folder before it looks at what others have put there, and by
 which more than needed is removed, so that the folder is not read for every clip."""
+SPARED_BYTES, SPARED_SHARE = 1e9, 0.05
+"""What frames leave free on their disk, the smaller of bytes and a share of it: the run writes its checkpoints, most
+often to the same one."""
 
 
 class Ledger:
-    """The bytes in `folder`, up to `limit_bytes`. The processes of one `process_map` share a count; other programs are
-    seen by looking: at the start, when the count reaches the limit, and after every 2 % of it.
+    """The bytes in `folder`, up to `limit_bytes` and as far as its disk has room. The processes of one `process_map`
+    share a count; other programs are seen by looking: at the start, when the count reaches the limit, and after every
+    2 % of it.
 
-    A frame file's modification time says when a set that it belongs to was last prepared. Files marked since this
-    ledger was made belong to the set at hand, or to one that is prepared at the same time: they are never removed.
+    Descriptions alone (`.index`) count and give way as frames do: those of old sets and formats do not stay for ever.
+    A file's modification time says when a set that it belongs to was last prepared. Files marked since this ledger was
+    made belong to the set at hand, or to one that is prepared at the same time: they are never removed.
     """
 
     def __init__(self, folder: Path, limit_bytes: float) -> None:
@@ -35,8 +40,13 @@ class Ledger:
 
     @property
     def used_bytes(self) -> float:
-        """All frame files of the folder, as far as is known."""
+        """All files of the folder that count, as far as is known."""
         return self._used.value
+
+    @property
+    def is_disk_full(self) -> bool:
+        """Whether it is the disk that sets the limit."""
+        return self._limit() < self.limit_bytes
 
     def take(self, count: int, *, evict: bool) -> bool:
         """Whether `count` more bytes stay within the limit; they are then counted. With `evict` the files that were
@@ -60,18 +70,27 @@ class Ledger:
             os.utime(file, ns=(now_ns, now_ns))
 
     def _fits(self, count: int, evict: bool) -> bool:
-        if self._used.value + count > self.limit_bytes or self._unseen.value > LOOK_AGAIN * self.limit_bytes:
+        if self._used.value + count > self._limit() or self._unseen.value > LOOK_AGAIN * self.limit_bytes:
             files = self._look()
-            if evict and self._used.value + count > self.limit_bytes:
-                self._evict(files, self.limit_bytes - count)
-        return self._used.value + count <= self.limit_bytes
+            if evict and self._used.value + count > self._limit():
+                self._evict(files, self._limit() - count)
+        return self._used.value + count <= self._limit()
+
+    def _limit(self) -> float:
+        try:
+            disk = os.statvfs(self._folder)
+        except OSError:
+            return self.limit_bytes
+        spared = min(SPARED_BYTES, SPARED_SHARE * disk.f_blocks * disk.f_frsize)
+        most = self._used.value + disk.f_bavail * disk.f_frsize - spared
+        return min(self.limit_bytes, most) if disk.f_blocks else self.limit_bytes  # some disks do not say
 
     def _look(self) -> list[tuple[int, int, str]]:
-        """(mark, bytes, path) of all frame files, which are counted anew."""
+        """(mark, bytes, path) of all files of frames and descriptions, which are counted anew."""
         files = []
         with os.scandir(self._folder) as entries:
             for entry in entries:
-                if entry.name.endswith(FRAMES):
+                if entry.name.endswith((FRAMES, INDEX)):
                     with suppress(OSError):
                         stat = entry.stat()
                         files.append((stat.st_mtime_ns, stat.st_size, entry.path))

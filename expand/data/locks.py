@@ -46,9 +46,12 @@ def claim(path: Path) -> io.FileIO | None:
     while True:
         file = io.FileIO(path, "ab")
         try:
-            if not (is_ours := _try_lock(file)):
+            if (is_ours := _try_lock(file)) is None:
+                release(file, remove=True)  # where there are no locks, nobody writes under this name
+                return claim_another(path)
+            if not is_ours:
                 file.close()
-                return claim_another(path) if is_ours is None else None
+                return None
             if _is_at(file, path):
                 file.truncate(0)
                 return file
@@ -60,9 +63,13 @@ def claim(path: Path) -> io.FileIO | None:
 
 def claim_another(path: Path) -> io.FileIO:
     """As `claim`, a file beside `path` that nobody else asks for."""
-    file = io.FileIO(path.with_name(f"{path.stem}.{uuid.uuid4().hex}{TEMPORARY}"), "ab")
-    _try_lock(file)
-    return file
+    while True:
+        another = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{TEMPORARY}")
+        file = io.FileIO(another, "ab")
+        is_ours = _try_lock(file)
+        if is_ours is None or (is_ours and _is_at(file, another)):
+            return file
+        file.close()  # a `sweep` saw it before it was locked
 
 
 def release(file: io.FileIO, remove: bool) -> None:

@@ -73,7 +73,8 @@ class Child:
         self._amid = 0  # the number of the call whose last answer has not come
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(*arguments)`; its exceptions come back as themselves. Raises `ChildDied`."""
+        """`function(*arguments)`; its exceptions come back as themselves. Raises `ChildDied`, and `DataError` where the
+        system has no process to give."""
         self.begin(function, *arguments)
         return self.result()
 
@@ -141,24 +142,24 @@ class Child:
 
     def _start(self) -> None:
         self._owner = os.getpid()
-        self._pipe, childs_end = CONTEXT.Pipe()
-        _parents_ends.add(self._pipe)
-        self._process = CONTEXT.Process(target=_serve, args=(childs_end, self._state, self._timeout_s, self._owner),
-                                        daemon=True)
-        own = multiprocessing.current_process()._config
-        daemon = own.pop("daemon", None)  # Python forbids a loader's worker to have children: they could outlive it
         try:
-            with quiet_fork():
-                self._process.start()
-        finally:
-            if daemon is not None:
-                own["daemon"] = daemon
+            pipe, childs_end = CONTEXT.Pipe()
+            _parents_ends.add(pipe)
+            process = CONTEXT.Process(target=_serve, args=(childs_end, self._state, self._timeout_s, self._owner),
+                                      daemon=True)
+            with quiet_fork(), _children_allowed():
+                process.start()
+        except OSError as error:
+            raise DataError(f"no process can be started to decode clips in: {error.strerror}",
+                            fix="free memory, or raise `ulimit -u` or `ulimit -n`, and start again; what was done is "
+                                "kept") from error
         childs_end.close()
+        self._pipe, self._process = pipe, process
 
     def _received(self) -> tuple[int, Any]:
         try:
             kind, value = self._pipe.recv()
-        except (EOFError, ConnectionResetError, BrokenPipeError, OSError) as error:  # between two messages or amid one
+        except (EOFError, OSError) as error:  # between two messages or amid one
             raise ChildDied(self._reason()) from error
         if kind != _ITEM:
             self._amid = 0
@@ -243,6 +244,19 @@ def quiet_fork() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
         yield
+
+
+@contextmanager
+def _children_allowed() -> Iterator[None]:
+    """Python forbids daemons, a loader's workers for instance, to have children, as they could outlive it: ours do not.
+    """
+    own = multiprocessing.current_process()._config
+    daemon = own.pop("daemon", None)
+    try:
+        yield
+    finally:
+        if daemon is not None:
+            own["daemon"] = daemon
 
 
 def _serve(pipe: Connection, state: Any, timeout_s: float, parent: int) -> None:

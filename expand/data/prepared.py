@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +17,8 @@ from expand.data import synthetic
 from expand.data.cache import FORMAT, CachedClip, FrameCache
 from expand.data.decode import UnreadableClip
 from expand.data.estimate import estimate_bytes
-from expand.data.pool import process_map
+from expand.data.lengths import median_length_s
+from expand.data.pool import died_of, process_map
 from expand.data.sources import SHOWN, SPLITS, Clip, ClipList, cache_dir, counted, list_clips, shown
 from expand.errors import DataError
 
@@ -68,7 +68,7 @@ def prepare(config: DataConfig, *, short_side: int, workers: int, report: Callab
     _check_dropped(config, found)
     train, val, test = (tuple(clip for split, clip in found.kept if split == wanted)
                         for wanted in ("train", "val", "test"))
-    median_s = statistics.median(clip.length_s for clip in train or val + test)
+    median_s = median_length_s((split, clip.length_s) for split, clip in found.kept)
     left = tuple(clip for clip, outcome in zip(found.listed.clips, found.outcomes) if isinstance(outcome, CachedClip))
     return PreparedData(listed.classes, train, val, test, found.dropped, median_s,
                         _fingerprint(listed.classes, found.kept), replace(listed, clips=left))
@@ -123,21 +123,22 @@ def _gather(config: DataConfig, listed: ClipList, short_side: int, workers: int,
     for note in listed.notes:
         report(note)
     folder = cache_dir(config)
-    if not (config.path or config.train or config.val or config.test):
+    if config.is_builtin:
         synthetic.ensure_rendered(config.builtin, folder, workers, report)
     cache = FrameCache(folder / "frames", config.cache_gb * 1e9, frame_rate=config.frame_rate,
                        timeout_s=config.timeout_s)
     estimate = estimate_bytes(cache, listed.clips, short_side, workers) if config.cache_gb else 0.0
     if estimate:
-        report(f"decoded frames take about {_size(estimate)} more (of data.cache_gb {config.cache_gb:g}, "
-               f"{_size(cache.ledger.used_bytes)} in use) in {cache.folder}")
+        report(f"decoded frames take about {size_text(estimate)} more (of data.cache_gb {config.cache_gb:g}, "
+               f"{size_text(cache.ledger.used_bytes)} in use) in {cache.folder}")
     outcomes = _decode_all(listed.clips, cache, short_side, workers, report, progress)
     found = _Gathered(listed, outcomes, cache.folder, estimate)
     _report_clips(found, cache, report)
     return found
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """`count` bytes in MB or GB, of 10^6 and 10^9 bytes."""
     return f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
 
 
@@ -145,8 +146,8 @@ def _decode_all(clips: Sequence[Clip], cache: FrameCache, short_side: int, worke
                 report: Callable[[str], None], progress: Progress | None) -> list[CachedClip | str]:
     """For every clip what the cache holds of it, or the reason why it cannot be read.
 
-    In two rounds: what another process is at work on, or what others' frames must give way to, waits for the second,
-    when all the frames that this set has are known and marked.
+    In two rounds: what another process is at work on, what others' frames must give way to, and what ended its process
+    waits for the second, when all the frames that this set has are known and marked.
     """
     outcomes: list[CachedClip | str | None] = [None] * len(clips)
     done, next_s = 0, time.monotonic() + REPORT_EVERY_S
@@ -155,7 +156,7 @@ def _decode_all(clips: Sequence[Clip], cache: FrameCache, short_side: int, worke
             cache.settle()
         waiting = [number for number, outcome in enumerate(outcomes) if outcome is None]
         work = process_map(_decode_one, (cache, short_side, settled), [clips[number] for number in waiting], workers,
-                           timeout_s=cache.timeout_s, died=_reason)
+                           timeout_s=cache.timeout_s, died=_reason if settled else _perhaps)
         for outcome, number in zip(work, waiting):
             outcomes[number] = outcome
             done += outcome is not None
@@ -180,6 +181,11 @@ def _reason(clip: Clip, reason: str) -> str:
     return reason
 
 
+def _perhaps(clip: Clip, reason: str) -> str | None:
+    """The same at the first time: whoever ended that process may have meant its memory, and not the clip."""
+    return reason if died_of(reason) == "hang" else None
+
+
 def _report_clips(found: _Gathered, cache: FrameCache, report: Callable[[str], None]) -> None:
     kept, dropped = found.kept, found.dropped
     for path, reason in dropped[:SHOWN]:
@@ -191,8 +197,9 @@ def _report_clips(found: _Gathered, cache: FrameCache, report: Callable[[str], N
         report(f"damaged and kept as far as they decode: {counted(len(damaged), 'clip')}, the first {damaged[0]}")
     missing = sum(clip.store is None for _, clip in kept)
     if missing:
-        report(f"the frames of {missing} of {len(kept)} clips are not kept ({cache.full_because}) and will be decoded "
-               "at each access, which is slower")
+        because = cache.full_because or "each alone is larger than data.cache_gb"
+        report(f"the frames of {missing} of {len(kept)} clips are not kept ({because}) and will be decoded at each "
+               "access, which is slower")
     train = {clip.content for split, clip in kept if split == "train"}
     shared = sum(clip.content in train for split, clip in kept if split != "train")
     if shared:
@@ -208,8 +215,9 @@ def _check_dropped(config: DataConfig, found: _Gathered) -> None:
     if len(dropped) > config.max_unreadable * total:
         raise DataError(f"{len(dropped)} of {total} clips cannot be read, more than data.max_unreadable "
                         f"({config.max_unreadable:g}) allows:\n{lines}",
-                        fix="mend or remove them, check that relative paths are right, or go on without them: "
-                            "--set data.max_unreadable=" + f"{min(1.0, len(dropped) / total + 0.005):.2f}")
+                        fix="mend or remove them, check that relative paths are right"
+                            + (f", or go on without them: --set data.max_unreadable={len(dropped) / total + 0.005:.2f}"
+                               if kept else ""))
     left = Counter(split for split, _ in kept)
     gone = [split for split in dict.fromkeys(clip.split for clip in listed.clips) if not left[split]]
     trained = {clip.label for split, clip in kept if split == "train"}

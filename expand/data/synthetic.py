@@ -156,7 +156,7 @@ def write_clip(config: BuiltinConfig, job: tuple[Path, str, Sequence[int]]) -> N
 
 @dataclass(frozen=True)
 class Synthesized:
-    """A set that was written: `counts` are clips a split, `config` its settings in full."""
+    """A set that was written: its `classes` in order, `counts` of clips a split, and `config`, its settings in full."""
 
     folder: Path
     classes: tuple[str, ...]
@@ -189,7 +189,7 @@ def synthesize(out: Path, config: BuiltinConfig = BUILTIN, *, classes: int | Non
     except OSError as error:
         raise DataError(f"the clips cannot be written: {error.strerror or error}", where=str(out),
                         fix="make room there, or name another folder") from error
-    return Synthesized(out, names, counts, config)
+    return Synthesized(out, tuple(sorted(names)), counts, config)  # as a folder's classes are ordered
 
 
 def _settled(config: BuiltinConfig, classes: int | None, clips: int | None) -> BuiltinConfig:

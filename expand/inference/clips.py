@@ -1,4 +1,5 @@
-"""Clips out of a file of any length, with few frames in memory. No torch in here: it runs in a forked process."""
+"""Clips out of a file of any length, with few frames in memory. Nothing in here calls torch: it runs in a forked
+process."""
 
 from __future__ import annotations
 

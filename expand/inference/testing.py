@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,7 @@ def test(source: str | Path, *, views: int = 10, data: str | Path | None = None,
     network, paths = model.network, RunPaths(Path(source))
     config = replace(_data_config(paths, data, data_root, overrides), mean=network.mean, std=network.std)
     is_own, other = weights is None and paths.config.is_file(), _other_clips(data, overrides)
-    listed = list_clips(config, to_train=False) if other else kept_clips(paths.clips, config, to_train=False)
-    exam = _prepared(config, listed, split, network, log)
+    exam = _prepared(config, _listed(paths, config, other), split, network, log)
     folder = make_dir(Path(out) if out else
                       _default_folder(paths if is_own else None, other, f"{exam.split}-{views}views", network))
     began = time.monotonic()
@@ -95,11 +94,7 @@ def test(source: str | Path, *, views: int = 10, data: str | Path | None = None,
         "views": views, "videos": len(exam.clips), "left_out": exam.left_out, **_figures(evaluation, len(exam.clips)),
         "per_class": per_class.to_dict("records"), "device": runtime.device.type, "precision": runtime.precision,
         "wall_s": seconds, "clips_per_s": len(exam.clips) * views / seconds, "out": folder})
-    write_atomic(folder / "classes.csv", per_class.to_csv(index=False))
-    write_atomic(folder / "confusion.csv", confusion_frame(confusion_KK, exam.names).to_csv())
-    write_atomic(folder / "scores.csv", _scores_frame(exam, scores).to_csv(index=False))
-    plot_confusion(confusion_KK, exam.names, folder / "confusion.png", _title(result))
-    write_json(folder / "result.json", result)
+    _write(folder, result, exam, scores, confusion_KK, per_class)
     return result
 
 
@@ -114,8 +109,13 @@ class _Exam:
     left_out: int
 
 
-CLIPS = ("data.path", "data.train", "data.val", "data.test", "data.root")
+CLIPS = ("data.path", "data.train", "data.val", "data.test")
 """Options that say which clips; in place of the run's own."""
+INDIFFERENT = {"frame_rate", "flip", "jitter_min", "jitter_max", "mean", "std", "max_unreadable", "timeout_s",
+               "cache_dir", "cache_gb"}
+"""Options of the data that do not say which clips there are; with any other, a run's are listed anew."""
+PARTING = ("val_share", "test_share", "group", "split_seed", "fold")
+"""Options that say which clips a network is trained on; after that, nobody may say otherwise."""
 
 
 def _data_config(paths: RunPaths, data: str | Path | None, data_root: str | Path | None,
@@ -127,8 +127,9 @@ def _data_config(paths: RunPaths, data: str | Path | None, data_root: str | Path
             what = "the network's own description says it" if key in DESCRIBED else "is no option of the clips"
             raise UsageError(what, where=f"--set {text}",
                              fix="a test takes data.* only, for instance data.cache_dir=DIR")
-    is_own = _other_clips(data, overrides) is None and paths.config.is_file()
-    if data is None and not is_own and not overrides:
+    other = _other_clips(data, overrides)
+    is_own = other is None and paths.config.is_file()
+    if other is None and not is_own and not any(text.strip().startswith("data.builtin") for text in overrides):
         raise UsageError("which clips?", where=str(paths.root),
                          fix="it is no run with clips of its own: add --data PATH")
     values = {"data.path": data and str(data), "data.root": data_root and str(data_root)}
@@ -139,6 +140,22 @@ def _other_clips(data: str | Path | None, overrides: Sequence[str]) -> str | Non
     """What was named in place of the run's own clips, if anything was."""
     named = (text.partition("=") for text in overrides)
     return str(data) if data else next((value for key, _, value in named if key.strip() in CLIPS), None)
+
+
+def _listed(paths: RunPaths, config: DataConfig, other: str | None) -> ClipList:
+    """The clips to choose from: those of `config` where it names `other` ones, or has another root or quarantine for a
+    run's own; else the run's as it kept them.
+
+    Raises `UsageError` for options that would part a run's clips anew.
+    """
+    if other is not None or not paths.config.is_file():
+        return list_clips(config, to_train=False)
+    own, now = asdict(load_config(paths.config, (), {}).data), asdict(config)
+    changed = {name for name in own if own[name] != now[name]} - INDIFFERENT
+    if parting := [f"data.{name}" for name in PARTING if name in changed]:
+        raise UsageError("would part the run's clips anew, and test it on clips that it was trained on",
+                         where=", ".join(parting), fix="leave it out, or name other clips with --data")
+    return list_clips(config) if changed else kept_clips(paths.clips, config)
 
 
 def _prepared(config: DataConfig, listed: ClipList, split: str | None, network: Network, log: Log) -> _Exam:
@@ -228,6 +245,16 @@ def _scores_frame(exam: _Exam, scores: Tensor) -> pd.DataFrame:
         "path": [jsonable(clip.path) for clip in exam.clips], "class": [names[clip.label] for clip in exam.clips],
         "label": [clip.label for clip in exam.clips], "guess": [names[guess] for guess in guesses],
         "guess_label": guesses, "probability": scores.max(1).values.tolist()})
+
+
+def _write(folder: Path, result: dict[str, Any], exam: _Exam, scores: Tensor, confusion_KK: np.ndarray,
+           per_class: pd.DataFrame) -> None:
+    """What `test` promises to leave in `folder`; result.json last, so that where it is, the others are."""
+    write_atomic(folder / "classes.csv", per_class.to_csv(index=False))
+    write_atomic(folder / "confusion.csv", confusion_frame(confusion_KK, exam.names).to_csv())
+    write_atomic(folder / "scores.csv", _scores_frame(exam, scores).to_csv(index=False))
+    plot_confusion(confusion_KK, exam.names, folder / "confusion.png", _title(result))
+    write_json(folder / "result.json", result)
 
 
 def _title(result: dict[str, Any]) -> str:

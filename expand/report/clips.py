@@ -55,6 +55,7 @@ def check_text(checked: Mapping[str, Any], width: int = 100) -> str:
         console.print(_wrapped(one_line(note), width, "  "))
     console.print()
     console.print(_splits_table(checked))
+    console.print("least/median/most where they differ; unread: cannot be read; px: short side")
     _print_classes(console, checked)
     for lines in (_problem_lines(checked, width), _limit_lines(checked, width)):
         console.print("\n" + "\n".join(lines), soft_wrap=True)
@@ -80,8 +81,6 @@ def _splits_table(checked: Mapping[str, Any]) -> Table:
     table = _table(HEADINGS)
     for split, of in checked["splits"].items():
         table.add_row(split, *_cells(of))
-    table.caption = "least/median/most, where they differ; px: the short side; unread: cannot be read"
-    table.caption_justify = "left"
     return table
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from expand.data import cache as cache_module
 from expand.data import locks as locks_module
 from expand.data.cache import FrameCache, read_frames
 from expand.data.decode import UnreadableClip
-from expand.data.locks import claim, release
+from expand.data.frame_file import FORMAT
+from expand.data.locks import claim, claim_another, release
 from expand.errors import DataError
 from tests.data.cached import PLENTY, decoded, frames_of, ten, write_pictures
 from tests.data.clips import steady, write_clip
@@ -160,6 +162,32 @@ def test_nothing_gives_way_for_what_would_not_fit_anyway(tmp_path):
     assert FrameCache(tmp_path / "c", 0.5 * ONE).get(paths[1], 0, 32).store is None and store.exists()
 
 
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_clip_larger_than_the_limit_is_alone_not_kept_and_fills_no_disk(tmp_path, monkeypatch, settled):
+    paths = [write_clip(tmp_path / "long.mp4", steady(30, 2.0)), write_clip(tmp_path / "short.mp4", ten(10))]
+    write, written = FrameCache._write, []
+    monkeypatch.setattr(FrameCache, "_write", lambda *args: written.append(write(*args)) or written[-1])
+    for _ in range(2):  # decoded, then known by its description
+        cache = FrameCache(tmp_path / "c", 2.5 * ONE)
+        long, short = (cache.get(path, 0, 32, settled=settled) for path in paths)
+        assert long.store is None and short.store.exists() and cache.full_because is None
+        assert (frames_of(long) == decoded(paths[0], 32)).all()
+    assert sum(written) <= 2.5 * ONE + ONE / 10 + ONE
+
+
+def test_descriptions_of_old_sets_and_formats_give_way_but_not_those_in_use(tmp_path):
+    long, short = write_clip(tmp_path / "long.mp4", steady(30, 1.0)), write_clip(tmp_path / "short.mp4", ten(10))
+    FrameCache(tmp_path / "c", 0).get(long, 0, 32)
+    (own,) = (tmp_path / "c").glob("*.index")
+    old = tmp_path / "c" / f"of-format-{FORMAT - 1}.index"
+    old.write_bytes(bytes(1000))
+    for file in (own, old):
+        make_older(file, 100)
+    cache = FrameCache(tmp_path / "c", ONE + own.stat().st_size + 500)
+    assert cache.get(long, 0, 32).store is None and cache.get(short, 0, 32).store.exists()
+    assert own.exists() and not old.exists()
+
+
 def test_the_limit_counts_what_other_programs_put_there_meanwhile(tmp_path):
     paths = [write_clip(tmp_path / f"{fps}.mp4", ten(fps)) for fps in (10, 11, 12, 13)]
     one, other = FrameCache(tmp_path / "c", 3.5 * ONE), FrameCache(tmp_path / "c", 3.5 * ONE)
@@ -221,6 +249,20 @@ def test_a_file_that_gets_its_final_name_while_it_is_claimed_is_left_alone(tmp_p
     release(file, remove=True)
 
 
+def test_a_file_that_is_swept_before_it_is_locked_is_not_written_to(tmp_path, monkeypatch):
+    lock, swept = locks_module._try_lock, []
+
+    def sweep_and_lock(file):
+        if not swept:
+            swept.append(os.unlink(file.name))  # as the sweep of a program that starts at this moment
+        return lock(file)
+
+    monkeypatch.setattr(locks_module, "_try_lock", sweep_and_lock)
+    file = claim_another(tmp_path / "x.tmp")
+    assert swept and os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    release(file, remove=True)
+
+
 def test_what_is_built_is_marked_by_this_machines_clock_whatever_the_disks_says(tmp_path, monkeypatch):
     paths = [write_clip(tmp_path / f"{fps}.mp4", ten(fps)) for fps in (10, 11)]
     now_ns = time.time_ns()
@@ -242,6 +284,16 @@ def test_a_full_disk_ends_the_keeping_not_the_run(tmp_path, clip_path):
     cache = FullDisk(tmp_path / "c", PLENTY)
     clip = cache.get(clip_path, 0, 32, settled=False)
     assert clip.store is None and "disk" in cache.full_because
+    assert (frames_of(clip) == decoded(clip_path, 32)).all()
+
+
+def test_a_disk_that_is_all_but_full_is_not_filled_to_the_brim(tmp_path, clip_path, monkeypatch):
+    """What is left is for the run's own files."""
+    disk = SimpleNamespace(f_blocks=10 ** 9, f_frsize=1, f_bavail=4 * 10 ** 7)
+    monkeypatch.setattr(os, "statvfs", lambda folder: disk)
+    cache = FrameCache(tmp_path / "c", PLENTY)
+    clip = cache.get(clip_path, 0, 32)
+    assert clip.store is None and "disk" in cache.full_because and not files(tmp_path / "c", "*.tmp")
     assert (frames_of(clip) == decoded(clip_path, 32)).all()
 
 
@@ -300,6 +352,20 @@ def test_leftovers_of_the_dead_are_swept_and_files_at_work_left_alone(tmp_path):
     FrameCache(tmp_path / "c", PLENTY)
     assert files(tmp_path / "c", "*.tmp") == {"young.tmp"}
     release(at_work, remove=True)
+
+
+def test_a_file_system_without_locks_is_used_without_them(tmp_path, clip_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks_module.fcntl, "flock", refuse)
+    (tmp_path / "c").mkdir()
+    for name in ("old.tmp", "young.tmp"):
+        (tmp_path / "c" / name).touch()
+    make_older(tmp_path / "c" / "old.tmp", locks_module.STALE_S + 10)
+    clip = FrameCache(tmp_path / "c", PLENTY).get(clip_path, 0, 32)
+    assert clip.store.exists() and (frames_of(clip) == decoded(clip_path, 32)).all()
+    assert files(tmp_path / "c", "*.tmp") == {"young.tmp"}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

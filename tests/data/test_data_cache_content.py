@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -139,6 +141,21 @@ def test_a_memo_that_is_mostly_superseded_is_written_anew(tmp_path, monkeypatch)
 def test_a_folder_that_cannot_be_written_only_costs_the_memory(tmp_path):
     path, memo = write(tmp_path / "a"), ContentMemo(tmp_path / "no such folder" / "memo")
     assert memo.content(path)[0] == content_hash(path) and memo.known(path) == content_hash(path)
+
+
+def test_a_memo_on_a_read_only_disk_is_used_as_it_is(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise OSError(errno.EROFS, "Read-only file system")  # also for a file that is not there
+
+    path = write(tmp_path / "a")
+    ContentMemo(tmp_path / "memo").content(path)
+    monkeypatch.setattr(content_module, "SPARE_LINES", -2)
+    memo = ContentMemo(tmp_path / "memo")
+    for name in ("open", "replace"):
+        monkeypatch.setattr(content_module.os, name, refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    memo.compact()
+    assert memo.known(path) == content_hash(path)
 
 
 def _remember(folder, names):

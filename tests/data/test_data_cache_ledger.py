@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import errno
 import os
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expand.data.ledger import LOOK_AGAIN, Ledger
+from expand.data.frame_file import FRAMES, INDEX
+from expand.data.ledger import LOOK_AGAIN, SPARED_SHARE, Ledger
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ STORED = st.lists(st.builds(Stored, st.integers(1, 100), st.integers(1, 9), st.b
 def fill(folder, stored):
     paths = []
     for number, entry in enumerate(stored):
-        paths.append(folder / f"{number}.frames")
+        paths.append(folder / f"{number}{(FRAMES, INDEX)[number % 2]}")
         paths[-1].write_bytes(bytes(entry.size))
         os.utime(paths[-1], (time.time() - 10 * entry.age_s,) * 2)
     return paths
@@ -63,6 +67,33 @@ def test_room_is_made_by_the_longest_unused_of_others_alone_and_only_where_it_su
         before = sum(entry.size for entry in left) + max(entry.size for entry in removed
                                                          if entry.age_s == last.age_s) + wanted
         assert before > limit * (1 - LOOK_AGAIN)
+
+
+def test_some_of_the_disk_is_left_free_and_old_frames_give_way_for_it(tmp_path, monkeypatch):
+    def disk(folder):
+        used = sum(file.stat().st_size for file in folder.iterdir())
+        return SimpleNamespace(f_blocks=1000, f_frsize=1, f_bavail=1000 - used)
+
+    monkeypatch.setattr(os, "statvfs", disk)
+    (old,) = fill(tmp_path, [Stored(400, 9, own=False)])
+    ledger = Ledger(tmp_path, 10_000)
+    spared = round(SPARED_SHARE * 1000)
+    assert ledger.has_room(600 - spared, evict=False) and not ledger.has_room(601 - spared, evict=False)
+    assert not ledger.has_room(1001 - spared, evict=True) and old.exists() and ledger.is_disk_full
+    assert ledger.take(601 - spared, evict=True) and not old.exists()
+    assert not Ledger(tmp_path, 500).is_disk_full
+
+
+@pytest.mark.parametrize("answer", [OSError(errno.ENOSYS, "not implemented"), SimpleNamespace(f_blocks=0, f_frsize=1,
+                                                                                              f_bavail=0)])
+def test_a_disk_that_does_not_say_how_full_it_is_sets_no_limit(tmp_path, monkeypatch, answer):
+    def disk(folder):
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(os, "statvfs", disk)
+    assert Ledger(tmp_path, 100).has_room(100, evict=False)
 
 
 @given(counts=st.lists(st.integers(1, 60), max_size=20), limit=st.integers(0, 300))

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import platform
+import re
 import resource
 import signal
 import time
@@ -14,8 +16,9 @@ import pytest
 import torch
 
 from expand.config.schema import DataConfig
+from expand.data import loader as loader_module
 from expand.data import prepare
-from expand.data.feed import Memory, keep_freed_memory
+from expand.data.feed import Memory, dead_worker, keep_freed_memory
 from expand.data.loader import TrainBatches, eval_loader
 from expand.data.pool import CONTEXT, quiet_fork
 from expand.errors import DataError
@@ -267,7 +270,11 @@ def test_evaluation_on_a_device_is_the_same_but_for_rounding(data, config):
 
 
 def children():
-    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    pids = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has just ended
+            pids.update(map(int, (task / "children").read_text().split()))
+    return pids
 
 
 only_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes as Linux shows them")
@@ -323,6 +330,40 @@ def test_the_death_of_a_loader_process_is_a_clear_error(data, config):
                 with suppress(RuntimeError):  # torch may tell at once, wherever the program is
                     time.sleep(0.2)
     assert children() == before
+
+
+KILLED = "DataLoader worker (pid 7) is killed by signal: "
+CAUGHT = "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback ...\nRuntimeError: "
+
+
+@pytest.mark.parametrize("words, what, fix", [
+    (f"{KILLED}Killed. ", "a process that reads clips died", "start again"),
+    ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "a process that reads clips died", "start again"),
+    (f"{KILLED}Bus error. It is possible that dataloader's workers are out of shared memory.", "too small", "shm-size"),
+    (f"{CAUGHT}unable to allocate shared memory(shm) for file </torch_1_2_3>\n", "too small", "shm-size"),
+    (f"{CAUGHT}some reason\n", "a process that reads clips failed: RuntimeError: some reason", "start again")])
+def test_what_ends_a_loader_process_is_told_apart(words, what, fix):
+    """Words as torch has them."""
+    error = dead_worker(RuntimeError(words))
+    assert re.search(what, error.what) and fix in error.fix and "\n" not in error.what
+
+
+def test_other_errors_are_no_loader_processs():
+    assert dead_worker(RuntimeError("some reason")) is None and dead_worker(None) is None
+
+
+@only_linux
+def test_loader_processes_are_forked_whatever_python_would_choose(data, config, monkeypatch):
+    """Python 3.14 chooses otherwise, and a caller's script would need `if __name__ == "__main__"`."""
+    monkeypatch.setattr(loader_module, "read_frames", lambda clip, index_T, top, bottom: np.zeros(
+        (len(index_T), bottom - top, clip.width, 3), np.uint8))  # which a process that is not forked would not know
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        batches = epoch_of(data, config, workers=1)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert {len(x_BCTHW.unique()) for x_BCTHW, _ in batches} == {1}
 
 
 def test_memory_is_used_again_only_when_nobody_holds_the_batch(data, config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import gc
 import multiprocessing
@@ -198,6 +199,19 @@ def test_a_child_that_was_killed_while_it_waited_is_nobodys_fault(child):
     os.kill(first, signal.SIGKILL)
     time.sleep(0.1)
     assert child.call(pid) != first
+
+
+def test_a_system_without_a_process_to_give_is_a_clear_error_and_the_next_call_goes_on(child, monkeypatch):
+    def refuse():
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", refuse)
+        for call in (lambda: child.call(pid), lambda: list(process_map(pid, 0, range(3), 2))):
+            with pytest.raises(DataError, match="no process .* temporarily unavailable") as raised:
+                call()
+            assert "ulimit" in raised.value.fix
+    assert child.call(pid) != os.getpid()
 
 
 def call_in_worker(pipe, child):

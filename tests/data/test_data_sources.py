@@ -32,7 +32,8 @@ def test_a_folder_gives_classes_by_name_and_clips_in_order(tmp_path):
 
 
 def test_hidden_files_and_what_lies_beside_clips_are_no_clips(tmp_path):
-    touch(folder(tmp_path), "train/run/.DS_Store", "train/run/notes.txt", "train/.git/x.mp4", "train/readme.md")
+    touch(folder(tmp_path), "train/run/.DS_Store", "train/run/notes.txt", "train/.git/x.mp4", "train/readme.md",
+          "train/run/Thumbs.db", "train/run/desktop.ini", "train/run/._a.mp4", "train/jump/jump.rar")
     assert len(list_clips(DataConfig(path=str(tmp_path))).clips) == 5
 
 
@@ -157,8 +158,10 @@ def test_flat_split_folders_without_lists_are_refused_with_the_layout(tmp_path):
     with pytest.raises(DataError, match="has no clips in its folders a, b"):
         list_clips(DataConfig(path=str(tmp_path / "texts")))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="has no class folders; found none"):
+    with pytest.raises(DataError, match="has no class folders; found nothing"):
         list_clips(DataConfig(path=str(tmp_path / "empty")))
+    with pytest.raises(DataError, match="has no class folders; found only files"):
+        list_clips(DataConfig(path=str(touch(tmp_path / "flat", "a.mp4"))))
 
 
 def test_a_folder_of_frames_is_a_clip_and_thumbnails_are_not(tmp_path):
@@ -186,6 +189,17 @@ def test_linked_folders_are_followed_and_a_link_upwards_ends(tmp_path):
     (tmp_path / "set/train/run/gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
     names = [clip.path.name for clip in list_clips(DataConfig(path=str(tmp_path / "set"))).clips]
     assert names == ["c.mp4", "a.mp4", "b.avi", "gone.mp4", "x.mp4", "e.mp4", "d.mp4"]
+
+
+def test_links_in_a_circle_and_links_to_nowhere_end(tmp_path):
+    touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "val/run/c.mp4", "val/jump/d.mp4")
+    (tmp_path / "train/run/there").symlink_to(tmp_path / "val/run")
+    (tmp_path / "val/run/back").symlink_to(tmp_path / "train/run")
+    (tmp_path / "train/jump/self.mp4").symlink_to("self.mp4")
+    (tmp_path / "notes.csv").symlink_to("nowhere.csv")
+    paths = [str(clip.path.relative_to(tmp_path)) for clip in list_clips(DataConfig(path=str(tmp_path))).clips]
+    assert paths == ["train/jump/b.mp4", "train/jump/self.mp4", "train/run/a.mp4", "train/run/there/c.mp4",
+                     "val/jump/d.mp4", "val/run/back/a.mp4", "val/run/c.mp4"]
 
 
 def test_a_folder_of_several_forms_is_refused_until_one_is_named(tmp_path):

@@ -156,6 +156,51 @@ def test_a_number_without_a_name_is_named_with_its_place(tmp_path):
     assert "'jmup'; did you mean 'jump'?" in str(raised.value)
 
 
+@pytest.mark.parametrize("line, path, label", [
+    ("v/ready, go.mp4 run", "v/ready, go.mp4", "run"), ("v/a, b, c.avi run", "v/a, b, c.avi", "run"),
+    ("v/a.mp4,St.John runs", "v/a.mp4", "St.John runs"), ('"v/ready, go.mp4",run', "v/ready, go.mp4", "run")])
+def test_a_comma_in_a_files_name_is_no_end_of_the_path(tmp_path, line, path, label):
+    write(tmp_path, train_txt=f"{line}\nb.mp4 jump\n", val_txt="b.mp4 jump\n")
+    assert rows(list_clips(DataConfig(path=str(tmp_path))))[0] == (f"{tmp_path}/{path}", label, "train")
+
+
+def test_equal_numbers_that_are_written_in_several_ways_keep_one_order(tmp_path):
+    labels = ["1" if not zeros else "0" * zeros + "1" for zeros in range(6)]
+    write(tmp_path, train_txt="".join(f"{label}.mp4 {label}\n" for label in labels), val_txt="a.mp4 1\n")
+    assert list_clips(DataConfig(path=str(tmp_path))).classes == tuple(sorted(labels))
+
+
+@pytest.mark.parametrize("text", ["a" + " " * 50_000 + "b1\n", "a.mp4 " + "1 " * 30_000 + ",x1\n"])
+def test_a_line_that_is_longer_than_any_path_is_named_at_once(tmp_path, text):
+    write(tmp_path, list_txt="a.mp4 run\n" + text)
+    with pytest.raises(DataError, match=r"list.txt:2: a line of [0-9,]+ characters"):
+        list_clips(DataConfig(path=str(tmp_path / "list.txt")))
+
+
+def test_numbers_of_thousands_of_digits_are_names(tmp_path):
+    long = "9" * 5000
+    write(tmp_path, train_txt=f"a.mp4 {long}\nb.mp4 1\n", val_txt="b.mp4 1\n", names_json='{"run": 1e999}')
+    config = DataConfig(path=str(tmp_path))
+    assert list_clips(config).classes == ("1", long)
+    with pytest.raises(DataError, match="has a number that is none"):
+        list_clips(DataConfig(path=str(tmp_path), class_names=str(tmp_path / "names.json")))
+    write(tmp_path, table_csv=f"path,label,number\na.mp4,run,{long}\n")
+    with pytest.raises(DataError, match="table.csv:2: expected a whole number"):
+        list_clips(DataConfig(path=str(tmp_path / "table.csv")))
+
+
+def test_a_film_in_place_of_a_list_is_not_read_to_its_end(tmp_path):
+    with open(tmp_path / "film.mp4", "wb") as file:
+        file.write(b"\0\0\0\x18ftypmp42")
+        file.truncate(1 << 40)
+    with pytest.raises(DataError, match="is larger than any list"):
+        list_clips(DataConfig(path=str(tmp_path / "film.mp4")))
+    with open(tmp_path / "film.mp4", "wb") as file:
+        file.write(b"\0\0\0\x18ftypmp42")
+    with pytest.raises(DataError, match="if it is a clip, name the folder of the class folders"):
+        list_clips(DataConfig(path=str(tmp_path / "film.mp4")))
+
+
 def test_binary_files_and_endless_quotes_are_clear_errors(tmp_path):
     (tmp_path / "utf16.csv").write_bytes("path,label\na.mp4,run\n".encode("utf-16"))
     with pytest.raises(DataError, match="is not text in UTF-8"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -76,6 +77,19 @@ def test_one_kinetics_file_may_hold_all_splits(tmp_path):
     files(tmp_path, all_csv=text)
     for config in (DataConfig(path=str(tmp_path / "all.csv")), DataConfig(train=str(tmp_path / "all.csv"))):
         assert [split for _, _, split in rows(list_clips(config), tmp_path)] == ["train", "train", "val"]
+
+
+def test_blank_lines_and_windows_line_ends_of_kinetics_are_passed_over(tmp_path):
+    text = KINETICS + "\nrun,aaaaaaaaaaa,0,10,train,0\n\njump,bbbbbbbbbbb,0,10,train,0\njump,ccccccccccc,0,10,val,0\n\n"
+    (tmp_path / "all.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert [clip.split for clip in list_clips(DataConfig(path=str(tmp_path / "all.csv"))).clips] == [
+        "train", "train", "val"]
+
+
+def test_times_of_kinetics_that_never_end_are_wrong(tmp_path):
+    files(tmp_path, train_csv=KINETICS + "run,aaaaaaaaaaa,0,inf,train,0\nrun,aaaaaaaaaaa,nan,1,train,0\n")
+    with pytest.raises(DataError, match="2 lines cannot be read"):
+        list_clips(DataConfig(path=str(tmp_path)))
 
 
 def test_wrong_lines_of_kinetics_are_named(tmp_path):
@@ -174,6 +188,20 @@ def test_hmdb51_takes_train_and_test_and_leaves_the_rest(tmp_path):
     assert len(list_clips(DataConfig(path=str(tmp_path), fold=3)).clips) == 12
 
 
+def test_archives_that_were_unpacked_into_folders_of_their_own_names_are_found(tmp_path):
+    plain, nested = hmdb51(tmp_path / "plain"), hmdb51(tmp_path / "nested")
+    (nested / "test_train_splits").mkdir()
+    (nested / "testTrainMulti_7030_splits").rename(nested / "test_train_splits" / "testTrainMulti_7030_splits")
+    for name in ("brush_hair", "run"):
+        (nested / name).rename(nested / "moved")
+        (nested / "hmdb51_org" / name).mkdir(parents=True)
+        (nested / "moved").rename(nested / "hmdb51_org" / name / name)
+    found, expected = list_clips(DataConfig(path=str(nested))), list_clips(DataConfig(path=str(plain)))
+    assert all(clip.path.is_file() for clip in found.clips)
+    assert [(clip.path.name, clip.split) for clip in found.clips] == [
+        (clip.path.name, clip.split) for clip in expected.clips]
+
+
 def test_a_single_file_of_hmdb51_is_sent_to_its_folder_and_wrong_lines_are_named(tmp_path):
     path = hmdb51(tmp_path) / "testTrainMulti_7030_splits" / "run_test_split1.txt"
     with pytest.raises(DataError, match="HMDB51 has a file a class") as raised:
@@ -244,6 +272,18 @@ def test_lists_of_its_elder_and_of_jester_are_lists_parted_by_semicolons(tmp_pat
     assert rows(list_clips(DataConfig(path=str(tmp_path))), tmp_path) == [
         ("34870", "Drumming Fingers", "train"), ("56557", "Putting a, b and c down", "train"),
         ("9223", "Drumming Fingers", "val")]
+
+
+@pytest.mark.parametrize("name, text, message", [
+    ("train.json", '[{"id": "1", "template": 5}]', "is no JSON list of clips with an id"),
+    ("train.json", '[{"id": "1\\u0000", "template": "Moving something up"}]', "stands for no character"),
+    ("train.json", '[{"id": "1\\ud800", "template": "Moving something up"}]', "stands for no character"),
+    ("labels.json", '{"Moving something up": 1e999}', "is no JSON of {template: number}"),
+    ("test-answers.csv", "\n\n13;Moving something up\n\n14\n", "test-answers.csv:5: '14'")])
+def test_what_something_something_cannot_mean_is_named(tmp_path, name, text, message):
+    (ssv2(tmp_path) / "labels" / name).write_text(text)
+    with pytest.raises(DataError, match=re.escape(message)):
+        list_clips(DataConfig(path=str(tmp_path)))
 
 
 def test_unknown_templates_and_missing_labels_are_named(tmp_path):

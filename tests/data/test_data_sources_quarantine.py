@@ -35,13 +35,21 @@ def test_clips_in_quarantine_are_left_out_with_a_note(tmp_path):
     assert "a.mp4" in names(config, quarantine=False)
 
 
+def test_a_quarantine_that_leaves_nothing_out_is_said(tmp_path):
+    config = DataConfig(path=str(folder(tmp_path / "set")), quarantine=str(tmp_path / "q.csv"))
+    write_quarantine(tmp_path / "q.csv", [(tmp_path / "elsewhere/train/run/a.mp4", "corrupt", "no frame")])
+    listed = list_clips(config)
+    assert listed.notes[-1] == f"{tmp_path / 'q.csv'} names 1 clip, none of them among these"
+    assert len(listed.clips) == 5
+
+
 def test_relative_and_absolute_paths_meet(tmp_path, monkeypatch):
     monkeypatch.chdir(folder(tmp_path / "set").parent)
     (tmp_path / "q.csv").write_text("path,kind,reason\nset/./train/run/a.mp4,x,y\n"
                                     f"{tmp_path}/set/val/jump/../run/d.mp4,x,y\n")
     config = DataConfig(path="set", quarantine="q.csv")
     assert names(config) == ["c.mp4", "b.mp4", "e.mp4"]
-    assert read_quarantine(Path("q.csv")) == {tmp_path / "set/train/run/a.mp4", tmp_path / "set/val/run/d.mp4"}
+    assert set(read_quarantine(Path("q.csv"))) == {tmp_path / "set/train/run/a.mp4", tmp_path / "set/val/run/d.mp4"}
 
 
 def test_the_quarantine_lies_beside_a_list_and_is_no_list_itself(tmp_path):
@@ -131,6 +139,30 @@ def test_a_run_keeps_its_clips_but_not_the_built_in_ones(tmp_path):
     builtin = DataConfig(cache_dir=str(tmp_path))
     keep_clips(tmp_path / "none.csv", builtin, list_clips(builtin))
     assert not (tmp_path / "none.csv").exists() and kept_clips(tmp_path / "none.csv", builtin) == list_clips(builtin)
+
+
+def test_a_path_that_goes_up_from_a_link_is_kept_as_the_system_reads_it(tmp_path, monkeypatch):
+    folder(tmp_path / "disk/set")
+    (tmp_path / "disk/lists").mkdir()
+    (tmp_path / "lists").symlink_to(tmp_path / "disk/lists")
+    (tmp_path / "lists/all.csv").write_text("path,label,split\n../set/train/run/a.mp4,run,train\n"
+                                            "../set/train/jump/c.mp4,jump,train\n../set/val/run/d.mp4,run,val\n")
+    monkeypatch.chdir(tmp_path)
+    config = DataConfig(path="lists/all.csv")
+    keep_clips(tmp_path / "clips.csv", config, list_clips(config))
+    monkeypatch.chdir(tmp_path / "disk")
+    assert all(clip.path.is_file() for clip in kept_clips(tmp_path / "clips.csv", config).clips)
+
+
+def test_clips_that_were_moved_are_named_with_the_file_that_says_where_they_were(tmp_path):
+    config, path = DataConfig(path=str(folder(tmp_path / "set"))), tmp_path / "clips.csv"
+    keep_clips(path, config, list_clips(config))
+    (tmp_path / "set").rename(tmp_path / "new")
+    with pytest.raises(DataError, match="none of the 5 clips of this run is there any more") as raised:
+        kept_clips(path, config)
+    assert str(path) in str(raised.value) and "write their new places into that file" in str(raised.value)
+    path.write_text(path.read_text().replace("/set/", "/new/"))
+    assert len(kept_clips(path, config).clips) == 5
 
 
 @pytest.mark.parametrize("text, what", [

@@ -9,6 +9,7 @@ import pytest
 
 from expand.config import dump_config
 from expand.config.schema import Config, DataConfig
+from expand.data.sources import keep_clips, list_clips
 from expand.errors import DataError, ExpandError, UsageError
 from expand.inference import testing
 from expand.model.load import load_model
@@ -131,6 +132,28 @@ def test_lists_can_take_the_place_of_a_runs_folder(weights, clips, tmp_path):
     result = testing.test(run, overrides=lists, split="val", threads=1)
     assert (result["split"], result["videos"], result["note"]) == ("val", 3, None)
     assert Path(result["out"]).name.startswith("some.csv-")
+
+
+def test_a_run_without_its_list_is_not_tested_on_what_it_was_trained_on(weights, clips, tmp_path):
+    """Whose val split was made from train."""
+    run = make_run(tmp_path / "run", weights, clips / "train")
+    result = testing.test(run, threads=1)
+    assert (result["split"], result["videos"]) == ("val", 2)
+
+
+def test_where_a_runs_clips_lie_may_be_said_but_not_how_they_were_parted(weights, clips, tmp_path):
+    run = make_run(tmp_path / "run", weights, clips)
+    keep_clips(RunPaths(run).clips, DataConfig(path=str(clips)), list_clips(DataConfig(path=str(clips))))
+    (tmp_path / "q.csv").write_text(f"path\n{next((clips / 'test').glob('*/*'))}\n")
+    assert testing.test(run, threads=1)["videos"] == 6
+    assert testing.test(run, overrides=[f"data.quarantine={tmp_path / 'q.csv'}"], threads=1)["videos"] == 5
+    with pytest.raises(UsageError, match="data.val_share: would part the run's clips anew"):
+        testing.test(run, overrides=["data.val_share=0.5"], threads=1)
+
+
+def test_the_built_in_clips_are_tested_only_where_they_are_named(weights):
+    with pytest.raises(UsageError, match="which clips"):
+        testing.test(weights, overrides=["data.timeout_s=5"])
 
 
 def test_other_weights_in_a_runs_network_are_not_the_runs_result(weights, clips, tmp_path, monkeypatch):

@@ -16,10 +16,11 @@ import numpy as np
 from expand import __version__
 from expand.config.schema import DataConfig
 from expand.data import synthetic
-from expand.data.check.figures import by_class_and_split, limits, median_length_s
+from expand.data.check.figures import by_class_and_split, limits
 from expand.data.check.measuring import Failure, measure_all
 from expand.data.check.places import Row, find_places, rows_by_hand, write_list
 from expand.data.check.problems import Problem, copies_within, find_problems
+from expand.data.lengths import median_length_s
 from expand.data.sources import ClipList, cache_dir, counted, list_clips, quarantine_file
 from expand.data.sources.base import absolute
 from expand.errors import DataError
@@ -45,20 +46,20 @@ def check_clips(config: DataConfig, *, out: Path | None = None, workers: int = 1
     by_hand = rows_by_hand(quarantine_file(config), places.quarantine)
     if config.is_builtin:
         synthetic.ensure_rendered(config.builtin, cache_dir(config), workers, report)
-    listed = _without(listed, by_hand)
+    whole, listed = len(listed.clips), _without(listed, by_hand)
     table, failures = _measured(listed, lambda paths: measure_all(paths, config, workers, places.unfinished, report,
                                                                   progress))
-    problems = find_problems(listed, table, failures, median_length_s(listed, table, table["readable"]))
+    problems = find_problems(listed, table, failures, _median_s(listed, table, table["readable"]))
     kept = table["readable"].copy()
     kept[[problem.index for problem in problems if problem.quarantined]] = False
     rows = [(listed.clips[problem.index].path, problem.kind, problem.reason)
             for problem in problems if problem.quarantined] + by_hand
-    notes = [*listed.notes, *_notes(listed, table, kept, by_hand)]
+    notes = [*listed.notes, *_notes(listed, table, kept, whole - len(listed.clips))]
     if said := write_list(places.quarantine, rows):
         notes.append(said)
     classes, splits = by_class_and_split(listed, table)
     checked = {"data": config.source, "classes": classes, "splits": splits,
-               "limits": limits(table, kept, median_length_s(listed, table, kept), config),
+               "limits": limits(table, kept, _median_s(listed, table, kept), config),
                "problems": [_shown(listed, problem) for problem in problems], "notes": notes, "report": places.report,
                "quarantine": places.quarantine if rows else None, "honoured": places.honoured}
     write_json(places.report, {**checked, **_circumstances(config)})
@@ -80,11 +81,16 @@ def _measured(listed: ClipList, measure: Callable[[Sequence[Path]], tuple[np.nda
     return table[order], {index: failures[place] for index, place in enumerate(order) if place in failures}
 
 
-def _notes(listed: ClipList, table: np.ndarray, kept: np.ndarray, by_hand: Sequence[Row]) -> list[str]:
+def _median_s(listed: ClipList, table: np.ndarray, kept: np.ndarray) -> float | None:
+    lengths_s = table["length_s"].tolist()
+    return median_length_s((listed.clips[place].split, lengths_s[place]) for place in np.flatnonzero(kept).tolist())
+
+
+def _notes(listed: ClipList, table: np.ndarray, kept: np.ndarray, by_hand: int) -> list[str]:
     """What is no problem, but good to know."""
     notes = []
     if by_hand:
-        notes.append(f"{counted(len(by_hand), 'clip')} left out by hand, in the quarantine list")
+        notes.append(f"{counted(by_hand, 'clip')} left out by hand, in the quarantine list")
     if copies := copies_within(listed, table):
         notes.append(f"{counted(copies, 'clip')} with the same content as another of the same split and class")
     if gone := _emptied(listed, kept):

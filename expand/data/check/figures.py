@@ -11,14 +11,6 @@ from expand.data.sources import SPLITS, ClipList
 from expand.space.factors import REFERENCE_FPS
 
 
-def median_length_s(listed: ClipList, table: np.ndarray, kept: np.ndarray) -> float | None:
-    """Median time from the first to the last frame over the `kept` train clips, over all where there are none; None
-    without any."""
-    trained = kept & np.array([clip.split == "train" for clip in listed.clips])
-    lengths_s = table["length_s"][trained if trained.any() else kept]
-    return float(np.median(lengths_s)) if len(lengths_s) else None
-
-
 def by_class_and_split(listed: ClipList, table: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
     """The figures of every class in every split, {class: {split: figures}}, and of every split."""
     labels = np.array([clip.label for clip in listed.clips])

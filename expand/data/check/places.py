@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from expand.config.schema import DataConfig
 from expand.data.check.problems import KINDS
 from expand.data.sources import quarantine_file, read_quarantine, write_quarantine
-from expand.data.sources.base import absolute, read_text
+from expand.data.sources.base import absolute
 from expand.data.sources.quarantine import NAME
 from expand.errors import RunError, UsageError
 from expand.rundir.files import make_dir
@@ -68,19 +66,10 @@ def rows_by_hand(*paths: Path) -> list[Row]:
 
     Raises `DataError` for a list that cannot be read.
     """
-    rows = (row for path in paths if path.is_file() for row in _rows(path))
-    return list({row[0]: row for row in rows if row[1] not in KINDS}.values())
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    read_quarantine(path)  # says what is wrong with it
-    rows = csv.reader(io.StringIO(read_text(path)))
-    header = [name.strip().lower() for name in next(rows)]
-    named = (dict(zip(header, row)) for row in rows if any(row))
-    folder = Path(absolute(path)).parent
-    for row in named:
-        clip = Path(absolute(folder / Path(row["path"]).expanduser()))
-        yield clip, row.get("kind", ""), row.get("reason", "")
+    found: dict[Path, tuple[str, str]] = {}
+    for path in paths:
+        found |= read_quarantine(path) if path.is_file() else {}
+    return [(clip, kind, reason) for clip, (kind, reason) in found.items() if kind not in KINDS]
 
 
 def write_list(path: Path, rows: Sequence[Row]) -> str | None:

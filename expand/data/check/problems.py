@@ -10,9 +10,8 @@ import numpy as np
 from expand.data.check.measuring import Failure, same_contents
 from expand.data.sources import Clip, ClipList, counted
 from expand.data.sources.base import absolute
+from expand.data.unreadable import KINDS as UNREADABLE
 
-UNREADABLE = ("missing", "empty", "no-video", "corrupt", "crash", "hang", "tiny", "huge")
-"""Kinds of clips that give nothing to train on."""
 KINDS = (*UNREADABLE, "truncated", "too-short", "duplicate")
 MUCH_LESS = 0.9
 """A clip that gives less than this share of what its header announces is cut; headers are often off by a little."""

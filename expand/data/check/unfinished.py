@@ -63,11 +63,11 @@ class Unfinished:
         with open(self.path, "rb") as lines:
             next(lines)
             for line in lines:
-                with suppress(ValueError, TypeError, OSError, UnreadableClip):
+                with suppress(ValueError, TypeError, OverflowError, RecursionError, OSError, UnreadableClip):
                     clip, state, row = json.loads(line)
                     place = places.get(clip)
                     if place is not None and file_state(Path(clip)) == state:
-                        table[place] = tuple(row)
+                        table[place] = np.array(tuple(row), table.dtype)  # in one piece, or not at all
                         known[place] = True
         return known
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from expand.config.schema import DataConfig
 from expand.data import synthetic
-from expand.data.sources.base import SHOWN, SPLITS, Clip, ClipList, Entry, Found, absolute, counted, shown
+from expand.data.sources.base import SHOWN, SPLITS, Clip, ClipList, Entry, Found, absolute, counted, is_number, shown
 from expand.data.sources.checking import checked, refuse_missing
-from expand.data.sources.location import cache_dir, uses_builtin
+from expand.data.sources.location import cache_dir
 from expand.data.sources.quarantine import left_out, quarantine_file, read_quarantine, write_quarantine
 from expand.data.sources.recognise import find_clips
 from expand.data.sources.split import make_splits
@@ -38,7 +38,7 @@ def list_clips(config: DataConfig, *, to_train: bool = True, quarantine: bool = 
     Raises `DataError` for a source that is missing, not recognised or of several forms, lines that cannot be parsed
     (all of them), an empty split, a single class, a class unknown to train or one that cannot be split.
     """
-    if uses_builtin(config):
+    if config.is_builtin:
         return _builtin(config, quarantine)
     found = find_clips(config)
     if to_train:
@@ -57,19 +57,27 @@ def list_clips(config: DataConfig, *, to_train: bool = True, quarantine: bool = 
 
 def count_classes(config: DataConfig) -> int:
     """Number of classes, without opening or rendering any clip. Raises as `list_clips`."""
-    return len(synthetic.class_names(config.builtin)) if uses_builtin(config) else len(list_clips(config).classes)
+    return len(synthetic.class_names(config.builtin)) if config.is_builtin else len(list_clips(config).classes)
 
 
 def keep_clips(path: Path, config: DataConfig, listed: ClipList) -> None:
     """Writes the clips of a run to `path`, so that it goes on with the same ones whatever happens to their source; but
     not the built-in ones, which follow from `config` and may be rendered elsewhere. Raises as `write_clips`."""
-    if not uses_builtin(config):
+    if not config.is_builtin:
         write_clips(path, listed)
 
 
-def kept_clips(path: Path, config: DataConfig, *, to_train: bool = True) -> ClipList:
-    """The clips that `keep_clips` wrote to `path`, else those that `config` names. Raises as either."""
-    return read_clips(path) if Path(path).exists() else list_clips(config, to_train=to_train)
+def kept_clips(path: Path, config: DataConfig) -> ClipList:
+    """The clips that `keep_clips` wrote to `path`, else those that `config` names. Raises as either, and `DataError`
+    where none of them is in its place any more."""
+    if not Path(path).exists():
+        return list_clips(config)
+    listed = read_clips(path)
+    if listed.clips and not any(os.path.exists(clip.path) for clip in listed.clips):
+        raise DataError(f"none of the {counted(len(listed.clips), 'clip')} of this run is there any more, the first is "
+                        f"{listed.clips[0].path}", where=str(path), fix="put them back; or, where they were moved, "
+                        "write their new places into that file: names and contents must be the same")
+    return listed
 
 
 def _builtin(config: DataConfig, quarantine: bool) -> ClipList:
@@ -77,7 +85,8 @@ def _builtin(config: DataConfig, quarantine: bool) -> ClipList:
     clips = tuple(Clip(path, label, split) for split in SPLITS for path, label in files[split])
     path, out = left_out(config) if quarantine else (None, set())
     kept = tuple(clip for clip in clips if absolute(clip.path) not in out) if out else clips
-    return ClipList(synthetic.class_names(config.builtin), kept, tuple(_quarantine_note(path, len(clips) - len(kept))))
+    notes = _quarantine_notes(path, out, len(clips) - len(kept))
+    return ClipList(synthetic.class_names(config.builtin), kept, tuple(notes))
 
 
 def _set_groups(found: Found, config: DataConfig) -> None:
@@ -109,7 +118,7 @@ def _leave_out(found: Found, config: DataConfig) -> None:
         return
     whole = found.entries
     found.entries = [entry for entry in whole if absolute(entry.path) not in out]
-    found.notes += _quarantine_note(path, len(whole) - len(found.entries))
+    found.notes += _quarantine_notes(path, out, len(whole) - len(found.entries))
     gone = _parts(whole) - _parts(found.entries)
     if gone:
         raise DataError(f"all clips of {', '.join(sorted(gone))} are in quarantine", where=str(path),
@@ -122,8 +131,11 @@ def _parts(entries: list[Entry]) -> set[str]:
             | {f"class {entry.label!r} in train" for entry in entries if entry.split == "train"})
 
 
-def _quarantine_note(path: Path | None, count: int) -> list[str]:
-    return [f"left out {counted(count, 'clip')} that {path} names"] if count else []
+def _quarantine_notes(path: Path | None, out: set[str], count: int) -> list[str]:
+    """How many clips were left out; that none was, where somebody may expect otherwise."""
+    if count:
+        return [f"left out {counted(count, 'clip')} that {path} names"]
+    return [f"{path} names {counted(len(out), 'clip')}, none of them among these"] if out else []
 
 
 def _numbered(found: Found) -> ClipList:
@@ -132,7 +144,8 @@ def _numbered(found: Found) -> ClipList:
     if found.order is not None:
         classes = tuple(name for name in found.order if name in names)
     else:
-        classes = tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
+        by_number = all(map(is_number, names))
+        classes = tuple(sorted(names, key=lambda name: (int(name) if by_number else 0, name)))
     labels = {name: label for label, name in enumerate(classes)}
     ranked = sorted(found.entries, key=lambda entry: SPLITS.index(entry.split))  # stable
     clips = tuple(Clip(path, labels[entry.label], entry.split, entry.group)

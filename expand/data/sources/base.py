@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +15,7 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "va
 """What published sets and people call the three splits; compared in lower case."""
 SHOWN = 10
 """Mistakes named in an error; the rest are counted."""
+MOST_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -74,37 +73,9 @@ def absolute(path: str | Path) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def read_text(path: Path) -> str:
-    """The text of `path`; bytes that are not UTF-8 survive as in file names. Raises `DataError` where there is none."""
-    try:
-        text = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
-    if "\0" in text:
-        raise DataError("is not text in UTF-8", where=str(path), fix="save it as UTF-8 and try again")
-    return text
-
-
-def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """The number of the last line and the fields of each record of a CSV. Raises `DataError` as `read_text`, and for a
-    quote without its end, which takes in all that follows."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, skipinitialspace=True)
-    try:
-        for fields in reader:
-            yield reader.line_num, fields
-    except csv.Error as error:
-        raise DataError(f"cannot be read: {error}", where=f"{path}:{reader.line_num}",
-                        fix="is there a quote without its end?") from error
-
-
-def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
-    """`rows` as a CSV with line feeds; undecodable bytes of file names are written as they were."""
-    text = io.StringIO(newline="")
-    plain = csv.writer(text, lineterminator="\n")
-    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    for row in rows:  # a plain writer would leave a carriage return bare, and it would be read as the line's end
-        (quoted if any("\r" in str(field) for field in row) else plain).writerow(row)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+def is_number(text: str) -> bool:
+    """Whether `text` is a whole number, of no more digits than a class or a place among them may have."""
+    return text.isdecimal() and len(text) <= MOST_DIGITS
 
 
 def mistakes_error(mistakes: list[str], fix: str) -> DataError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from expand.data.sources.base import SHOWN, SPLIT_NAMES, Entry, Found, in_order
-from expand.data.sources.walk import clips_below, folders_in
+from expand.data.sources.walk import clips_below, files_in, folders_in
 from expand.errors import DataError
 
 LAYOUT = ("clips are expected as {train,val[,test]}/<class>/<clip> or <class>/<clip>, or listed in train.csv and "
@@ -56,7 +56,8 @@ def read_folders(root: str) -> Found:
 def _read_classes(root: str, names: list[str]) -> Found:
     """The clips of `<class>/<clip>`, all of them as train."""
     if all(name.lower() in SPLIT_NAMES for name in names):
-        found = f"only {', '.join(names)}, and no class folders in them" if names else "none"
+        found = (f"only {', '.join(names)}, and no class folders in them" if names else
+                 "only files, which may be clips of any class" if files_in(root) else "nothing")
         raise DataError(f"has no class folders; found {found}", where=root, fix=LAYOUT)
     for name in names:
         if split_folders(inner := os.path.join(root, name)):

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from expand.data.sources.base import SPLIT_NAMES, Entry, Found, absolute, csv_rows, in_order, mistakes_error, read_text
+from expand.data.sources.base import SPLIT_NAMES, Entry, Found, absolute, in_order, is_number, mistakes_error
+from expand.data.sources.reading import csv_rows, read_lines
 from expand.errors import DataError
 
 COLUMNS = {"path": ("path", "video_path", "file", "filename", "video", "clip"),
@@ -23,6 +24,10 @@ FRAME_LIST = ["original_vido_id", "video_id", "frame_id", "path"]
 """How SlowFast's lists of single frames begin (the spelling is theirs)."""
 COUNTED = re.compile(r"(\S.*?)\s+(\d+)\s+(\d+)")
 """MMAction2's folder of frames: directory, number of frames, label."""
+SUFFIX = re.compile(r"\.[A-Za-z]\w{1,4}$")
+"""How a file's name ends."""
+REST_OF_NAME = re.compile(r".*\.[A-Za-z]\w{1,4}\s+\S+")
+"""What follows a comma in a file's name: its end, and a label."""
 SEVERAL = re.compile(r"(?:\S.*\.\w{2,5}(?:\s+\d+)+[\s,]+\d+|\S.*?\s+\d+\s+\d+(?:[\s,]+\d+)+)")
 """A clip with more than one number after it."""
 
@@ -102,9 +107,7 @@ def _number_order(rows: list[Row]) -> tuple[str, ...] | None:
 
 def parse_list(path: Path) -> tuple[list[Row], list[str]]:
     """A list's good lines, and its mistakes as `file:line: what`. Raises `DataError` where it is no list at all."""
-    ended = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
-    lines = [(number, line.strip()) for number, line in enumerate(ended.split("\n"), 1)]
-    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    lines = [(number, line) for number, line in read_lines(path) if not line.startswith("#")]
     if not lines:
         return [], []
     head = lines[0][1]
@@ -154,7 +157,7 @@ def _table_row(values: dict[str, str], where: str) -> Row | str:
     split, number = values.get("split"), values.get("number") or None
     if split is not None and split.lower() not in SPLIT_NAMES:
         return f"{where}: expected train, val or test as the split, got {split!r}"
-    if number is not None and not number.isdecimal():
+    if number is not None and not is_number(number):
         return f"{where}: expected a whole number as the class's number, got {number!r}"
     return Row(values["path"], values["label"], where, split and SPLIT_NAMES[split.lower()],
                values.get("group") or None, None if number is None else int(number))
@@ -188,7 +191,7 @@ def _has_counts(path: Path, lines: list[tuple[int, str]]) -> bool:
 
 def _labels_follow(directory: str) -> bool:
     """Whether what should be a directory ends in a number of its own (several labels) or is a file's name."""
-    return directory.split()[-1].isdecimal() or re.search(r"\.[A-Za-z]\w{1,4}$", directory) is not None
+    return directory.split()[-1].isdecimal() or SUFFIX.search(directory) is not None
 
 
 def _counted(line: str) -> list[str]:
@@ -205,6 +208,8 @@ def _fields(line: str) -> list[str]:
         return line.rsplit(maxsplit=1)
     for delimiter in "\t,":
         fields = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+        if '"' not in line and delimiter == "," and REST_OF_NAME.fullmatch(fields[-1]) and not SUFFIX.search(fields[0]):
+            break  # `clips/ready, go.mp4 3`
         if len(fields) > 1:
             return [field.strip() for field in fields]
     if '"' in line:

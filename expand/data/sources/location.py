@@ -14,11 +14,6 @@ def lists_of(config: DataConfig) -> dict[str, Path]:
     return {split: Path(getattr(config, split)).expanduser() for split in SPLITS if getattr(config, split)}
 
 
-def uses_builtin(config: DataConfig) -> bool:
-    """Whether no clips are named, so that the built-in ones are meant."""
-    return not (config.path or config.train or config.val or config.test)
-
-
 def cache_dir(config: DataConfig) -> Path:
     """Where rendered clips and decoded frames are kept."""
     if config.cache_dir:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from expand.data.sources.base import Entry, counted, read_text, shown
+from expand.data.sources.base import Entry, counted, is_number, shown
+from expand.data.sources.reading import read_json, read_lines
 from expand.errors import DataError, did_you_mean
 
-NUMBERED = re.compile(r"(\d+)(?:\s*[,;\t]\s*|\s+)(\S.*)")
+NUMBERED = re.compile(r"(\d{1,18})(?:\s*[,;\t]\s*|\s+)(\S.*)")
 FIX = "data.class_names is a name a line, lines of `number name`, or JSON {name: number}"
 
 
@@ -31,7 +31,7 @@ class Names:
         for entry in entries:
             if entry.label in known:
                 continue
-            name = self.by_number.get(int(entry.label)) if entry.label.isdecimal() else None
+            name = self.by_number.get(int(entry.label)) if is_number(entry.label) else None
             if name is None:
                 strange.setdefault(entry.label, entry.place)
             else:
@@ -49,8 +49,8 @@ def read_names(path: Path) -> Names:
     """The names in `path`. Raises `DataError` where they cannot be read, or a name or number is there twice."""
     if not path.is_file():
         raise DataError("no such file", where=str(path), fix=FIX)
-    text = read_text(path)
-    pairs = _from_json(path, text) if text.lstrip()[:1] in ("{", "[") else _from_lines(text)
+    lines = [line for _, line in read_lines(path)]
+    pairs = _from_json(path) if lines and lines[0][0] in "{[" else _from_lines(lines)
     pairs = [(number, name.strip().strip('"').strip()) for number, name in pairs]
     by_number = dict(pairs)
     if not pairs or len(by_number) != len(pairs) or len(set(by_number.values())) != len(pairs):
@@ -58,8 +58,7 @@ def read_names(path: Path) -> Names:
     return Names(path, by_number)
 
 
-def _from_lines(text: str) -> list[tuple[int, str]]:
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+def _from_lines(lines: list[str]) -> list[tuple[int, str]]:
     numbered = [NUMBERED.fullmatch(line) for line in lines]
     if len(lines) > 2 and all(numbered[1:]) and not numbered[0]:
         numbered = numbered[1:]  # a header such as `id,name`
@@ -68,16 +67,13 @@ def _from_lines(text: str) -> list[tuple[int, str]]:
     return list(enumerate(lines))
 
 
-def _from_json(path: Path, text: str) -> list[tuple[int, str]]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"is no JSON: {error}", where=str(path), fix=FIX) from error
+def _from_json(path: Path) -> list[tuple[int, str]]:
+    value = read_json(path, FIX)
     try:
         if isinstance(value, list):
             return list(enumerate(map(str, value)))
         if all(str(name).isdecimal() for name in value) and not all(str(n).isdecimal() for n in value.values()):
             return [(int(number), str(name)) for number, name in value.items()]
         return [(int(number), str(name)) for name, number in value.items()]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError("has a number that is none", where=str(path), fix=FIX) from error

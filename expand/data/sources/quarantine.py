@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from expand.config.schema import DataConfig
-from expand.data.sources.base import absolute, csv_bytes, csv_rows
+from expand.data.sources.base import absolute
 from expand.data.sources.location import cache_dir, lists_of
+from expand.data.sources.reading import csv_bytes, csv_rows
 from expand.errors import DataError
 from expand.rundir.files import write_atomic
 
@@ -28,8 +29,8 @@ def quarantine_file(config: DataConfig) -> Path:
     return (next(iter(lists.values())).parent if lists else cache_dir(config)) / NAME
 
 
-def read_quarantine(path: Path) -> set[Path]:
-    """The absolute paths in the quarantine `path`; relative ones start at its folder.
+def read_quarantine(path: Path) -> dict[Path, tuple[str, str]]:
+    """(kind, reason) by the absolute paths in the quarantine `path`; relative ones start at its folder.
 
     Raises `DataError` for a file that cannot be read or is none.
     """
@@ -38,13 +39,15 @@ def read_quarantine(path: Path) -> set[Path]:
     header = [name.strip().lower() for name in next(rows, (0, ()))[1]]
     if "path" not in header:
         raise DataError("has no column path", where=str(path), fix=FIX)
-    column, found = header.index("path"), set()
+    column, found = header.index("path"), {}
     for number, row in rows:
         if not any(row):
             continue
         if len(row) <= column or not row[column].strip():
             raise DataError("a line without a path", where=f"{path}:{number}", fix=FIX)
-        found.add(Path(os.path.abspath(os.path.join(folder, os.path.expanduser(row[column])))))
+        named = dict(zip(header, row))
+        found[Path(absolute(os.path.join(folder, os.path.expanduser(row[column]))))] = (named.get("kind", ""),
+                                                                                        named.get("reason", ""))
     return found
 
 
@@ -74,4 +77,4 @@ def left_out(config: DataConfig) -> tuple[Path, set[str]]:
             raise DataError("no such file", where=str(path), fix="data.quarantine names a list of clips to leave out; "
                             "`x3d-expand data check` writes it")
         return path, set()
-    return path, {str(clip) for clip in read_quarantine(path)}
+    return path, set(map(str, read_quarantine(path)))

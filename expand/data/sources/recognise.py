@@ -12,6 +12,7 @@ from expand.data.sources.lists import is_frame_list, read_lists
 from expand.data.sources.location import lists_of
 from expand.data.sources.names import read_names
 from expand.data.sources.published import FORMATS, Annotations, kind_of, survey
+from expand.data.sources.reading import PEEK
 from expand.data.sources.walk import files_in
 from expand.errors import DataError
 
@@ -130,4 +131,4 @@ def _is_list(path: Path) -> bool:
     if kind_of(path) != "lists":
         return False
     with open(path, encoding="utf-8", errors="replace") as file:
-        return not is_frame_list(file.readline())
+        return not is_frame_list(file.readline(PEEK))

@@ -11,7 +11,8 @@ from expand.errors import DataError
 
 FRAMES = (".jpg", ".jpeg", ".png")
 SIDE_FILES = {".txt", ".csv", ".tsv", ".json", ".yaml", ".yml", ".xml", ".md", ".html", ".pdf", ".npy", ".npz", ".pkl",
-              ".srt", ".vtt", ".webp", ".log", ".ini", ".py", ".sh", ".zip", ".tar", ".gz", *FRAMES}
+              ".srt", ".vtt", ".webp", ".log", ".ini", ".db", ".py", ".sh", ".zip", ".tar", ".gz", ".rar", ".7z",
+              *FRAMES}
 """What may lie beside clips; any other file in a class folder is taken for a clip, and named if it is none."""
 THUMBNAILS = {"thumb", "thumbs", "thumbnail", "thumbnails", "preview", "previews", "poster", "posters"}
 """Folders whose images are no frames."""
@@ -19,12 +20,12 @@ THUMBNAILS = {"thumb", "thumbs", "thumbnail", "thumbnails", "preview", "previews
 
 def folders_in(folder: str) -> list[str]:
     """The names of the folders in `folder`, hidden ones aside, in order."""
-    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+    return sorted(entry.name for entry in _entries(folder) if _is_dir(entry))
 
 
 def files_in(folder: str) -> list[str]:
     """The names of what is no folder in `folder`, hidden ones aside, in order."""
-    return sorted(entry.name for entry in _entries(folder) if not entry.is_dir())
+    return sorted(entry.name for entry in _entries(folder) if not _is_dir(entry))
 
 
 def clips_below(folder: str) -> list[str]:
@@ -43,11 +44,12 @@ def stem_of(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def _walk(folder: str, prefix: str) -> tuple[list[str], list[str]]:
-    """Clip files and folders of frames below `folder`, each with `prefix` before it."""
+def _walk(folder: str, prefix: str, left: tuple[str, ...] = ()) -> tuple[list[str], list[str]]:
+    """Clip files and folders of frames below `folder`, each with `prefix` before it; `left`: the folders that links
+    were followed out of on the way here."""
     files, frames, below, has_images = [], [], [], False
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _is_dir(entry):
             below.append(entry)
         elif (suffix := _suffix(entry.name)) in FRAMES:
             has_images = True
@@ -55,9 +57,10 @@ def _walk(folder: str, prefix: str) -> tuple[list[str], list[str]]:
             files.append(prefix + entry.name)
     stems = {stem_of(path[len(prefix):]) for path in files}
     for entry in below:
-        if entry.is_symlink() and _leads_up(entry.path):
+        way = (*left, os.path.realpath(folder)) if entry.is_symlink() else left
+        if entry.is_symlink() and _leads_back(entry.path, way):
             continue
-        more_files, more_frames = _walk(entry.path, f"{prefix}{entry.name}/")
+        more_files, more_frames = _walk(entry.path, f"{prefix}{entry.name}/", way)
         files += more_files
         if entry.name.lower() not in THUMBNAILS and entry.name not in stems:
             frames += more_frames
@@ -66,15 +69,23 @@ def _walk(folder: str, prefix: str) -> tuple[list[str], list[str]]:
     return files, frames
 
 
-def _leads_up(link: str) -> bool:
-    """Whether a link to a folder holds the link itself, so that a walk would never end."""
-    target = os.path.realpath(link)
-    return (os.path.realpath(os.path.dirname(link)) + "/").startswith(target.rstrip("/") + "/")
+def _leads_back(link: str, way: tuple[str, ...]) -> bool:
+    """Whether a link to a folder holds one of the folders on the `way` to it, so that a walk would never end."""
+    target = os.path.realpath(link).rstrip("/") + "/"
+    return any(f"{folder}/".startswith(target) for folder in way)
 
 
 def _suffix(name: str) -> str:
     head, dot, tail = name.rpartition(".")
     return f".{tail.lower()}" if dot and head else ""
+
+
+def _is_dir(entry: os.DirEntry) -> bool:
+    """Whether it is a folder; a link that leads nowhere, also in a circle, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _entries(folder: str) -> list[os.DirEntry]:

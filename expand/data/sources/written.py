@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from pathlib import Path
 
-from expand.data.sources.base import SPLITS, Clip, ClipList, absolute, csv_bytes
+from expand.data.sources.base import SPLITS, Clip, ClipList
+from expand.data.sources.reading import csv_bytes
 from expand.errors import DataError
 from expand.rundir.files import write_atomic
 
@@ -22,12 +24,17 @@ def write_clips(path: Path, listed: ClipList) -> None:
     `read_clips` gives back the same clips and classes in the same order; notes are not kept. Raises `RunError` where
     the disk refuses.
     """
-    rows = [(absolute(clip.path), listed.classes[clip.label], clip.split, clip.group or "", clip.label)
+    rows = [(_rooted(clip.path), listed.classes[clip.label], clip.split, clip.group or "", clip.label)
             for clip in listed.clips]
     used = {clip.label for clip in listed.clips}
     empty = [(f"# class {number} has no clip: {name}",) for number, name in enumerate(listed.classes)
              if number not in used]
     write_atomic(Path(path), csv_bytes([HEADER, *rows, *empty]))
+
+
+def _rooted(path: Path) -> str:
+    """`path` from the root of the file system; with its `..`, which after a link leads elsewhere than the text says."""
+    return os.path.join(os.getcwd(), os.path.expanduser(path))
 
 
 def read_clips(path: Path) -> ClipList:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from expand.data.sources.base import SPLIT_NAMES, Found
 from expand.data.sources.published import kinetics, recordings, ssv2
+from expand.data.sources.reading import PEEK
 from expand.data.sources.walk import files_in, folders_in
 from expand.errors import DataError
 
@@ -16,8 +17,6 @@ FORMATS = {"kinetics": "Kinetics", "ucf101": "UCF101", "hmdb51": "HMDB51", "ssv2
 ANNOTATION_FILES = (".csv", ".txt", ".json")
 HINTS = ("annot", "label", "list", "split", "meta", "kinetics")
 """What the name of a folder has in it that may hold a set's annotations beside its videos."""
-PEEK = 65536
-"""Characters that are read of a file to tell what it is; a clip of Something-Something takes a few hundred."""
 
 Files = Sequence[tuple[str | None, Path]]
 
@@ -60,18 +59,27 @@ def kind_of(path: Path) -> str:
 
 
 def survey(root: str) -> list[Annotations]:
-    """The published sets whose annotations lie in `root` or in a folder there that is called like one of `HINTS`."""
+    """The published sets whose annotations lie in `root`, in a folder there that is called like one of `HINTS`, or in
+    one right below that."""
     found: dict[str, dict[str, list[Path]]] = {}
     hinted = [name for name in folders_in(root)
               if name.lower() not in SPLIT_NAMES and any(hint in name.lower() for hint in HINTS)]
-    for folder in [root, *(os.path.join(root, name) for name in hinted)]:
+    for folder in [root, *_with_inner(os.path.join(root, name) for name in hinted)]:
         for name in files_in(folder):
             path = Path(folder, name)
-            if path.suffix.lower() in ANNOTATION_FILES and _may_be(name) and (kind := kind_of(path)) != "lists":
+            is_likely = path.suffix.lower() in ANNOTATION_FILES and _may_be(name) and path.is_file()
+            if is_likely and (kind := kind_of(path)) != "lists":
                 found.setdefault(kind, {}).setdefault(folder, []).append(path)
     # a set's files lie together; a second folder of them would name its clips twice
     return [Annotations(kind, [(None, path) for path in next(iter(folders.values()))])
             for kind, folders in found.items()]
+
+
+def _with_inner(folders: Iterable[str]) -> Iterator[str]:
+    """Each folder and then those in it, since an archive may be unpacked into a folder of its own name."""
+    for folder in folders:
+        yield folder
+        yield from (os.path.join(folder, name) for name in folders_in(folder))
 
 
 def _may_be(name: str) -> bool:

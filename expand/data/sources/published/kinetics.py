@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from expand.data.sources.base import SPLIT_NAMES, Entry, Found, counted, csv_rows, in_order, mistakes_error
+from expand.data.sources.base import SPLIT_NAMES, Entry, Found, counted, in_order, mistakes_error
 from expand.data.sources.finder import Finder
+from expand.data.sources.reading import csv_rows
 from expand.errors import DataError
 
 NEEDED = ("youtube_id", "time_start", "time_end")
@@ -82,10 +83,12 @@ def _parse(path: Path, split: str | None) -> tuple[list[_Row], list[str], int]:
     header = [name.strip().lower() for name in next(records)[1]]
     rows, mistakes, unlabelled = [], [], 0
     for number, values in records:
+        if not any(values):
+            continue
         where, fields = f"{path}:{number}", dict(zip(header, values))
         try:
             names = _names(fields)
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, OverflowError):
             mistakes.append(f"{where}: expected a YouTube id and a start and end in seconds, got "
                             f"{','.join(values)[:80]!r}")
             continue

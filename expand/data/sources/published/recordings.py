@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from expand.data.sources.base import Entry, Found, in_order, mistakes_error, read_text
+from expand.data.sources.base import Entry, Found, in_order, is_number, mistakes_error
 from expand.data.sources.finder import Finder
 from expand.data.sources.published.kinetics import missing_note
+from expand.data.sources.reading import read_lines
 from expand.errors import DataError, did_you_mean
 
 UCF_LIST = re.compile(r"(train|test)list0?([1-3])\.txt", re.IGNORECASE)
@@ -37,10 +38,8 @@ def read_ucf101(files: Sequence[tuple[str | None, Path]], root: str, fold: int) 
     order = _class_order(chosen[0][1].parent)
     finder, entries, mistakes = Finder(root), [], []
     for split, path in chosen:
-        for number, line in enumerate(read_text(path).split("\n"), 1):
-            if not line.strip():
-                continue
-            match, place = UCF_LINE.fullmatch(line.strip()), f"{path}:{number}"
+        for number, line in read_lines(path):
+            match, place = UCF_LINE.fullmatch(line), f"{path}:{number}"
             if match is None:
                 mistakes.append(f"{place}: expected `class/file [number]`, got {line[:80]!r}")
             elif order and match.group(1) not in order:
@@ -67,12 +66,12 @@ def read_hmdb51(files: Sequence[tuple[str | None, Path]], root: str, fold: int) 
     finder, entries, mistakes = Finder(root), [], []
     for path in chosen:
         label = HMDB_LIST.fullmatch(path.name).group(1)
-        for number, line in enumerate(read_text(path).split("\n"), 1):
-            match = HMDB_LINE.fullmatch(line.strip())
+        for number, line in read_lines(path):
+            match = HMDB_LINE.fullmatch(line)
             if match and match.group(2) in HMDB_SPLITS:
                 entries.append(_entry(label, match.group(1), HMDB_SPLITS[match.group(2)], f"{path}:{number}", finder,
                                       HMDB_ROOTS))
-            elif line.strip() and not match:
+            elif not match:
                 mistakes.append(f"{path}:{number}: expected `file 0`, `file 1` or `file 2`, got {line[:80]!r}")
     if mistakes:
         raise mistakes_error(mistakes, "these are the published files; take them anew")
@@ -116,11 +115,11 @@ def _class_order(folder: Path) -> tuple[str, ...] | None:
     path = folder / "classInd.txt"
     if not path.is_file():
         return None
-    lines = [line.split(maxsplit=1) for line in read_text(path).split("\n") if line.strip()]
-    if not all(len(line) == 2 and line[0].isdecimal() for line in lines):
+    lines = [line.split(maxsplit=1) for _, line in read_lines(path)]
+    if not all(len(line) == 2 and is_number(line[0]) for line in lines):
         raise DataError("has a line that is not `number class`", where=str(path),
                         fix="these are the published files; take them anew")
-    return tuple(name.strip() for _, name in sorted(lines, key=lambda line: int(line[0])))
+    return tuple(name for _, name in sorted(lines, key=lambda line: int(line[0])))
 
 
 def _suggested(name: str, order: Sequence[str]) -> str:

@@ -5,15 +5,14 @@ A clip is `<id>.webm` (or any other suffix), or the folder of frames `<id>`; its
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from expand.data.sources.base import SPLIT_NAMES, Entry, Found, counted, in_order, read_text, shown
+from expand.data.sources.base import SPLIT_NAMES, Entry, Found, counted, in_order, shown
 from expand.data.sources.finder import Finder
 from expand.data.sources.published.kinetics import missing_note
+from expand.data.sources.reading import read_json, read_lines
 from expand.data.sources.walk import files_in
 from expand.errors import DataError, did_you_mean
 
@@ -88,33 +87,30 @@ def _classes(folders: Sequence[Path]) -> dict[str, int]:
     if path is None:
         raise DataError("has no labels.json", where=str(folders[0]), fix="it is published with the annotations, and "
                         "says the classes and their order; put it beside them")
-    value = _json(path)
+    value = read_json(path, FIX)
     try:
         numbers = {str(name): int(number) for name, number in value.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise DataError("is no JSON of {template: number}", where=str(path), fix=FIX) from error
     return dict(sorted(numbers.items(), key=lambda item: item[1]))
 
 
 def _listed(path: Path) -> list[tuple[str, str | None]]:
     """(id, template) of a JSON list; None for a clip without."""
-    value = _json(path)
-    if not isinstance(value, list) or not all(isinstance(clip, dict) and "id" in clip for clip in value):
+    value = read_json(path, FIX)
+    if not isinstance(value, list) or not all(map(_is_clip, value)):
         raise DataError("is no JSON list of clips with an id", where=str(path), fix=FIX)
     return [(str(clip["id"]), clip.get("template")) for clip in value]
 
 
+def _is_clip(value: object) -> bool:
+    return isinstance(value, dict) and "id" in value and isinstance(value.get("template", ""), str | None)
+
+
 def _answers(path: Path) -> list[tuple[str, str | None]]:
-    lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
-    wrong = [f"{path}:{number}: {line[:80]!r}" for number, line in enumerate(lines, 1) if line.count(";") != 1]
+    lines = read_lines(path)
+    wrong = [f"{path}:{number}: {line[:80]!r}" for number, line in lines if line.count(";") != 1]
     if wrong:
         raise DataError(f"{counted(len(wrong), 'line')} not of the form `id;template`:\n{shown(wrong)}",
                         where=str(path), fix=FIX)
-    return [(name.strip(), template.strip()) for name, template in (line.split(";") for line in lines)]
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"is no JSON: {error}", where=str(path), fix=FIX) from error
+    return [(name.strip(), template.strip()) for name, template in (line.split(";") for _, line in lines)]

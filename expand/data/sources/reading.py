@@ -1,0 +1,94 @@
+"""Text, lines, CSV and JSON as people and programs of all systems write them; and CSV written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from expand.errors import DataError
+
+LARGEST = 1 << 30
+"""Bytes of a list; one of a million clips has a tenth of that."""
+LONGEST = 10_000
+"""Characters of a line; a path has 4,096 bytes at most, and patterns take long to find that they do not fit."""
+PEEK = 1 << 16
+"""Bytes or characters that are read to tell what a file is; a clip of Something-Something takes a few hundred."""
+
+
+def read_text(path: Path) -> str:
+    """The text of `path`; bytes that are not UTF-8 survive as in file names. Raises `DataError` where there is none."""
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > LARGEST:
+                raise DataError("is larger than any list", where=str(path), fix="a list has a line a clip; clips "
+                                "themselves are named by their folder")
+            head = file.read(PEEK)
+            content = head if b"\0" in head else head + file.read()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+    if b"\0" in content:
+        raise DataError("is not text in UTF-8", where=str(path),
+                        fix="if it is a list, save it as UTF-8; if it is a clip, name the folder of the class folders")
+    return content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """The number and the text of every line that is not blank, without the blanks around it, whatever ends it.
+
+    Raises `DataError` as `read_text`, and for a line that is too long to be one of a list.
+    """
+    ended = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    lines = [(number, line.strip()) for number, line in enumerate(ended.split("\n"), 1)]
+    for number, line in lines:
+        if len(line) > LONGEST:
+            raise DataError(f"a line of {len(line):,} characters", where=f"{path}:{number}",
+                            fix="a list has a line a clip")
+    return [(number, line) for number, line in lines if line]
+
+
+def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """The number of the last line and the fields of each record of a CSV. Raises `DataError` as `read_text`, and for a
+    quote without its end, which takes in all that follows."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, skipinitialspace=True)
+    try:
+        for fields in reader:
+            yield reader.line_num, fields
+    except csv.Error as error:
+        raise DataError(f"cannot be read: {error}", where=f"{path}:{reader.line_num}",
+                        fix="is there a quote without its end?") from error
+
+
+def read_json(path: Path, fix: str) -> Any:
+    """The value of the JSON `path`. Raises `DataError` as `read_text`, with `fix` for what is no JSON, and for escapes
+    of characters that no file name can have."""
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"is no JSON: {error}", where=str(path), fix=fix) from error
+    if "\\u" in text and not _can_be_written(json.dumps(value, ensure_ascii=False)):
+        raise DataError("has an escape that stands for no character", where=str(path), fix=fix)
+    return value
+
+
+def _can_be_written(text: str) -> bool:
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return "\\u0000" not in text
+
+
+def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
+    """`rows` as a CSV with line feeds; undecodable bytes of file names are written as they were."""
+    text = io.StringIO(newline="")
+    plain = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:  # a plain writer would leave a carriage return bare, and it would be read as the line's end
+        (quoted if any("\r" in str(field) for field in row) else plain).writerow(row)
+    return text.getvalue().encode("utf-8", "surrogateescape")
