@@ -45,7 +45,7 @@ def spoil(folder):
 def test_a_good_set_ends_with_0_and_says_what_it_allows(command, folder):
     code, out, err = command("data", "check", folder)
     assert (code, err) == (0, "")
-    assert f"{folder}: 8 clips, 2 classes" in out and "No problems." in out
+    assert f"{folder}: 8 clips, 2 classes" in " ".join(out.split()) and "No problems." in out
     assert "search.limits.frames=" in out and "data.jitter_min" in out
 
 

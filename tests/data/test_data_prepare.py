@@ -134,6 +134,8 @@ def test_a_cache_folder_that_cannot_be_written_is_named(folder):
 def dangerous(folder, monkeypatch):
     """One clip of the folder crashes the decoder, another never comes back from it."""
     reader = cache_module.ClipReader
+    for name in ("run/1.mp4", "jump/2.mp4"):  # of pictures of their own: frames of a twin would do for them
+        write_clip(folder / "train" / name, steady(12, 0.5), height=40, width=len(name) * 4)
 
     def dangerous(path, *args, **options):
         if path == folder / "train" / "run" / "1.mp4":
