@@ -242,7 +242,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _describe(folder: Path, config: BuiltinConfig) -> None:
     """`synth.json` for programs and `README.md` for people; a source of clips passes over both."""
     settings, cues = dataclasses.asdict(config), active(config)
-    facts = {"x3d_expand": __version__, "renderer": RENDERER, "classes": class_names(config),
+    facts = {"x3d_expand": __version__, "renderer": RENDERER, "classes": sorted(class_names(config)),
              "clips": _counts(config), "one_frame_ceiling": one_frame_ceiling(config), "settings": settings,
              "rules": {cue.name: cue.rule for cue in cues}}
     (folder / "synth.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -56,10 +56,16 @@ def encode(frame: av.VideoFrame, codec: str, pixel_format: str) -> bytes:
 
 def write_pictures(folder: Path, clip: Path, codec: str = "png", pixel_format: str = "rgb24") -> Path:
     """The frames of `clip` at full size as pictures, numbered without leading zeros."""
+    return write_frames(folder, (picture for _, picture in ClipReader(clip, FULL)), codec, pixel_format)
+
+
+def write_frames(folder: Path, frames: Iterable[np.ndarray], codec: str = "png", pixel_format: str = "rgb24",
+                 stem: str = "img_") -> Path:
+    """H x W x 3 frames as a folder of pictures, numbered without leading zeros."""
     folder.mkdir(parents=True)
-    for number, (_, picture) in enumerate(ClipReader(clip, FULL)):
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixel_format)
+    suffix = {"png": "png", "mjpeg": "jpg"}[codec]
+    for number, picture_HWC in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(picture_HWC, format="rgb24").reformat(format=pixel_format)
         frame.pts = None
-        suffix = {"png": "png", "mjpeg": "jpg"}[codec]
-        (folder / f"img_{number}.{suffix}").write_bytes(encode(frame, codec, pixel_format))
+        (folder / f"{stem}{number}.{suffix}").write_bytes(encode(frame, codec, pixel_format))
     return folder

@@ -17,8 +17,8 @@ from expand.data.decode import UnreadableClip
 from expand.data.frame_file import FORMAT
 from expand.data.locks import claim, claim_another, release
 from expand.errors import DataError
-from tests.data.cached import PLENTY, decoded, frames_of, ten, write_pictures
-from tests.data.clips import steady, write_clip
+from tests.data.cached import PLENTY, decoded, frames_of, ten
+from tests.data.clips import steady, write_clip, write_frames
 
 ONE = 10 * 32 * 48 * 3
 """Bytes of the frames of a `ten` clip."""
@@ -91,15 +91,15 @@ def test_frames_at_the_sources_own_size_serve_every_larger_request_but_no_smalle
 
 def test_a_folder_of_frames_is_found_by_its_frames_and_rate_not_by_their_names(tmp_path, clip_path, no_decoder):
     frames_THWC = decoded(clip_path, 64)
-    pictures = write_pictures(tmp_path / "frames", frames_THWC)
+    pictures = write_frames(tmp_path / "frames", frames_THWC)
     first = FrameCache(tmp_path / "c", PLENTY, frame_rate=10).get(pictures, 0, 32)
     assert (frames_of(first) == decoded(pictures, 32, frame_rate=10)).all() and len(first.times_s) == 10
     slower = FrameCache(tmp_path / "c", PLENTY, frame_rate=5).get(pictures, 0, 32)
     assert slower.store != first.store and slower.length_s == pytest.approx(2 * first.length_s)
-    backwards = write_pictures(tmp_path / "backwards", frames_THWC[::-1])
+    backwards = write_frames(tmp_path / "backwards", frames_THWC[::-1])
     other = FrameCache(tmp_path / "c", PLENTY, frame_rate=10).get(backwards, 0, 32)
     assert (frames_of(other) == frames_of(first)[::-1]).all() and other.store != first.store
-    renamed = write_pictures(tmp_path / "renamed", frames_THWC, stem="picture")
+    renamed = write_frames(tmp_path / "renamed", frames_THWC, stem="picture")
     no_decoder()
     assert FrameCache(tmp_path / "c", PLENTY, frame_rate=10).get(renamed, 0, 32).store == first.store
 

@@ -16,8 +16,8 @@ from expand.data import access
 from expand.data.access import GREY, read_frames
 from expand.data.cache import FrameCache
 from expand.errors import DataError
-from tests.data.cached import PLENTY, decoded, frames_of, ten, write_pictures
-from tests.data.clips import steady, write_clip
+from tests.data.cached import PLENTY, decoded, frames_of, ten
+from tests.data.clips import steady, write_clip, write_frames
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_decoding_at_each_access_gives_the_stored_frames(clip, direct, index_T):
 
 
 def test_a_folder_of_frames_is_decoded_at_each_access_too(tmp_path, clip_path):
-    pictures = write_pictures(tmp_path / "p", decoded(clip_path, 64))
+    pictures = write_frames(tmp_path / "p", decoded(clip_path, 64))
     clip = FrameCache(tmp_path / "c", PLENTY, frame_rate=15).get(pictures, 0, 32)
     assert (frames_of(replace(clip, store=None)) == frames_of(clip)).all()
 

@@ -17,8 +17,8 @@ from expand.data.cache import FrameCache
 from expand.data.estimate import estimate_bytes
 from expand.data.prepared import cache_clips
 from expand.errors import DataError
-from tests.data.cached import decoded, frames_of, ten, write_pictures
-from tests.data.clips import steady, write_clip, write_folder
+from tests.data.cached import decoded, frames_of, ten
+from tests.data.clips import steady, write_clip, write_folder, write_frames
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_folders_of_frames_are_clips_and_give_the_fingerprint_of_the_clips(folde
     first = prepared(folder)
     pictures = folder.parent / "pictures"
     for clip in first.listed.clips:
-        write_pictures(pictures / clip.path.relative_to(folder).with_suffix(""), decoded(clip.path, 64))
+        write_frames(pictures / clip.path.relative_to(folder).with_suffix(""), decoded(clip.path, 64))
     data = prepare(DataConfig(path=str(pictures), cache_dir=str(folder.parent / "cache"), frame_rate=12.0),
                    short_side=32, workers=1, report=list)
     assert data.fingerprint == first.fingerprint
