@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 # Read when torch is first imported, here or in a process that a test starts: tests share their cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would what they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A slow moment of a busy machine is no failure of the code.
 hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
