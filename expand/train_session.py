@@ -130,15 +130,15 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
         if paths.final_candidate.outcome.exists():
             return group.from_first(lambda: _finished(paths))
         display = Logged(display, paths) if group.is_first else display
-        # the first process decodes what is missing, the others find it done
+
         def prepared() -> PreparedData:
             return _prepared(config, kept_clips(paths.clips, config.data), network.factors, display)
 
+        # the first process decodes what is missing, the others find it done
         group.from_first(lambda: None if found else found.append(prepared()))
         data = found[0] if found else prepared()
         if data.fingerprint != spec["fingerprint"]:
-            raise RunError("the clips were changed since the training began",
-                           where=config.data.source,
+            raise RunError("the clips were changed since the training began", where=config.data.source,
                            fix="put the old clips back, or start a new training with the new ones")
         job = _job(paths, network, config)
         _introduce(display, job, data, group)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from expand.data.child import Child, ChildDied
 from expand.data.content import content_hash, file_state
 from expand.data.decode import ClipReader
-from expand.data.pool import Child, ChildDied
 from expand.errors import DataError
 
 GREY = round(255 * 0.45)

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from expand.data.access import CachedClip, read_frames
+from expand.data.child import CONTEXT, beat
 from expand.data.content import ContentMemo
 from expand.data.decode import ClipReader, UnreadableClip
 from expand.data.frame_file import FORMAT, FRAMES, INDEX, frames_bytes, pack_description, read_description
 from expand.data.ledger import LOCK, Ledger
 from expand.data.locks import POLL_S, TEMPORARY, claim, claim_another, locked, release, sweep
-from expand.data.pool import CONTEXT, beat
 from expand.errors import DataError
 
 __all__ = ["FORMAT", "CachedClip", "FrameCache", "read_frames"]

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from expand.data.child import beat
 from expand.data.frame_folder import frame_files
-from expand.data.pool import beat
 from expand.data.unreadable import UnreadableClip
 
 CHUNK = 1 << 20

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from expand.config.schema import DataConfig
-from expand.data.pool import CONTEXT
+from expand.data.child import CONTEXT
 from expand.data.transforms import normalise, resample
 from expand.errors import DataError
 from expand.machine import keep_freed_memory

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import av
 
-from expand.data.pool import beat
+from expand.data.child import beat
 from expand.data.unreadable import UnreadableClip, system_reason
 from expand.data.video_file import LIMIT, TOO_LARGE, Header, Stamped, overheard, says
 

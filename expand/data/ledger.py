@@ -7,9 +7,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from expand.data.child import CONTEXT
 from expand.data.frame_file import FRAMES, INDEX
 from expand.data.locks import locked
-from expand.data.pool import CONTEXT
 
 LOCK = "lock"
 LOOK_AGAIN = 0.02

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from expand.data.pool import beat
+from expand.data.child import beat
 
 POLL_S = 0.02
 TEMPORARY = ".tmp"

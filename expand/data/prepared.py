@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,11 +14,13 @@ import numpy as np
 from expand.config.schema import DataConfig
 from expand.data import synthetic
 from expand.data.cache import FORMAT, CachedClip, FrameCache
+from expand.data.child import died_of
 from expand.data.decode import UnreadableClip
 from expand.data.estimate import estimate_bytes
 from expand.data.lengths import median_length_s
-from expand.data.pool import died_of, process_map
+from expand.data.pool import process_map
 from expand.data.sources import SHOWN, SPLITS, Clip, ClipList, cache_dir, counted, list_clips, shown
+from expand.data.sources.checking import emptied
 from expand.errors import DataError
 
 REPORT_EVERY_S = 10.0
@@ -218,12 +219,7 @@ def _check_dropped(config: DataConfig, found: _Gathered) -> None:
                         fix="mend or remove them, check that relative paths are right"
                             + (f", or go on without them: --set data.max_unreadable={len(dropped) / total + 0.005:.2f}"
                                if kept else ""))
-    left = Counter(split for split, _ in kept)
-    gone = [split for split in dict.fromkeys(clip.split for clip in listed.clips) if not left[split]]
-    trained = {clip.label for split, clip in kept if split == "train"}
-    if trained:
-        gone += [f"class {name!r} in train" for label, name in enumerate(listed.classes) if label not in trained]
-    if gone:
+    if gone := emptied(listed, (isinstance(outcome, CachedClip) for outcome in found.outcomes)):
         raise DataError(f"no readable clip is left for {', '.join(gone)}:\n{lines}", fix="mend these clips, or take "
                         "the split or class away")
 

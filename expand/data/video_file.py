@@ -16,7 +16,7 @@ import av
 import av.logging
 from av.stream import Disposition
 
-from expand.data.pool import beat
+from expand.data.child import beat
 from expand.data.unreadable import MAX_PIXELS, UnreadableClip, check_size, system_reason
 
 SEEKABLE = ("mov", "matroska", "avi")

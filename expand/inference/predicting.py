@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from expand.data.pool import Child
+from expand.data.child import Child
 from expand.data.sampling import clip_frames, view_starts_s, window_starts_s
 from expand.data.transforms import normalise, resize
 from expand.errors import DataError, UsageError

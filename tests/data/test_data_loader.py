@@ -18,9 +18,9 @@ import torch
 from expand.config.schema import DataConfig
 from expand.data import loader as loader_module
 from expand.data import prepare
+from expand.data.child import CONTEXT, quiet_fork
 from expand.data.feed import Memory, dead_worker, keep_freed_memory
 from expand.data.loader import TrainBatches, eval_loader
-from expand.data.pool import CONTEXT, quiet_fork
 from expand.errors import DataError
 from tests.data.clips import write_folder
 

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expand.data.pool import CONTEXT, HUNG, Child, ChildDied, beat, died_of, process_map
+from expand.data.child import CONTEXT, HUNG, Child, ChildDied, beat, died_of
+from expand.data.pool import process_map
 from expand.errors import DataError, UsageError
 
 TIMEOUT_S = 0.7

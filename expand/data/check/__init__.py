@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ from expand.data.check.problems import Problem, copies_within, find_problems
 from expand.data.lengths import median_length_s
 from expand.data.sources import ClipList, cache_dir, counted, list_clips, quarantine_file
 from expand.data.sources.base import absolute
+from expand.data.sources.checking import emptied
 from expand.errors import DataError
 from expand.rundir.files import write_json
 
@@ -93,19 +93,9 @@ def _notes(listed: ClipList, table: np.ndarray, kept: np.ndarray, by_hand: int) 
         notes.append(f"{counted(by_hand, 'clip')} left out by hand, in the quarantine list")
     if copies := copies_within(listed, table):
         notes.append(f"{counted(copies, 'clip')} with the same content as another of the same split and class")
-    if gone := _emptied(listed, kept):
+    if gone := emptied(listed, kept):
         notes.append("without a clip that can be used, so that a search would not start: " + ", ".join(gone))
     return notes
-
-
-def _emptied(listed: ClipList, kept: np.ndarray) -> list[str]:
-    """The splits, and the classes in train, of which no clip is left."""
-    left = Counter(clip.split for clip, good in zip(listed.clips, kept) if good)
-    trained = {clip.label for clip, good in zip(listed.clips, kept) if good and clip.split == "train"}
-    gone = [split for split in dict.fromkeys(clip.split for clip in listed.clips) if not left[split]]
-    if left["train"]:
-        gone += [f"class {name!r} in train" for label, name in enumerate(listed.classes) if label not in trained]
-    return gone
 
 
 def _shown(listed: ClipList, problem: Problem) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
-from expand.data.sources.base import Found, shown
+from expand.data.sources.base import ClipList, Found, shown
 from expand.errors import DataError, did_you_mean
 
 
@@ -37,3 +38,13 @@ def checked(found: Found) -> None:
 def _stranger(place: str, name: str, split: str, names: set[str]) -> str:
     suggestion = did_you_mean(name, names)
     return f"{place}: {name!r} in {split}" + (f"; {suggestion}" if suggestion else "")
+
+
+def emptied(listed: ClipList, kept: Iterable[bool]) -> list[str]:
+    """The splits of `listed`, and the classes in train, of which no clip is `kept`: without them nothing is trained."""
+    left = [clip for clip, good in zip(listed.clips, kept) if good]
+    splits, trained = {clip.split for clip in left}, {clip.label for clip in left if clip.split == "train"}
+    gone = [split for split in dict.fromkeys(clip.split for clip in listed.clips) if split not in splits]
+    if trained:
+        gone += [f"class {name!r} in train" for label, name in enumerate(listed.classes) if label not in trained]
+    return gone
