@@ -35,6 +35,7 @@ import numpy as np
 
 from expand import __version__
 from expand.config.schema import BuiltinConfig
+from expand.data.child import beat
 from expand.data.cues import CUES, active, class_names, one_frame_ceiling, patterns_for
 from expand.data.drawing import PERIOD_S, RENDERER, Drawing, draw, render
 from expand.data.pool import process_map
@@ -149,6 +150,7 @@ def write_clip(config: BuiltinConfig, job: tuple[Path, str, Sequence[int]]) -> N
         stream.codec_context.thread_count = 1
         stream.options = {"preset": "ultrafast", "crf": "18", "g": str(config.fps)}
         for block_s in np.split(times_s, range(config.fps, len(times_s), config.fps)):  # what a core's cache holds
+            beat()
             for frame in render(drawing, size, block_s):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="yuv420p")))
         container.mux(stream.encode())

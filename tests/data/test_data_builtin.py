@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expand.config.schema import BuiltinConfig, DataConfig
-from expand.data import prepare
+from expand.data import prepare, synthetic
+from expand.data.child import Child
 from expand.data.cues import CUES, MAX_PATTERNS, patterns_for, possible_classes
 from expand.data.synthetic import (
     CLASSES,
@@ -241,15 +242,31 @@ def start_rendering(folder, workers, script=RENDER):
     return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_kill_while_rendering_leaves_nothing_half(tmp_path, workers):
-    process = start_rendering(tmp_path, workers)
+def kill_amid_rendering(folder, workers, script=RENDER):
+    process = start_rendering(folder, workers, script)
     process.stdout.readline()
-    while process.poll() is None and not list(tmp_path.rglob("*.mp4")):
+    while process.poll() is None and not list(folder.rglob("*.mp4")):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
+
+
+def test_a_long_clip_may_take_longer_to_render_than_a_hang_is_waited_for(tmp_path, monkeypatch):
+    def slow(*arguments):
+        time.sleep(0.2)
+        return render(*arguments)
+
+    monkeypatch.setattr(synthetic, "render", slow)
+    config = dataclasses.replace(RENDERED, seconds=6.0)  # a block a second
+    with Child(config, timeout_s=0.6) as child:
+        child.call(synthetic.write_clip, (tmp_path / "clip.mp4", CLASSES[0], [0]))
+    assert (tmp_path / "clip.mp4").stat().st_size
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_kill_while_rendering_leaves_nothing_half(tmp_path, workers):
+    kill_amid_rendering(tmp_path, workers)
     assert not set_folder(RENDERED, tmp_path).exists()
     ensure_rendered(RENDERED, tmp_path, 1, lambda line: None)
     assert all(path.is_file() for path, _ in clip_files(RENDERED, tmp_path)["test"])
@@ -461,13 +478,7 @@ synthesize(pathlib.Path(sys.argv[1]) / "set", BuiltinConfig(size=40, seconds=1.0
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_kill_while_synthesizing_leaves_no_set_and_the_next_one_clears_up(tmp_path, workers):
-    process = start_rendering(tmp_path, workers, SYNTHESIZE)
-    process.stdout.readline()
-    while process.poll() is None and not list(tmp_path.rglob("*.mp4")):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    kill_amid_rendering(tmp_path, workers, SYNTHESIZE)
     assert not (tmp_path / "set").exists() and list(tmp_path.iterdir())
     leftovers, number = list(tmp_path.iterdir()), 0
     while any(leftover.exists() for leftover in leftovers):  # until its children have ended, they hold its lock
