@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's options (malloc.h)."""
@@ -12,6 +13,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 def available_cores() -> int:
     """Cores that this process may use (affinity respected)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def user_cache() -> Path:
+    """The folder of this project in the user's cache: `$XDG_CACHE_HOME/x3d-expand` or `~/.cache/x3d-expand`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "x3d-expand"
 
 
 def keep_freed_memory() -> None:

@@ -1,8 +1,10 @@
-"""The two convolutions that X3D is made of, in the forms that train fastest on a CPU.
+"""The two convolutions that X3D is made of, in the forms that train fastest with PyTorch's own operators on a CPU, and
+on a GPU with a kernel of ours where that is faster (docs/decisions/014-gpu.md).
 
-Both are exact, and both are plain `nn.Conv3d` in parameters and on other devices. On a CPU, PyTorch's own backward of
-a depthwise 3-D convolution takes half of a training step: here its input gradient is a forward convolution with the
-flipped kernel, and its weight gradient a sum over the kernel's taps (docs/decisions/003-cpu-convolutions.md).
+Both are exact, and both are plain `nn.Conv3d` in parameters. On a CPU, PyTorch's own backward of a depthwise 3-D
+convolution takes half of a training step: here its input gradient is a forward convolution with the flipped kernel, and
+its weight gradient a sum over the kernel's taps (docs/decisions/003-cpu-convolutions.md). Where the compiled kernels
+are at hand, whole blocks take their place (`expand.kernels.fused`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from expand.kernels import triton_depthwise
 
 TINY_SIDE = 2
 """Up to this side of the output, a weight gradient is summed tap by tap rather than given to a 2-D kernel."""
@@ -66,6 +70,8 @@ class Depthwise(nn.Conv3d):
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         if self._gains(x_BCTHW):
             return _DepthwiseFunction.apply(x_BCTHW, self.weight, self.stride[-1])
+        if not _plain and triton_depthwise.supports(x_BCTHW, self.weight):
+            return triton_depthwise.depthwise(x_BCTHW, self.weight, self.stride[-1])
         return super().forward(x_BCTHW)
 
     def _gains(self, x_BCTHW: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from expand.kernels import fused
 from expand.model.convolution import Depthwise, Pointwise, is_plain
 from expand.space.geometry import Block
 
@@ -32,6 +33,8 @@ class Stem(nn.Module):
         self.bn = norm(width)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
+        if not (is_plain() or x_BCTHW.requires_grad) and fused.usable(self, x_BCTHW, 3, self.bn.num_features):
+            return fused.stem(self, x_BCTHW)
         return torch.relu_(self.bn(self.temporal(self.spatial(x_BCTHW))))
 
 
@@ -68,6 +71,8 @@ class ResBlock(nn.Module):
         self.c_bn = norm(shape.outer)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
+        if not is_plain() and fused.usable(self, x_BCTHW, self.a.in_channels, self.c.out_channels):
+            return fused.block(self, x_BCTHW)
         y_BCTHW = torch.relu_(self.a_bn(self.a(x_BCTHW)))
         y_BCTHW = swish(self.se(self.b_bn(self.b(y_BCTHW))))
         y_BCTHW = self.c_bn(self.c(y_BCTHW))
@@ -93,14 +98,17 @@ class Head(nn.Module):
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        y_BCTHW = torch.relu_(self.inner_bn(self.inner(x_BCTHW)))
-        y_BTHWC = torch.relu_(self.features(self.pool(y_BCTHW))).permute(0, 2, 3, 4, 1)
+        y_BTHWC = torch.relu_(self.features(self.averages(x_BCTHW))).permute(0, 2, 3, 4, 1)
         return self.classifier(self.dropout(y_BTHWC))
 
-    def pool(self, x_BCTHW: Tensor) -> Tensor:
-        """The windows' averages."""
+    def averages(self, x_BCTHW: Tensor) -> Tensor:
+        """The first convolution's, over the windows."""
         sides = x_BCTHW.shape[2:]
         kernel = [min(side, most) for side, most in zip(sides, self.window, strict=True)]
-        if kernel == list(sides) and not is_plain():
-            return x_BCTHW.mean((2, 3, 4), keepdim=True)  # the same but for rounding, in half the time
-        return nn.functional.avg_pool3d(x_BCTHW, kernel, stride=1)
+        is_one = kernel == list(sides) and not is_plain()
+        if is_one and fused.usable(self, x_BCTHW, self.inner.in_channels, self.inner.in_channels):
+            return fused.pooled(self, x_BCTHW)
+        y_BCTHW = torch.relu_(self.inner_bn(self.inner(x_BCTHW)))
+        if is_one:
+            return y_BCTHW.mean((2, 3, 4), keepdim=True)  # the same but for rounding, in half the time
+        return nn.functional.avg_pool3d(y_BCTHW, kernel, stride=1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from expand.config.schema import DataConfig
 from expand.data.sources.base import SPLITS
+from expand.machine import user_cache
 
 
 def lists_of(config: DataConfig) -> dict[str, Path]:
@@ -16,7 +16,4 @@ def lists_of(config: DataConfig) -> dict[str, Path]:
 
 def cache_dir(config: DataConfig) -> Path:
     """Where rendered clips and decoded frames are kept."""
-    if config.cache_dir:
-        return Path(config.cache_dir).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "x3d-expand"
+    return Path(config.cache_dir).expanduser() if config.cache_dir else user_cache()
