@@ -2,7 +2,7 @@
 
 The commands are functions here, of the same names: `search`, `resume`, `status`, `plot`, `plan`, `complexity`, `train`,
 `test`, `predict`, `export`, `check_clips`, `cache_clips` and `synthesize` (the group `data`), and `load` for what they
-leave; `X3D` is the network.
+leave; `X3D` is the network, and `doctor` looks the machine over.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         cache_clips,
         check_clips,
         complexity,
+        doctor,
         load,
         plan,
         plot,
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from expand.model import X3D
 
 __version__ = "0.1.0"
-__all__ = ["X3D", "__version__", "cache_clips", "check_clips", "complexity", "export", "load", "plan", "plot",
-           "predict", "resume", "search", "status", "synthesize", "test", "train"]
+__all__ = ["X3D", "__version__", "cache_clips", "check_clips", "complexity", "doctor", "export", "load", "plan",
+           "plot", "predict", "resume", "search", "status", "synthesize", "test", "train"]
 
 _HOMES = {"X3D": "expand.model", "export": "expand.exports", "predict": "expand.inference.predicting",
           "test": "expand.inference.testing"}

@@ -183,6 +183,14 @@ def complexity(network: str | Path) -> dict[str, Any]:
             "resolution": found.factors.resolution, "stride": found.factors.stride, "classes": found.classes}
 
 
+def doctor() -> dict[str, Any]:
+    """What this machine has for a search, what is in use of it, and what to do where that is less than it could be
+    (docs/json.md). Changes nothing, raises nothing; problems are returned."""
+    from expand.health import examine
+
+    return examine()
+
+
 def check_clips(data: str | Path | None = None, *, overrides: Overrides = (), values: Mapping[str, Any] | None = None,
                 out: str | Path | None = None, workers: int | None = None, report: Report = _ignore,
                 progress: Progress = _ignore) -> dict[str, Any]:

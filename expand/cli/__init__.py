@@ -13,6 +13,7 @@ import click
 
 from expand import __version__
 from expand.cli.data import data
+from expand.cli.doctor import doctor
 from expand.cli.handover import export
 from expand.cli.inspect import complexity, plan, plot, status
 from expand.cli.judge import predict, test
@@ -27,7 +28,7 @@ def cli() -> None:
     """Finds the X3D-family network that spends a compute budget best on your clips."""
 
 
-for _command in (search, resume, status, plot, plan, complexity, train, test, predict, export, data):
+for _command in (search, resume, status, plot, plan, complexity, train, test, predict, export, data, doctor):
     cli.add_command(_command)
 
 
