@@ -26,6 +26,7 @@ from expand.expansion.forecast import check_target, forecast, largest_resolution
 from expand.expansion.rules import Space
 from expand.expansion.state import SearchState
 from expand.exports.card import write_card
+from expand.kernels import library
 from expand.machine import available_cores
 from expand.report.lines import event_line
 from expand.report.plots import plot_expansion
@@ -102,7 +103,8 @@ def begin(config: Config, run_dir: Path | None, name: str, display: Display | No
     listed = list_clips(config.data)
     space = Space(config.search, len(listed.classes))
     check_target(space)
-    runtime = Runtime.of(settle_run(config.run))  # a device that is not there is said before the clips are decoded
+    library.load()  # kernels or a device that are not there are said before the clips are decoded
+    runtime = Runtime.of(settle_run(config.run))
     paths = RunPaths(run_dir or choose_dir(config, name))
     check_free(paths)
     data = _prepare(config, listed, space, display)
@@ -214,6 +216,7 @@ def _work(config: Config, paths: RunPaths, data: PreparedData, runtime: Runtime,
                            fix="put the old clips back, or start a new run with the new ones")
         written = journal.append("run_resumed")
     display.event(written, SearchState())
+    say_speed(runtime, config.run.workers, display)
     space = Space(config.search, len(data.classes))
     with stop_signals() as stop:
         driver = Driver(config, space, paths, data, runtime, journal, SearchState.from_events(events), display,
@@ -224,6 +227,19 @@ def _work(config: Config, paths: RunPaths, data: PreparedData, runtime: Runtime,
         finally:
             with contextlib.suppress(ExpandError):
                 write_report(paths)
+
+
+def say_speed(runtime: Runtime, workers: int, display: Display) -> None:
+    """Says once, before a training on the CPU, what makes it slower than it could be: compiled kernels that are not in
+    use, and more threads than cores, which wait for one another."""
+    if runtime.device.type != "cpu":
+        return
+    if remark := library.status().remark:
+        display.say(remark)
+    if workers * runtime.threads > available_cores():
+        display.say(f"{counted(workers, 'worker')} with {counted(runtime.threads, 'thread')} each on "
+                    f"{counted(available_cores(), 'core')} train several times slower than with run.threads="
+                    f"{max(1, available_cores() // workers)}")
 
 
 def write_report(paths: RunPaths) -> None:
@@ -275,7 +291,7 @@ def environment(config: Config) -> dict[str, Any]:
     return {"x3d_expand": __version__, "git": _git_revision(), "python": platform.python_version(),
             "packages": {name: metadata.version(name) for name in PACKAGES}, "platform": platform.platform(),
             "device": device, "cores": available_cores(), "threads": config.run.threads, "seed": config.run.seed,
-            "cuda": torch.version.cuda if config.run.device == "cuda" else None}
+            "kernels": library.status().build, "cuda": torch.version.cuda if config.run.device == "cuda" else None}
 
 
 def _git_revision() -> str | None:

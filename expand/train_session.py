@@ -22,6 +22,7 @@ from expand.data.sources import counted, keep_clips, kept_clips
 from expand.driver import FINAL, Display
 from expand.errors import CandidateFailed, Interrupted, RunError
 from expand.exports.card import write_card
+from expand.kernels import library
 from expand.machine import available_cores
 from expand.model import X3D
 from expand.model.load import weights_at
@@ -36,6 +37,7 @@ from expand.session import (
     check_free,
     choose_dir,
     environment,
+    say_speed,
     stop_signals,
     stored_config,
 )
@@ -56,7 +58,8 @@ def begin(network: Network, config: Config, init: Path | None, run_dir: Path | N
           display: Display | None) -> dict[str, Any]:
     """Trains `network` to the end of `config.final`, from the weights of the file `init` where one is given; returns
     what `api.train` promises."""
-    runtime = Runtime.of(settle_run(config.run))  # a device that is not there is said before the clips are decoded
+    library.load()  # kernels or a device that are not there are said before the clips are decoded
+    runtime = Runtime.of(settle_run(config.run))
     with process_group() as group:
         display = display if display and group.is_first else Quiet()
         found: list[PreparedData] = []
@@ -142,6 +145,7 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
                            fix="put the old clips back, or start a new training with the new ones")
         job = _job(paths, network, config)
         _introduce(display, job, data, group)
+        say_speed(runtime, group.size, display)
         _train(paths, job, data, runtime, group, display)
         return group.from_first(lambda: _finished(paths))
 

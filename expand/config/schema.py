@@ -13,7 +13,7 @@ from typing import Any
 AXES = ("x_fast", "x_temporal", "x_spatial", "x_depth", "x_width", "x_bottleneck")
 CRITERIA = ("gain_per_gflop", "gain_per_doubling", "accuracy")
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 FORMATS = ("auto", "folders", "lists", "kinetics", "ucf101", "hmdb51", "ssv2")
 
 
@@ -263,12 +263,15 @@ class RunConfig:
     device: str = opt("auto", choices=DEVICES)
     """auto: cuda where there is one, else cpu."""
     workers: int = opt(1, ge=1, le=1024)
-    """Candidates that are trained at the same time, each in a process of its own. On a CPU, two processes of one thread
-    train small networks about twice as fast as one of two threads."""
+    """Candidates that are trained at the same time, each in a process of its own; several GPUs take turns, and more
+    workers than GPUs share them. On a CPU, two processes of one thread train small networks about twice as fast as one
+    of two threads."""
     threads: int | None = opt(None, ge=1)
     """CPU threads of a training process; null: the cores of the machine // workers."""
     precision: str = opt("auto", choices=PRECISIONS)
-    """auto: bf16 autocast on a GPU that has it, fp32 elsewhere."""
+    """auto: bf16 autocast on a GPU that has it, fp32 elsewhere. tf32: fp32 whose products a GPU rounds to 10 bits."""
+    cuda_graphs: bool = opt(False)
+    """On a GPU, record the training step once and replay it: saves the time in which small networks let it wait."""
     checkpoint_every_s: float = opt(30.0, ge=0.0)
     """Seconds between checkpoints of the candidate in training: the most that a kill can cost. 0: at every update."""
 

@@ -41,7 +41,8 @@ class Listener:
 
 class LocalExecutor:
     """Trains jobs on `runtime`, `workers` at a time; each process uses `runtime.threads` threads, so that the number
-    of workers does not change a result. A context manager: leaving it ends the workers."""
+    of workers does not change a result. On GPUs, workers take them in turn, and share each. A context manager: leaving
+    it ends the workers."""
 
     def __init__(self, data: PreparedData, runtime: Runtime, workers: int, listener: Listener) -> None:
         self.data, self.runtime, self.workers, self.listener = data, runtime, workers, listener
@@ -77,8 +78,10 @@ class LocalExecutor:
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self._messages, self._stop = context.Queue(), context.Event()
+        # a worker takes the number that it finds, and leaves the next
         return ProcessPoolExecutor(self.workers, context, _start_worker,
-                                   (self.data, self.runtime, self._messages, self._stop, os.getpid()))
+                                   (self.data, self.runtime, self.workers, context.Value("i", 0), self._messages,
+                                    self._stop, os.getpid()))
 
     def _run_in_processes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         self._pool = self._pool or self._start()
@@ -118,9 +121,12 @@ class LocalExecutor:
 _worker: tuple[PreparedData, Runtime, Any, Any] | None = None
 
 
-def _start_worker(data: PreparedData, runtime: Runtime, messages: Any, stop: Any, parent: int) -> None:
+def _start_worker(data: PreparedData, runtime: Runtime, workers: int, numbers: Any, messages: Any, stop: Any,
+                  parent: int) -> None:
     global _worker
-    _worker = (data, runtime, messages, stop)
+    with numbers.get_lock():
+        number, numbers.value = numbers.value, numbers.value + 1
+    _worker = (data, runtime.of_worker(number, workers), messages, stop)
     for number in (signal.SIGINT, signal.SIGTERM):  # they go to the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
@@ -138,6 +144,9 @@ def _train(job: Job) -> Outcome:
     if stop.is_set():
         raise Interrupted("stopped", where=job.id)
     messages.put(("begin", job.id, None))
-    return train_candidate(job, data, runtime, Hooks(
-        tick=lambda tick: messages.put(("tick", job.id, tick)), log=lambda text: messages.put(("log", job.id, text)),
-        stop=stop.is_set))
+    hooks = Hooks(tick=lambda tick: messages.put(("tick", job.id, tick)),
+                  log=lambda text: messages.put(("log", job.id, text)), stop=stop.is_set)
+    try:
+        return train_candidate(job, data, runtime, hooks)
+    finally:
+        runtime.release_memory()

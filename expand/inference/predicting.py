@@ -23,6 +23,7 @@ from expand.space.factors import REFERENCE_FPS, Factors
 from expand.space.geometry import evaluation_crop
 from expand.space.network import Network
 from expand.training.evaluate import probabilities_of
+from expand.training.folded import Answering, for_inference
 from expand.training.runtime import Runtime
 
 BATCH = 8
@@ -58,10 +59,10 @@ def predict(source: str | Path, videos: Sequence[str | Path], *, top: int = 5, v
     model, runtime = ready(source, weights, device, threads, log)
     network = model.network
     windows = Windows.of(network.factors, window_s, hop_s) if timeline else None
-    files = []
+    files, answering = [], for_inference(model)
     with Child() as child:
         for video in videos:
-            files.append(_answer(_Asked(Path(video), model, runtime, views, windows, progress, child), top))
+            files.append(_answer(_Asked(Path(video), answering, runtime, views, windows, progress, child), top))
             report(files[-1])
     return {"network": network.name, "classes": network.classes, "files": files}
 
@@ -100,7 +101,7 @@ class _Asked:
     """A file and what is asked about it."""
 
     path: Path
-    model: X3D
+    model: X3D | Answering
     runtime: Runtime
     views: int
     windows: Windows | None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,19 +36,18 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
     try:
         with _failures(job, hooks):
             training = Training(job, data, runtime, hooks)
-            seconds = _fit(training)
-            began = time.monotonic()
+            training.fit()
+            training.refresh_norms()
             evaluation = training.evaluate("val")
-            seconds["evaluate_s"] = time.monotonic() - began
     except CandidateFailed as failure:
         outcome = Outcome(job.id, "failed", reason=failure.what)
         _write_outcome(job, data, outcome, None)
         return outcome
+    seconds = training.spent()
     outcome = Outcome(
         job.id, "finished", accuracy=evaluation.accuracy, stderr=evaluation.stderr, top5=evaluation.top5,
-        loss=evaluation.loss, wall_s=training.progress.wall_s + seconds["evaluate_s"] + seconds["norms_s"],
-        peak_memory_mb=runtime.peak_memory_mb(), clips_per_s=_rate(training),
-        breakdown={name: round(value, 3) for name, value in seconds.items()})
+        loss=evaluation.loss, wall_s=sum(seconds.values()), peak_memory_mb=runtime.peak_memory_mb(),
+        clips_per_s=_rate(training), breakdown={name: round(value, 4) for name, value in seconds.items()})
     _write_outcome(job, data, outcome, evaluation.confusion)
     checkpoint.save_weights(job.paths.checkpoint, training.result)
     return outcome
@@ -68,26 +66,19 @@ def train_final(job: Job, data: PreparedData, runtime: Runtime, weights: Path, h
         return known["result"]
     with _failures(job, hooks):
         training = Training(job, data, runtime, hooks, group)
-        seconds = _fit(training)
+        training.fit()
+        training.refresh_norms()
         splits = {split: training.evaluate(split) for split in ("val", "test") if getattr(data, split)}
     split = "test" if "test" in splits else "val"
     measured, val = splits[split], splits["val"]
     result = {"split": split, "accuracy": measured.accuracy, "stderr": measured.stderr, "top5": measured.top5,
               "loss": measured.loss, "val_accuracy": val.accuracy, "val_stderr": val.stderr,
-              "wall_s": training.progress.wall_s + seconds["norms_s"]}
+              "wall_s": sum(training.spent().values())}
     if group.is_first:
         checkpoint.save_weights(weights, training.result)
         write_json(job.paths.outcome, {"identity": job.identity, "result": result, "classes": list(data.classes),
                                        "confusion": {name: e.confusion for name, e in splits.items()}})
     return result
-
-
-def _fit(training: Training) -> dict[str, float]:
-    """Trains and refreshes the norms; seconds of the phases."""
-    training.fit()
-    began = time.monotonic()
-    training.refresh_norms()
-    return {"train_s": training.progress.train_s, "norms_s": time.monotonic() - began}
 
 
 def _rate(training: Training) -> float:

@@ -13,13 +13,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from expand.model import X3D
 from expand.rundir.files import atomic_path
+from expand.training.stopwatch import CLIPS, OTHER, STEP
 
 VERSION = 1
 
 
 @dataclass
 class Progress:
-    """How far a training is: `epoch` and `batch` to come, running sums of the epoch, one row an epoch, seconds spent.
+    """How far a training is: `epoch` and `batch` to come, running sums of the epoch, one row an epoch, `seconds` spent
+    by phase (`stopwatch`), over all starts.
 
     `rows` are dictionaries of numbers, the lines of metrics.csv.
     """
@@ -30,11 +32,20 @@ class Progress:
     correct: int = 0
     seen: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
-    wall_s: float = 0.0
-    train_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
     clips: int = 0
     parts: int = 1
     """Parts that a batch is split into by now: `RecipeConfig.accumulation`, or more where memory ran out."""
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds in all."""
+        return sum(self.seconds.values())
+
+    @property
+    def train_s(self) -> float:
+        """Seconds of training: steps, and waiting for their clips."""
+        return self.seconds.get(STEP, 0.0) + self.seconds.get(CLIPS, 0.0)
 
 
 def save(path: Path, identity: str, model: X3D, optimizer: torch.optim.Optimizer, progress: Progress,
@@ -87,7 +98,16 @@ def restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Opti
     device = _gpu_of(model)
     if "cuda_rng" in state and device is not None:
         torch.cuda.set_rng_state(state["cuda_rng"], device)
-    return Progress(**state["progress"])
+    return _progress(state["progress"])
+
+
+def _progress(kept: dict[str, Any]) -> Progress:
+    """`kept` of any version: the first ones had two figures in place of the phases."""
+    kept = dict(kept)
+    if "seconds" not in kept:
+        train_s = kept.pop("train_s")
+        kept["seconds"] = {STEP: train_s, OTHER: max(0.0, kept.pop("wall_s") - train_s)}
+    return Progress(**kept)
 
 
 def _gpu_of(model: nn.Module) -> torch.device | None:

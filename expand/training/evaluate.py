@@ -12,6 +12,7 @@ from torch import Tensor
 
 from expand.errors import CandidateFailed
 from expand.model import X3D
+from expand.training.folded import Answering, for_inference
 from expand.training.runtime import Runtime
 
 
@@ -45,8 +46,9 @@ def wilson_interval(share: float, count: int, confidence: float = 0.95) -> tuple
     return max(0.0, (middle - half) / (1 + z2_per_case)), min(1.0, (middle + half) / (1 + z2_per_case))
 
 
-def probabilities_of(model: X3D, x_BCTHW: Tensor, runtime: Runtime) -> Tensor:
-    """Class probabilities of clips, B x classes float64, on the CPU; for `torch.inference_mode`."""
+def probabilities_of(model: X3D | Answering, x_BCTHW: Tensor, runtime: Runtime) -> Tensor:
+    """Class probabilities of clips, B x classes float64, on the CPU; for `torch.inference_mode`. Where many are asked
+    for, `model` is best what `for_inference` makes of it."""
     x_BCTHW = x_BCTHW.to(runtime.device, memory_format=runtime.memory_format, non_blocking=True)
     with runtime.autocast():
         return model.probabilities(x_BCTHW).double().cpu()
@@ -61,10 +63,10 @@ def score_videos(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], v
     scores = torch.zeros(videos, classes, dtype=torch.float64)
     labels = torch.zeros(videos, dtype=torch.int64)
     views = torch.zeros(videos, 1, dtype=torch.float64)
-    model.eval()
+    answering = for_inference(model)
     with torch.inference_mode():
         for x_BCTHW, y_B, video_B in batches:
-            scores.index_add_(0, video_B, probabilities_of(model, x_BCTHW, runtime))
+            scores.index_add_(0, video_B, probabilities_of(answering, x_BCTHW, runtime))
             views.index_add_(0, video_B, torch.ones(len(y_B), 1, dtype=torch.float64))
             labels[video_B] = y_B
     return scores / views, labels

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -21,19 +18,17 @@ from expand.data.loader import Batches, TrainBatches, eval_loader
 from expand.errors import CandidateFailed, Interrupted
 from expand.model import X3D
 from expand.model.weights import load_checkpoint
-from expand.rundir.files import write_atomic
 from expand.training import checkpoint
 from expand.training.checkpoint import Progress
 from expand.training.distributed import ALONE, Group, shared
 from expand.training.evaluate import Evaluation, judged, score_videos
+from expand.training.graphs import GraphedStep
 from expand.training.job import Hooks, Job, Tick
+from expand.training.metrics import Metrics
+from expand.training.norms import measure_norms
 from expand.training.recipe import clips_of_batch, learning_rate, updates_per_epoch
 from expand.training.runtime import Runtime, lacks_memory
-
-with warnings.catch_warnings():  # fvcore compiles its losses with torch.jit on import, which torch deprecates
-    warnings.simplefilter("ignore", FutureWarning)
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+from expand.training.stopwatch import CLIPS, PHASES, STEP, Stopwatch
 
 CHECK_EVERY = 10
 """Updates between two looks at the loss; a look makes a GPU wait."""
@@ -47,19 +42,30 @@ class Training:
 
     def __init__(self, job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks, group: Group = ALONE) -> None:
         self.job, self.data, self.runtime, self.hooks, self.group = job, data, runtime, hooks, group
+        self.watch = Stopwatch({})
+        with self.watch.phase("build_s"):
+            self._build()
+        self.watch.go_on(self.progress.seconds)
+        self.metrics = Metrics(job.paths.metrics)
+        self.saved = time.monotonic()
+
+    def _build(self) -> None:
+        job, runtime = self.job, self.runtime
         runtime.prepare()
         runtime.reset_peak_memory()
         torch.manual_seed(job.seed)
         self.model = X3D.of(job.network, dropout=job.recipe.dropout)
         if job.first_weights is not None:
-            load_checkpoint(self.model, job.first_weights, hooks.log)
+            load_checkpoint(self.model, job.first_weights, self.hooks.log)
         self.model.to(runtime.device, memory_format=runtime.memory_format)
         self.optimizer = make_optimizer(self.model, job.recipe)
-        self.called = shared(self.model, group, runtime.device)
+        self.called = shared(self.model, self.group, runtime.device)
+        self.graphed = GraphedStep(self._gradients, list(self.model.parameters()),
+                                   lambda text: self.hooks.log(f"{job.id}: {text}")) \
+            if runtime.cuda_graphs and self.group.size == 1 else None
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(job.recipe.ema)) \
             if job.recipe.ema else None
         self.progress = self._restored()
-        self.started = self.saved = time.monotonic()
 
     def _restored(self) -> Progress:
         state, complaint = checkpoint.load(self.job.paths.checkpoint, self.job.identity)
@@ -76,13 +82,17 @@ class Training:
 
     def save(self) -> None:
         """Writes a checkpoint now."""
-        self._settle_sums()
-        now = time.monotonic()
-        self.progress.wall_s += now - self.started
-        self.started = self.saved = now
-        if self.group.is_first:
-            checkpoint.save(self.job.paths.checkpoint, self.job.identity, self.model, self.optimizer, self.progress,
-                            self.average)
+        with self.watch.phase("disk_s"):
+            self._settle_sums()
+            if self.group.is_first:
+                checkpoint.save(self.job.paths.checkpoint, self.job.identity, self.model, self.optimizer,
+                                self.progress, self.average)
+        self.saved = time.monotonic()
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of every phase until now, over all starts; their sum is the wall time."""
+        self.watch.settle()
+        return {phase: self.progress.seconds.get(phase, 0.0) for phase in PHASES}
 
     @property
     def updates(self) -> int:
@@ -97,15 +107,15 @@ class Training:
         with self._train_batches() as batches:
             while self.progress.epoch < self.job.recipe.epochs:
                 self._epoch(batches.epoch(self.progress.epoch, self.progress.batch))
+        self._forget_graph()
         self.save()
 
     def _epoch(self, batches: Batches) -> None:
         self.model.train()
-        mark = time.monotonic()
-        for x_BCTHW, y_B in batches:
+        for x_BCTHW, y_B in self.watch.each(CLIPS, batches):
             clips = clips_of_batch(self.progress.batch, len(self.data.train), self.job.recipe.batch_size)
-            loss, hits = self._update(x_BCTHW, y_B, clips)
-            mark = self._count(clips, loss, hits, mark)
+            with self.watch.phase(STEP):
+                self._count(clips, *self._update(x_BCTHW, y_B, clips))
             if self.progress.batch % CHECK_EVERY == 0 or self.progress.batch == self.updates:
                 self._look()
             if self._is_to_stop():
@@ -113,22 +123,19 @@ class Training:
                 raise Interrupted("stopped", where=self.job.id)
             if time.monotonic() - self.saved >= self.job.checkpoint_every_s:
                 self.save()
-                mark = time.monotonic()
         self._end_epoch()
 
     def _is_to_stop(self) -> bool:
         return self.group.any(self.hooks.stop())
 
-    def _count(self, clips: int, loss: torch.Tensor, hits: torch.Tensor, mark: float) -> float:
-        """Adds an update to the running sums, which stay on the device until somebody looks; the time now."""
-        progress, now = self.progress, time.monotonic()
+    def _count(self, clips: int, loss: torch.Tensor, hits: torch.Tensor) -> None:
+        """Adds an update to the running sums, which stay on the device until somebody looks."""
+        progress = self.progress
         progress.batch += 1
         progress.seen += clips
         progress.loss_sum = progress.loss_sum + loss * clips
         progress.correct = progress.correct + hits
         progress.clips += clips
-        progress.train_s += now - mark
-        return now
 
     def _train_batches(self, *, whole: bool = False) -> TrainBatches:
         """The batches of a training: this process's share of each, or each `whole`."""
@@ -150,7 +157,8 @@ class Training:
             group["lr"] = rate
         x_BCTHW = x_BCTHW.to(self.runtime.device, memory_format=self.runtime.memory_format, non_blocking=True)
         y_B = y_B.to(self.runtime.device, non_blocking=True)
-        while (sums := self._gradients(x_BCTHW, y_B, clips)) is None:
+        gradients = self.graphed or self._gradients
+        while (sums := gradients(x_BCTHW, y_B, clips)) is None:
             self._halve(clips)
         self.optimizer.step()
         if self.average is not None:
@@ -187,11 +195,15 @@ class Training:
         (loss * (self.group.size / clips)).backward()  # in a group, the mean over the processes is taken
         return torch.stack([loss.detach().double(), (logits_BK.detach().argmax(1) == y_B).sum().double()])
 
+    def _forget_graph(self) -> None:
+        if self.graphed is not None:
+            self.graphed.forget()
+
     def _halve(self, clips: int) -> None:
         self.progress.parts = min(2 * self.progress.parts, clips)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.runtime.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._forget_graph()
+        self.runtime.release_memory()
         self.hooks.log(f"{self.job.id}: the memory did not suffice; batches of {self.job.recipe.batch_size} go through "
                        f"the network in {self.progress.parts} parts from now on, with batch norm over a part")
 
@@ -201,7 +213,8 @@ class Training:
         progress.loss_sum, progress.correct = float(progress.loss_sum), int(progress.correct)
 
     def _look(self) -> None:
-        self._settle_sums()
+        with self.watch.phase(STEP):  # here a GPU's work is waited for
+            self._settle_sums()
         progress, recipe = self.progress, self.job.recipe
         loss = progress.loss_sum / progress.seen
         if not math.isfinite(loss):
@@ -220,7 +233,8 @@ class Training:
         progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
         if self.group.is_first:
-            write_atomic(self.job.paths.metrics, _csv(progress.rows))
+            with self.watch.phase("disk_s"):
+                self.metrics.write(progress.rows, is_last=progress.epoch == self.job.recipe.epochs)
         self.hooks.epoch(row)
 
     def _measured(self, epoch: int) -> dict[str, float]:
@@ -235,15 +249,13 @@ class Training:
         return {"val_accuracy": evaluation.accuracy, "val_loss": evaluation.loss}
 
     def refresh_norms(self) -> None:
-        """Precise batch-norm statistics (fvcore), from fresh train clips. In a group every process looks at them all:
-        fvcore corrects a variance by the number of clips that it sees in a batch."""
+        """Precise batch-norm statistics, from fresh train clips. In a group every process looks at them all, since a
+        variance is corrected by the number of clips in a batch."""
         batches = min(self.job.recipe.precise_bn_batches, self.updates)
-        model = self.result.train()
-        if batches and get_bn_modules(model):
-            with self._train_batches(whole=True) as fresh, self.runtime.autocast():
-                inputs = (x.to(self.runtime.device, memory_format=self.runtime.memory_format)
-                          for x, _ in self._stoppable(fresh.epoch(self.job.recipe.epochs)))
-                update_bn_stats(model, inputs, num_iters=batches)
+        if batches:
+            with self.watch.phase("norms_s"), self._train_batches(whole=True) as fresh:
+                clips = (x for x, _ in self._stoppable(fresh.epoch(self.job.recipe.epochs)))
+                measure_norms(self.result, clips, batches, self.runtime)
 
     def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
         """`batches` for as long as nobody asks to stop; the training itself is on disk by then."""
@@ -255,7 +267,8 @@ class Training:
     def evaluate(self, split: str) -> Evaluation:
         """Measures the network on `split` (`val` or `test`); in smaller batches where the memory does not suffice."""
         try:
-            return self._evaluation(split)
+            with self.watch.phase("evaluate_s"):
+                return self._evaluation(split)
         except (MemoryError, RuntimeError) as error:
             if not lacks_memory(error) or self.progress.parts >= self.job.recipe.batch_size or self.group.size > 1:
                 raise
@@ -282,14 +295,6 @@ class Training:
         all_scores, all_labels = scores.new_zeros(clips, scores.shape[1]), labels.new_zeros(clips)
         all_scores[mine.start:mine.stop], all_labels[mine.start:mine.stop] = scores, labels
         return self.group.sum(all_scores), self.group.sum(all_labels)
-
-
-def _csv(rows: list[dict[str, float]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.SGD:

@@ -26,7 +26,9 @@ def test_an_outcome_has_every_figure_that_is_promised(job, data):
     assert outcome.finished and outcome.reason is None
     assert 0 <= outcome.accuracy <= outcome.top5 <= 1 and outcome.loss > 0
     assert outcome.wall_s > 0 and outcome.clips_per_s > 0 and outcome.peak_memory_mb > 10
-    assert set(outcome.breakdown) == {"train_s", "norms_s", "evaluate_s"}
+    assert set(outcome.breakdown) == {"build_s", "clips_s", "step_s", "norms_s", "evaluate_s", "disk_s", "other_s"}
+    assert sum(outcome.breakdown.values()) == pytest.approx(outcome.wall_s, abs=1e-3)
+    assert all(outcome.breakdown[phase] > 0 for phase in outcome.breakdown)
     stored = json.loads(job.paths.outcome.read_text())
     assert stored["accuracy"] == outcome.accuracy
     assert sum(map(sum, stored["confusion"])) == len(data.val)

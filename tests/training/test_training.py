@@ -16,6 +16,7 @@ from expand.model.load import load_model
 from expand.rundir.paths import CandidatePaths
 from expand.training.candidate import train_final
 from expand.training.checkpoint import save_weights
+from expand.training.folded import Answering
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training
 from tests.training.small import CONFIG, RECIPE, RUNTIME, network
@@ -100,7 +101,7 @@ print(training.progress.parts, math.isfinite(loss), *lines, sep="\\n")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the process's memory as Linux does")
 def test_where_the_memory_does_not_suffice_the_batch_goes_through_in_parts(tmp_path, pytestconfig):
-    script = SMALL_MEMORY.format(root=str(pytestconfig.rootpath), folder=str(tmp_path), spare=800_000_000)
+    script = SMALL_MEMORY.format(root=str(pytestconfig.rootpath), folder=str(tmp_path), spare=300_000_000)
     done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     parts, is_finite, *lines = done.stdout.splitlines()
@@ -125,15 +126,15 @@ def test_a_batch_whose_parts_do_not_fit_goes_down_to_single_clips(job, data, mon
 
 
 def test_a_measurement_whose_batches_do_not_fit_takes_smaller_ones(job, data, monkeypatch):
-    training, lines, trunk = Training(job, data, RUNTIME, Hooks()), [], X3D.trunk
+    training, lines, positions = Training(job, data, RUNTIME, Hooks()), [], Answering._positions
     expected = training.evaluate("val")
 
     def narrow(self, x_BCTHW):
         if len(x_BCTHW) > 2:
             torch.empty(2**60)
-        return trunk(self, x_BCTHW)
+        return positions(self, x_BCTHW)
 
-    monkeypatch.setattr(X3D, "trunk", narrow)
+    monkeypatch.setattr(Answering, "_positions", narrow)
     training.hooks = Hooks(log=lines.append)
     assert training.evaluate("val").loss == pytest.approx(expected.loss)
     assert training.progress.parts == 4 and len(lines) == 2

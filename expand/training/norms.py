@@ -1,0 +1,25 @@
+"""Precise batch norm: statistics of the final weights over many clips, in place of a trail of those along the way."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from expand.model import X3D
+from expand.training.runtime import Runtime
+
+with warnings.catch_warnings():  # fvcore compiles its losses with torch.jit on import, which torch deprecates
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+
+
+def measure_norms(model: X3D, clips: Iterable[Tensor], batches: int, runtime: Runtime) -> None:
+    """Sets the running statistics of `model` to those of `batches` of `clips` (B x 3 x T x H x W each), with fvcore; it
+    is left in training mode."""
+    if get_bn_modules(model.train()):
+        with runtime.autocast():
+            inputs = (x_BCTHW.to(runtime.device, memory_format=runtime.memory_format) for x_BCTHW in clips)
+            update_bn_stats(model, inputs, num_iters=batches)
