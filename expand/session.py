@@ -216,7 +216,8 @@ def _work(config: Config, paths: RunPaths, data: PreparedData, runtime: Runtime,
                            fix="put the old clips back, or start a new run with the new ones")
         written = journal.append("run_resumed")
     display.event(written, SearchState())
-    say_speed(runtime, config.run.workers, display)
+    for remark in runtime.remarks(config.run.workers):
+        display.say(remark)
     space = Space(config.search, len(data.classes))
     with stop_signals() as stop:
         driver = Driver(config, space, paths, data, runtime, journal, SearchState.from_events(events), display,
@@ -227,19 +228,6 @@ def _work(config: Config, paths: RunPaths, data: PreparedData, runtime: Runtime,
         finally:
             with contextlib.suppress(ExpandError):
                 write_report(paths)
-
-
-def say_speed(runtime: Runtime, workers: int, display: Display) -> None:
-    """Says once, before a training on the CPU, what makes it slower than it could be: compiled kernels that are not in
-    use, and more threads than cores, which wait for one another."""
-    if runtime.device.type != "cpu":
-        return
-    if remark := library.status().remark:
-        display.say(remark)
-    if workers * runtime.threads > available_cores():
-        display.say(f"{counted(workers, 'worker')} with {counted(runtime.threads, 'thread')} each on "
-                    f"{counted(available_cores(), 'core')} train several times slower than with run.threads="
-                    f"{max(1, available_cores() // workers)}")
 
 
 def write_report(paths: RunPaths) -> None:

@@ -37,7 +37,6 @@ from expand.session import (
     check_free,
     choose_dir,
     environment,
-    say_speed,
     stop_signals,
     stored_config,
 )
@@ -145,7 +144,8 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
                            fix="put the old clips back, or start a new training with the new ones")
         job = _job(paths, network, config)
         _introduce(display, job, data, group)
-        say_speed(runtime, group.size, display)
+        for remark in runtime.remarks(group.size):
+            display.say(remark)
         _train(paths, job, data, runtime, group, display)
         return group.from_first(lambda: _finished(paths))
 

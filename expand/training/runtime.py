@@ -14,6 +14,7 @@ import torch
 
 from expand.config.schema import RunConfig
 from expand.errors import UsageError
+from expand.kernels import library
 from expand.machine import available_cores, keep_freed_memory
 
 CONTEXT_BYTES = 600e6
@@ -54,6 +55,18 @@ class Runtime:
         mine = (self.device.index + number) % gpus
         sharers = sum((self.device.index + other) % gpus == mine for other in range(workers))
         return replace(self, device=torch.device("cuda", mine), sharers=sharers)
+
+    def remarks(self, processes: int) -> list[str]:
+        """What makes trainings in so many processes on the CPU slower than they could be, a line each: compiled kernels
+        that are not in use, and more threads than cores, which wait for one another."""
+        if self.device.type != "cpu":
+            return []
+        found = [library.status().remark] if library.status().remark else []
+        cores = available_cores()
+        if processes > 1 and processes * self.threads > cores:
+            found.append(f"{processes} processes of {self.threads} threads on {cores} cores train several times slower "
+                         f"than with run.threads={max(1, cores // processes)}")
+        return found
 
     def prepare(self) -> None:
         """Sets this process's GPU and CPU threads; results depend on the threads' number."""

@@ -7,6 +7,7 @@ import torch
 
 from expand.config.schema import RunConfig
 from expand.errors import UsageError
+from expand.kernels.library import KernelStatus
 from expand.training import runtime as room
 from expand.training.runtime import Runtime, lacks_memory, memory_share, settle_run
 
@@ -124,3 +125,18 @@ def test_shares_of_a_gpu_leave_room_for_what_is_no_tensor(memory):
     ("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate", True), ("CUDA error: an illegal memory access", False)])
 def test_what_cuda_says_of_memory_is_understood(text, lacks):
     assert lacks_memory(RuntimeError(text)) is lacks
+
+
+def test_it_tells_what_slows_trainings_down_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(room, "available_cores", lambda: 4)
+    monkeypatch.setattr(room.library, "status", lambda: KernelStatus("avx2"))
+    cpu = torch.device("cpu")
+    assert Runtime(cpu, 2, "fp32").remarks(2) == []
+    assert Runtime(cpu, 8, "fp32").remarks(1) == []  # asked for by hand, and harmless by comparison
+    [line] = Runtime(cpu, 2, "fp32").remarks(3)
+    assert "3 processes of 2 threads on 4 cores" in line
+    assert "run.threads=1" in line
+    monkeypatch.setattr(room.library, "status", lambda: KernelStatus(why="not built", fix="build them"))
+    [line] = Runtime(cpu, 2, "fp32").remarks(1)
+    assert "not built" in line
+    assert Runtime(torch.device("cuda", 0), 8, "bf16").remarks(3) == []
