@@ -54,7 +54,7 @@ def usable(part: Stem | ResBlock | Head, x_BCTHW: Tensor, width_in: int, width_o
     is_one_position = _strided(x_BCTHW.permute(0, 2, 3, 4, 1), 2).shape[:4].numel() <= 1  # no batch norm of one
     if is_one_position or x_BCTHW.shape[1] != width_in or width_out % LANES:
         return False
-    return not _is_watched() and all(_fits(layer, part.training, x_BCTHW.dtype) for layer in part.modules())
+    return not _is_watched() and _fit(part, part.training, x_BCTHW.dtype)
 
 
 def _is_watched() -> bool:
@@ -63,16 +63,23 @@ def _is_watched() -> bool:
             or bool(every_module._global_forward_hooks or every_module._global_forward_pre_hooks))
 
 
-def _fits(layer: nn.Module, is_training: bool, dtype: torch.dtype) -> bool:
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
-        return False
-    weight = getattr(layer, "weight", None)
-    if weight is not None and (weight.dtype != dtype or weight.device.type != "cpu"):
-        return False
-    if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        return True
-    return (type(layer) is nn.BatchNorm3d and layer.training == is_training and layer.affine
-            and layer.track_running_stats and layer.momentum is not None)
+def _fit(part: nn.Module, is_training: bool, dtype: torch.dtype) -> bool:
+    layers = [part]
+    for layer in layers:  # which grows: `modules()` takes several times as long, and this is asked at every step
+        layers += layer._modules.values()
+        if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+            return False
+        weight = layer._parameters.get("weight")
+        if weight is not None and (weight.dtype != dtype or weight.device.type != "cpu"):
+            return False
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not _fits(layer, is_training):
+            return False
+    return True
+
+
+def _fits(bn: nn.Module, is_training: bool) -> bool:
+    return (type(bn) is nn.BatchNorm3d and bn.training == is_training and bn.affine and bn.track_running_stats
+            and bn.momentum is not None)
 
 
 def _of(bn: nn.BatchNorm3d) -> tuple[int | float | Tensor, ...]:
@@ -127,7 +134,7 @@ def _clips(x_BTHWC: Tensor) -> Tensor:
 
 
 def _weights(*layers: nn.Module) -> list[Tensor | None]:
-    return [value for layer in layers for value in (getattr(layer, "weight", None), getattr(layer, "bias", None))]
+    return [layer._parameters.get(name) for layer in layers for name in ("weight", "bias")]
 
 
 # --- the residual block ---
