@@ -10,18 +10,29 @@
 #define X3D_SOURCE_HASH ""
 #endif
 
-#define FOR_BOTH(NAME)                                            \
-    extern "C" void NAME##_f32(NAME##_ARGUMENTS(float)) {         \
-        x3d::NAME<float>(NAME##_CALL);                            \
-    }                                                             \
-    extern "C" void NAME##_f64(NAME##_ARGUMENTS(double)) {        \
-        x3d::NAME<double>(NAME##_CALL);                           \
+// 0, or 1 where memory ran out, and the results are not to be used: no exception may leave a C function.
+template <typename Call>
+static int outcome(const Call& call) {
+    try {
+        call();
+        return 0;
+    } catch (...) {
+        return 1;
+    }
+}
+
+#define FOR_BOTH(NAME)                                             \
+    extern "C" int NAME##_f32(NAME##_ARGUMENTS(float)) {             \
+        return outcome([&] { x3d::NAME<float>(NAME##_CALL); });    \
+    }                                                              \
+    extern "C" int NAME##_f64(NAME##_ARGUMENTS(double)) {            \
+        return outcome([&] { x3d::NAME<double>(NAME##_CALL); });   \
     }
 
 // a norm's width, parameters and running statistics; all but the width may be null where `norm` is
-#define NORM_ARGUMENTS(S)                                                                                        \
-    int64_t norm_width, const S *gamma, const S *beta, S *running_mean, S *running_var, int64_t *batches, double momentum, \
-        double eps
+#define NORM_ARGUMENTS(S)                                                                                       \
+    int64_t norm_width, const S *gamma, const S *beta, S *running_mean, S *running_var, int64_t *batches,       \
+        double momentum, double eps
 #define NORM_CALL {norm_width, gamma, beta, running_mean, running_var, batches, momentum, eps}
 #define GATE_ARGUMENTS(S) \
     int64_t hidden, const S *reduce, const S *reduce_bias, const S *expand, const S *expand_bias
@@ -133,6 +144,6 @@ extern "C" void use_openmp(void* parallel) { x3d::gomp_parallel = reinterpret_ca
 extern "C" const char* source_hash() { return X3D_SOURCE_HASH; }
 
 // out[i] = i, over all threads: whether calls arrive at all.
-extern "C" void probe_f32(int threads, float* out, int64_t n) {
-    x3d::parallel(threads, n, [&](int64_t i) { out[i] = float(i); });
+extern "C" int probe_f32(int threads, float* out, int64_t n) {
+    return outcome([&] { x3d::parallel(threads, n, [&](int64_t i) { out[i] = float(i); }); });
 }

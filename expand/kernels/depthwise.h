@@ -5,13 +5,15 @@
 
 #include "norm.h"
 
-namespace x3d {
+namespace [[gnu::visibility("hidden")]] x3d {
 
 struct Volume {
     int64_t clips, frames, height, width, channels, stride;  // of the input; channels are padded
     int64_t out_height() const { return (height - 1) / stride + 1; }
     int64_t out_width() const { return (width - 1) / stride + 1; }
-    int64_t row(int64_t clip, int64_t t, int64_t y) const { return ((clip * frames + t) * height + y) * width * channels; }
+    int64_t row(int64_t clip, int64_t t, int64_t y) const {
+        return ((clip * frames + t) * height + y) * width * channels;
+    }
     int64_t out_row(int64_t clip, int64_t t, int64_t y) const {
         return ((clip * frames + t) * out_height() + y) * out_width() * channels;
     }
@@ -20,7 +22,8 @@ struct Volume {
 // Bands of `rows` rows of one clip, all frames of it: the tasks of a convolution.
 struct Bands {
     int64_t height, rows, each;
-    // as many rows as keep `buffered` numbers a row in the second cache, and at least two bands a thread where rows allow
+    // as many rows as keep `buffered` numbers a row in the second cache, and at least two bands a thread where rows
+    // allow
     Bands(int threads, int64_t clips, int64_t height, int64_t buffered) : height(height) {
         rows = 65536 / buffered;
         if (threads > 1 && clips < 2 * threads) {
@@ -46,39 +49,48 @@ struct Lines {
     }
 };
 
-// out[x] = sum over lines and kw of line[stride * x + kw] * weight[tap][kw], for X positions from x and 8 channels.
+// out[x] = sum over lines and kw of line[STRIDE * x + kw] * weight[tap][kw], for X positions from x. Every position of
+// a line is loaded once.
 template <typename S, int X, int STRIDE>
-inline void convolve_block(const Lines<S>& lines, const S* weight, int64_t channels, int64_t x, int64_t c, S* out) {
-    Vec<S> sum[X] = {};
-    for (int i = 0; i < lines.count; ++i) {
-        const S* from = lines.data[i] + x * STRIDE * channels + c;
-        const S* w = weight + lines.tap[i] * 3 * channels + c;
-        const Vec<S> w0 = load(w), w1 = load(w + channels), w2 = load(w + 2 * channels);
-#pragma GCC unroll 8
-        for (int j = 0; j < X; ++j) {
-            const S* at = from + j * STRIDE * channels;
-            sum[j] += load(at) * w0;
-            sum[j] += load(at + channels) * w1;
-            sum[j] += load(at + 2 * channels) * w2;
+void convolve_block(const Lines<S>& lines, const S* weight, int64_t channels, int64_t x, S* out) {
+    for (int64_t c = 0; c < channels; c += LANES) {
+        Vec<S> sum[X] = {};
+        for (int i = 0; i < lines.count; ++i) {
+            const S* at = lines.data[i] + x * STRIDE * channels + c;
+            const S* w = weight + lines.tap[i] * 3 * channels + c;
+            const Vec<S> weights[3] = {load(w), load(w + channels), load(w + 2 * channels)};
+#pragma GCC unroll 24
+            for (int p = 0; p < (X - 1) * STRIDE + 3; ++p, at += channels) {
+                const Vec<S> here = load(at);
+#pragma GCC unroll 3
+                for (int kw = 2; kw >= 0; --kw)
+                    if (p >= kw && (p - kw) % STRIDE == 0 && (p - kw) / STRIDE < X)
+                        sum[(p - kw) / STRIDE] += here * weights[kw];
+            }
         }
+#pragma GCC unroll 10
+        for (int j = 0; j < X; ++j) store(out + (x + j) * channels + c, sum[j]);
     }
-#pragma GCC unroll 8
-    for (int j = 0; j < X; ++j) store(out + (x + j) * channels + c, sum[j]);
 }
 
+// A row in blocks of at most 10 positions, which fill the registers, and of about the same size.
 template <typename S, int STRIDE>
 void convolve_row(const Lines<S>& lines, const S* weight, int64_t channels, int64_t width, S* out) {
-    for (int64_t c = 0; c < channels; c += LANES) {
-        int64_t x = 0;
-        for (; x + 8 <= width; x += 8) convolve_block<S, 8, STRIDE>(lines, weight, channels, x, c, out);
-        switch (width - x) {
-            case 7: convolve_block<S, 7, STRIDE>(lines, weight, channels, x, c, out); break;
-            case 6: convolve_block<S, 6, STRIDE>(lines, weight, channels, x, c, out); break;
-            case 5: convolve_block<S, 5, STRIDE>(lines, weight, channels, x, c, out); break;
-            case 4: convolve_block<S, 4, STRIDE>(lines, weight, channels, x, c, out); break;
-            case 3: convolve_block<S, 3, STRIDE>(lines, weight, channels, x, c, out); break;
-            case 2: convolve_block<S, 2, STRIDE>(lines, weight, channels, x, c, out); break;
-            case 1: convolve_block<S, 1, STRIDE>(lines, weight, channels, x, c, out); break;
+    const int64_t blocks = (width + 9) / 10;
+    for (int64_t block = 0; block < blocks; ++block) {
+        const Range mine = share(block, blocks, width);
+        const int64_t x = mine.begin;
+        switch (mine.end - x) {
+            case 10: convolve_block<S, 10, STRIDE>(lines, weight, channels, x, out); break;
+            case 9: convolve_block<S, 9, STRIDE>(lines, weight, channels, x, out); break;
+            case 8: convolve_block<S, 8, STRIDE>(lines, weight, channels, x, out); break;
+            case 7: convolve_block<S, 7, STRIDE>(lines, weight, channels, x, out); break;
+            case 6: convolve_block<S, 6, STRIDE>(lines, weight, channels, x, out); break;
+            case 5: convolve_block<S, 5, STRIDE>(lines, weight, channels, x, out); break;
+            case 4: convolve_block<S, 4, STRIDE>(lines, weight, channels, x, out); break;
+            case 3: convolve_block<S, 3, STRIDE>(lines, weight, channels, x, out); break;
+            case 2: convolve_block<S, 2, STRIDE>(lines, weight, channels, x, out); break;
+            case 1: convolve_block<S, 1, STRIDE>(lines, weight, channels, x, out); break;
         }
     }
 }
@@ -114,6 +126,14 @@ private:
     S* data_;
 };
 
+// n = relu(norm(u)), `size` numbers.
+template <typename S>
+void normalise(int64_t size, int64_t channels, const S* u, Norm<const S> norm, S* n) {
+    for (int64_t x = 0; x < size; x += channels)
+        for (int64_t c = 0; c < channels; c += LANES)
+            store(n + x + c, relu<S>(load(norm.scale + c) * load(u + x + c) + load(norm.shift + c)));
+}
+
 // v = conv(relu(norm(u))), the norm of v and each clip's means of it. u: B T H W x padded(state.width); means: clips x
 // padded; weight: state.width x 27. Without `norm`, means alone.
 template <typename S>
@@ -134,12 +154,7 @@ void depthwise_forward(int threads, Volume shape, const S* u, const S* u_norm, c
         const auto bring = [&](int64_t t) {
             for (int64_t r = 0; r < rows; ++r) {
                 if (top + r < 0 || top + r >= shape.height) continue;
-                const S* from = u + shape.row(clip, t, top + r);
-                S* to = ring.first(t, r);
-                for (int64_t x = 0; x < line; x += channels)
-                    for (int64_t c = 0; c < channels; c += LANES)
-                        store(to + x + c,
-                              relu<S>(load(before.scale + c) * load(from + x + c) + load(before.shift + c)));
+                normalise<S>(line, channels, u + shape.row(clip, t, top + r), before, ring.first(t, r));
             }
         };
         bring(0);
@@ -156,8 +171,8 @@ void depthwise_forward(int threads, Volume shape, const S* u, const S* u_norm, c
                 S* out = v + shape.out_row(clip, t, y);
                 if (stride == 1) convolve_row<S, 1>(lines, taps.data(), channels, shape.out_width(), out);
                 else convolve_row<S, 2>(lines, taps.data(), channels, shape.out_width(), out);
-                moments[task].add(out, shape.out_width());
             }
+            moments[task].add(v + shape.out_row(clip, t, begin), (end - begin) * shape.out_width());
         }
     });
     for (int64_t clip = 0; clip < shape.clips; ++clip)
@@ -171,94 +186,153 @@ void depthwise_forward(int threads, Volume shape, const S* u, const S* u_norm, c
 
 // out[2x], out[2x + 1] for X positions of a gradient with stride 2: even ones meet the middle tap, odd ones the others.
 template <typename S, int X>
-inline void spread_block(const Lines<S>& lines, const S* weight, int64_t channels, int64_t x, int64_t c, S* out,
-                         bool is_whole) {
-    Vec<S> even[X] = {}, odd[X] = {};
-    for (int i = 0; i < lines.count; ++i) {
-        const S* from = lines.data[i] + (x + 1) * channels + c;
-        const S* w = weight + lines.tap[i] * 3 * channels + c;
-        const Vec<S> w0 = load(w), w1 = load(w + channels), w2 = load(w + 2 * channels);
-#pragma GCC unroll 4
-        for (int j = 0; j < X; ++j) {
-            const Vec<S> here = load(from + j * channels), next = load(from + (j + 1) * channels);
-            even[j] += here * w1;
-            odd[j] += here * w2;
-            odd[j] += next * w0;
+void spread_block(const Lines<S>& lines, const S* weight, int64_t channels, int64_t x, S* out, bool is_whole) {
+    for (int64_t c = 0; c < channels; c += LANES) {
+        Vec<S> even[X] = {}, odd[X] = {};
+        for (int i = 0; i < lines.count; ++i) {
+            const S* at = lines.data[i] + (x + 1) * channels + c;
+            const S* w = weight + lines.tap[i] * 3 * channels + c;
+            const Vec<S> w0 = load(w), w1 = load(w + channels), w2 = load(w + 2 * channels);
+            Vec<S> here = load(at);
+#pragma GCC unroll 5
+            for (int j = 0; j < X; ++j) {
+                even[j] += here * w1;
+                odd[j] += here * w2;
+                at += channels;
+                here = load(at);
+                odd[j] += here * w0;
+            }
         }
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < X; ++j) {
-        store(out + 2 * (x + j) * channels + c, even[j]);
-        if (is_whole || j + 1 < X) store(out + (2 * (x + j) + 1) * channels + c, odd[j]);
+        S* to = out + 2 * x * channels + c;
+#pragma GCC unroll 5
+        for (int j = 0; j < X; ++j, to += 2 * channels) {
+            store(to, even[j]);
+            if (is_whole || j + 1 < X) store(to + channels, odd[j]);
+        }
     }
 }
 
 template <typename S>
 void spread_row(const Lines<S>& lines, const S* weight, int64_t channels, int64_t width, S* out) {
-    const int64_t pairs = (width + 1) / 2;
-    for (int64_t c = 0; c < channels; c += LANES) {
-        int64_t x = 0;
-        for (; x + 4 <= pairs; x += 4)
-            spread_block<S, 4>(lines, weight, channels, x, c, out, 2 * (x + 4) <= width);
-        for (; x < pairs; ++x) spread_block<S, 1>(lines, weight, channels, x, c, out, 2 * (x + 1) <= width);
+    const int64_t pairs = (width + 1) / 2, blocks = (pairs + 4) / 5;
+    for (int64_t block = 0; block < blocks; ++block) {
+        const Range mine = share(block, blocks, pairs);
+        const int64_t x = mine.begin;
+        const bool is_whole = 2 * mine.end <= width;
+        switch (mine.end - x) {
+            case 5: spread_block<S, 5>(lines, weight, channels, x, out, is_whole); break;
+            case 4: spread_block<S, 4>(lines, weight, channels, x, out, is_whole); break;
+            case 3: spread_block<S, 3>(lines, weight, channels, x, out, is_whole); break;
+            case 2: spread_block<S, 2>(lines, weight, channels, x, out, is_whole); break;
+            case 1: spread_block<S, 1>(lines, weight, channels, x, out, is_whole); break;
+        }
     }
 }
 
-// What one row n of the input adds to the weight gradient of up to three taps (kt, kh), with stride 1:
-// sums[tap][kw] += sum over x of n[x] * line[x + 2 - kw].
+// What rows n of the input add to the weight gradient of TAPS taps kh in a frame, with stride 1: sums[i][kw] += sum
+// over rows and x of n[x] * line[x + 2 - kw]. `line` belongs to the first row and tap; the next tap's is the line
+// before.
 template <typename S, int TAPS>
-inline void correlate_lines(const S* n, const Lines<S>& lines, int first, int64_t channels, int64_t width, int64_t c,
-                            S* sums) {
-    Vec<S> sum[TAPS][3] = {};
-    for (int64_t x = 0; x < width; ++x) {
-        const Vec<S> here = load(n + x * channels + c);
-#pragma GCC unroll 3
-        for (int i = 0; i < TAPS; ++i) {
-            const S* from = lines.data[first + i] + x * channels + c;
-            sum[i][2] += here * load(from);
-            sum[i][1] += here * load(from + channels);
-            sum[i][0] += here * load(from + 2 * channels);
-        }
-    }
-#pragma GCC unroll 3
-    for (int i = 0; i < TAPS; ++i)
-        for (int kw = 0; kw < 3; ++kw) {
-            S* to = sums + (lines.tap[first + i] * 3 + kw) * channels + c;
-            store(to, load(to) + sum[i][kw]);
-        }
-}
-
-// The same with stride 2, one tap: position 2x meets kw = 1 of output x; 2x + 1 meets kw = 2 of x and kw = 0 of x + 1.
-template <typename S>
-inline void correlate_spread(const S* n, const S* line, int64_t channels, int64_t width, int64_t c, S* sums) {
-    Vec<S> sum[3] = {};
-    for (int64_t x = 0; 2 * x < width; ++x) {
-        const S* from = line + (x + 1) * channels + c;
-        const Vec<S> here = load(from);
-        sum[1] += load(n + 2 * x * channels + c) * here;
-        if (2 * x + 1 == width) break;
-        const Vec<S> odd = load(n + (2 * x + 1) * channels + c);
-        sum[2] += odd * here;
-        sum[0] += odd * load(from + channels);
-    }
-    for (int kw = 0; kw < 3; ++kw) {
-        S* to = sums + kw * channels + c;
-        store(to, load(to) + sum[kw]);
-    }
-}
-
-template <typename S>
-void correlate_row(const S* n, const Lines<S>& lines, int64_t stride, int64_t channels, int64_t width, S* sums) {
+void correlate_rows(const S* n, const S* line, int64_t rows, int64_t channels, int64_t width, S* sums) {
+    const int64_t step = (width + 2) * channels;
     for (int64_t c = 0; c < channels; c += LANES) {
-        if (stride == 2) {
-            for (int i = 0; i < lines.count; ++i)
-                correlate_spread(n, lines.data[i], channels, width, c, sums + lines.tap[i] * 3 * channels);
-            continue;
+        Vec<S> sum[TAPS][3] = {};
+        const S* from_n = n + c;
+        for (int64_t r = 0; r < rows; ++r) {
+            const S* from = line + r * step + c;
+            for (int64_t x = 0; x < width; ++x, from += channels, from_n += channels) {
+                const Vec<S> here = load(from_n);
+#pragma GCC unroll 3
+                for (int i = 0; i < TAPS; ++i) {
+                    sum[i][2] += here * load(from - i * step);
+                    sum[i][1] += here * load(from - i * step + channels);
+                    sum[i][0] += here * load(from - i * step + 2 * channels);
+                }
+            }
         }
-        int i = 0;
-        for (; i + 3 <= lines.count; i += 3) correlate_lines<S, 3>(n, lines, i, channels, width, c, sums);
-        for (; i < lines.count; ++i) correlate_lines<S, 1>(n, lines, i, channels, width, c, sums);
+#pragma GCC unroll 3
+        for (int i = 0; i < TAPS; ++i)
+#pragma GCC unroll 3
+            for (int kw = 0; kw < 3; ++kw) {
+                S* to = sums + (i * 3 + kw) * channels + c;
+                store(to, load(to) + sum[i][kw]);
+            }
     }
+}
+
+// The same for the rows from `begin` to `end` of a frame of `height`, all taps of a kt; `line` is that of row `begin`.
+template <typename S>
+void correlate_band(const S* n, const S* line, int64_t begin, int64_t end, int64_t height, int64_t channels,
+                    int64_t width, S* sums) {
+    const int64_t step = (width + 2) * channels, row = width * channels;
+    const int64_t many = 48 / width + 1;  // rows whose lines stay in the first cache
+    for (int64_t y = begin; y < end;) {  // above the first row and below the last there is none
+        const int64_t left = (end < height - 1 ? end : height - 1) - y;
+        const int64_t rows = y == 0 || left < 1 ? 1 : left < many ? left : many;
+        const S *from = n + (y - begin) * row, *at = line + (y - begin) * step;
+        if (height == 1) correlate_rows<S, 1>(from, at, rows, channels, width, sums + 3 * channels);
+        else if (y == 0) correlate_rows<S, 2>(from, at + step, rows, channels, width, sums);
+        else if (y == height - 1) correlate_rows<S, 2>(from, at, rows, channels, width, sums + 3 * channels);
+        else correlate_rows<S, 3>(from, at + step, rows, channels, width, sums);
+        y += rows;
+    }
+}
+
+// With stride 2, for a row n and TAPS of its lines: position 2x meets kw = 1 of output x; 2x + 1 meets kw = 2 of x and
+// kw = 0 of x + 1.
+template <typename S, int TAPS>
+void correlate_spread(const S* n, const Lines<S>& lines, int first, int64_t channels, int64_t width, S* sums) {
+    for (int64_t c = 0; c < channels; c += LANES) {
+        Vec<S> sum[TAPS][3] = {};
+        for (int64_t x = 0; 2 * x < width; ++x) {
+            const S* at = n + 2 * x * channels + c;
+            const Vec<S> even = load(at), odd = 2 * x + 1 < width ? load(at + channels) : Vec<S>{};
+#pragma GCC unroll 3
+            for (int i = 0; i < TAPS; ++i) {
+                const S* from = lines.data[first + i] + (x + 1) * channels + c;
+                const Vec<S> here = load(from);
+                sum[i][1] += even * here;
+                sum[i][2] += odd * here;
+                sum[i][0] += odd * load(from + channels);
+            }
+        }
+#pragma GCC unroll 3
+        for (int i = 0; i < TAPS; ++i)
+#pragma GCC unroll 3
+            for (int kw = 0; kw < 3; ++kw) {
+                S* to = sums + (lines.tap[first + i] * 3 + kw) * channels + c;
+                store(to, load(to) + sum[i][kw]);
+            }
+    }
+}
+
+template <typename S>
+void correlate_row(const S* n, const Lines<S>& lines, int64_t channels, int64_t width, S* sums) {
+    int i = 0;
+    for (; i + 3 <= lines.count; i += 3) correlate_spread<S, 3>(n, lines, i, channels, width, sums);
+    if (lines.count - i == 2) correlate_spread<S, 2>(n, lines, i, channels, width, sums);
+    else if (lines.count - i == 1) correlate_spread<S, 1>(n, lines, i, channels, width, sums);
+}
+
+// Back through it, in place; `sums` gets the gradient's sums, and after them those of it times the normalised u.
+template <typename S>
+void normalise_backward(int64_t size, int64_t channels, const S* u, const S* n, Norm<const S> norm, S* du,
+                        double* sums) {
+    const int64_t block = 16 * channels;  // positions that stay in the first cache
+    for (int64_t first = 0; first < size; first += block)
+        for (int64_t c = 0; c < channels; c += LANES) {
+            const Vec<S> mean = load(norm.mean + c), inverse = load(norm.inverse + c);
+            const int64_t end = first + block < size ? first + block : size;
+            Vec<S> plain = {}, normal = {};
+            for (int64_t at = first + c; at < end; at += channels) {
+                const Vec<S> passed = where_positive<S>(load(n + at), load(du + at));
+                store(du + at, passed);
+                plain += passed;
+                normal += passed * ((load(u + at) - mean) * inverse);
+            }
+            add_to<S>(sums + c, plain);
+            add_to<S>(sums + channels + c, normal);
+        }
 }
 
 // Back from the gradient g that project_backward left: dv = slope * g + along * v + offset (slope and offset a clip's,
@@ -273,11 +347,11 @@ void depthwise_backward(int threads, Volume shape, int64_t real_channels, const 
     const Norm<const S> norm(u_norm, channels);
     // with stride 1 the input gradient is a convolution with the kernel turned round; with 2, taps are picked
     const std::vector<S> taps = tap_lines(weight, real_channels, 27, stride == 1);
-    const Bands bands(threads, shape.clips, shape.height, ring_frames * (out_line + 2 * channels) / stride);
+    const Bands bands(threads, shape.clips, shape.height,
+                      ring_frames * (out_line + 2 * channels) / stride + width * channels);
     const int64_t tasks = shape.clips * bands.each, count = shares(threads, tasks);
     Partial<S> dweights(count, 27, channels);
-    std::vector<GradientSums> sums(count);
-    for (auto& part : sums) part.reset(channels);
+    std::vector<GradientSums> sums(count, GradientSums(channels));
     const auto work = [&](int64_t index, int64_t task) {
         const int64_t clip = task / bands.each, begin = task % bands.each * bands.rows;
         const int64_t end = begin + bands.rows < bands.height ? begin + bands.rows : bands.height;
@@ -285,56 +359,45 @@ void depthwise_backward(int threads, Volume shape, int64_t real_channels, const 
         const int64_t top = begin == 0 ? 0 : (begin - 1 + stride - 1) / stride;
         const int64_t last = (end - 1 + 1) / stride, bottom = last < shape.out_height() ? last : shape.out_height() - 1;
         const Ring<S> ring(0, shape.frames, bottom - top + 1, out_width, channels);
-        S *n = scratch<S>(1, width * channels), *plain = scratch<S>(2, 2 * channels), *normal = plain + channels;
-        std::memset(plain, 0, 2 * channels * sizeof(S));
-        const S *of_g = slope + clip * channels, *of_none = offset + clip * channels;
+        const int64_t row = width * channels, size = (end - begin) * row;
+        S* n = scratch<S>(1, size);
         const auto bring = [&](int64_t t) {
             for (int64_t y = top; y <= bottom; ++y) {
-                const S *from_g = g + shape.out_row(clip, t, y), *from_v = v + shape.out_row(clip, t, y);
-                S* to = ring.first(t, y - top);
-                for (int64_t x = 0; x < out_line; x += channels)
-                    for (int64_t c = 0; c < channels; c += LANES)
-                        store(to + x + c, load(of_g + c) * load(from_g + x + c) +
-                                              load(along + c) * load(from_v + x + c) + load(of_none + c));
+                const int64_t at = shape.out_row(clip, t, y);
+                through_norm<S>(out_width, channels, g + at, v + at, slope + clip * channels, along,
+                                offset + clip * channels, ring.first(t, y - top));
             }
         };
         bring(0);
         for (int64_t t = 0; t < shape.frames; ++t) {
             if (t + 1 < shape.frames) bring(t + 1);
+            const S* from = u + shape.row(clip, t, begin);
+            S* to = du + shape.row(clip, t, begin);
+            normalise<S>(size, channels, from, norm, n);
+            for (int64_t kt = 0; stride == 1 && kt < 3; ++kt)
+                if (const int64_t at = t + 1 - kt; at >= 0 && at < shape.frames)
+                    correlate_band(n, ring.line(at, begin - top), begin, end, shape.height, channels, width,
+                                   dweights.of(index) + kt * 9 * channels);
             for (int64_t y = begin; y < end; ++y) {
                 Lines<S> lines, turned;
                 for (int64_t kt = 0; kt < 3; ++kt)
                     for (int64_t kh = 0; kh < 3; ++kh) {
-                        const int64_t from = t + 1 - kt, at = y + 1 - kh;  // of the output, the latter times the stride
-                        if (from < 0 || from >= shape.frames || at < 0 || at % stride) continue;
+                        const int64_t of = t + 1 - kt, at = y + 1 - kh;  // of the output, the latter times the stride
+                        if (of < 0 || of >= shape.frames || at < 0 || at % stride) continue;
                         if (at / stride >= shape.out_height()) continue;
-                        const S* line = ring.line(from, at / stride - top);
+                        const S* line = ring.line(of, at / stride - top);
                         lines.add(line, int(kt * 3 + kh));
                         turned.add(line, int(8 - (kt * 3 + kh)));
                     }
-                const S* from = u + shape.row(clip, t, y);
-                S* to = du + shape.row(clip, t, y);
-                for (int64_t x = 0; x < width * channels; x += channels)
-                    for (int64_t c = 0; c < channels; c += LANES)
-                        store(n + x + c, relu<S>(load(norm.scale + c) * load(from + x + c) + load(norm.shift + c)));
-                correlate_row(n, lines, stride, channels, width, dweights.of(index));
-                if (stride == 1) convolve_row<S, 1>(turned, taps.data(), channels, width, to);
-                else spread_row(lines, taps.data(), channels, width, to);
-                for (int64_t c = 0; c < channels; c += LANES) {
-                    const Vec<S> mean = load(norm.mean + c), inverse = load(norm.inverse + c);
-                    Vec<S> all_plain = load(plain + c), all_normal = load(normal + c);
-                    for (int64_t x = c; x < width * channels; x += channels) {
-                        const Vec<S> passed = where_positive<S>(load(n + x), load(to + x));
-                        store(to + x, passed);
-                        all_plain += passed;
-                        all_normal += passed * ((load(from + x) - mean) * inverse);
-                    }
-                    store(plain + c, all_plain);
-                    store(normal + c, all_normal);
+                S* out = to + (y - begin) * row;
+                if (stride == 1) convolve_row<S, 1>(turned, taps.data(), channels, width, out);
+                else {
+                    correlate_row(n + (y - begin) * row, lines, channels, width, dweights.of(index));
+                    spread_row(lines, taps.data(), channels, width, out);
                 }
             }
+            normalise_backward<S>(size, channels, from, n, norm, to, sums[index].data());
         }
-        for (int64_t c = 0; c < channels; c += LANES) sums[index].add<S>(c, load(plain + c), load(normal + c));
     };
     parallel(threads, count, [&](int64_t index) {
         const Range mine = share(index, count, tasks);

@@ -6,7 +6,7 @@
 
 #include "norm.h"
 
-namespace x3d {
+namespace [[gnu::visibility("hidden")]] x3d {
 
 // reduce: hidden x width, expand: width x hidden, with biases.
 template <typename S>
@@ -18,8 +18,8 @@ struct GateWeights {
 // gate = sigmoid(expand(relu(reduce(norm(means))))). means: clips x padded(width), of v; active: clips x hidden, after
 // the relu.
 template <typename S>
-void gate_forward(int threads, int64_t clips, int64_t width, const S* means, const S* v_norm, GateWeights<const S> weights,
-                  S* active, S* gate) {
+void gate_forward(int threads, int64_t clips, int64_t width, const S* means, const S* v_norm,
+                  GateWeights<const S> weights, S* active, S* gate) {
     const int64_t line = padded(width);
     const Norm<const S> norm(v_norm, line);
     parallel(threads, clips, [&](int64_t clip) {
@@ -32,7 +32,8 @@ void gate_forward(int threads, int64_t clips, int64_t width, const S* means, con
         }
         for (int64_t c = 0; c < line; ++c) {
             S sum = c < width ? weights.expand_bias[c] : S(0);
-            for (int64_t j = 0; c < width && j < weights.hidden; ++j) sum += weights.expand[c * weights.hidden + j] * h[j];
+            for (int64_t j = 0; c < width && j < weights.hidden; ++j)
+                sum += weights.expand[c * weights.hidden + j] * h[j];
             gate[clip * line + c] = c < width ? S(1) / (S(1) + std::exp(-sum)) : S(0);
         }
     });
@@ -42,8 +43,8 @@ void gate_forward(int threads, int64_t clips, int64_t width, const S* means, con
 // slope, offset: clips x padded(width). `sums` are project_backward's. Without gates, `gate` is null.
 template <typename S>
 void gate_backward(int64_t clips, int64_t per_clip, int64_t width, const double* sums, const S* means, const S* v_norm,
-                   const S* gamma, const S* beta, GateWeights<const S> weights, const S* active, const S* gate, S* slope,
-                   S* along, S* offset, S* dgamma, S* dbeta, GateWeights<S> gradients) {
+                   const S* gamma, const S* beta, GateWeights<const S> weights, const S* active, const S* gate,
+                   S* slope, S* along, S* offset, S* dgamma, S* dbeta, GateWeights<S> gradients) {
     const int64_t line = padded(width), hidden = gate ? weights.hidden : 0;
     const Norm<const S> norm(v_norm, line);
     const double count = double(clips) * double(per_clip);
@@ -67,7 +68,7 @@ void gate_backward(int64_t clips, int64_t per_clip, int64_t width, const double*
                 }
             }
             for (int64_t j = 0; j < hidden; ++j) {
-                if (!(h[j] > 0)) continue;
+                if (h[j] <= 0) continue;  // what is NaN goes on
                 d_reduce_bias[j] += of_hidden[j];
                 for (int64_t c = 0; c < width; ++c) {
                     d_reduce[j * width + c] += of_hidden[j] * pooled[c];

@@ -3,7 +3,7 @@
 
 #include "vec.h"
 
-namespace x3d {
+namespace [[gnu::visibility("hidden")]] x3d {
 
 // C[r][0 .. 8 VECS) (+)= sum over k of A[r * a_row + k * a_step] * B[k * b_row ...], for ROWS rows.
 template <typename S, int ROWS, int VECS>
@@ -93,9 +93,13 @@ public:
         parallel(is_large ? threads : 1, int64_t(panels.size()), [&](int64_t index) {
             const auto [first, vectors] = panels[index];
             S* to = data_.get() + depth * first * LANES;
-            for (int64_t k = 0; k < depth; ++k)
-                for (int64_t n = first * LANES; n < (first + vectors) * LANES; ++n)
-                    *to++ = k < real_depth && n < width ? from[k * k_step + n * n_step] : S(0);
+            const int64_t begin = first * LANES, end = begin + vectors * LANES, real_end = end < width ? end : width;
+            for (int64_t k = 0; k < depth; ++k, to += vectors * LANES) {
+                const int64_t real = k < real_depth ? real_end - begin : 0;
+                const S* line = from + k * k_step + begin * n_step;
+                for (int64_t n = 0; n < real; ++n) to[n] = line[n * n_step];
+                for (int64_t n = real; n < end - begin; ++n) to[n] = S(0);
+            }
         });
     }
     Right<S> right() const { return {data_.get(), 0}; }

@@ -67,16 +67,17 @@ class Library:
 
         It gets a tensor's address (null for None), an int as int64, a float as double; which of them each argument
         is, the first call says. Nothing is checked: tensors must be on the CPU, contiguous as the function wants them,
-        and of its type.
+        and of its type. Raises `MemoryError` where memory ran out: the results are not to be used then.
         """
         function = self._functions.get((name, dtype)) or self._bind(name, dtype, arguments)
-        function(torch.get_num_threads(), *[a if isinstance(a, NUMBERS) else a.data_ptr() for a in arguments])
+        if function(torch.get_num_threads(), *[a if isinstance(a, NUMBERS) else a.data_ptr() for a in arguments]):
+            raise MemoryError(f"the CPU kernel {name} got no memory")
 
     def _bind(self, name: str, dtype: torch.dtype, arguments: tuple[Tensor | int | float | None, ...]) -> Any:
         if dtype not in SUFFIXES:
             raise TypeError(f"the CPU kernels are for float32 and float64, not for {dtype}")
         function = getattr(self._library, f"{name}_{SUFFIXES[dtype]}")
-        function.restype = None
+        function.restype = ctypes.c_int
         function.argtypes = [ctypes.c_int, *map(_c_type, arguments)]
         self._functions[name, dtype] = function
         return function

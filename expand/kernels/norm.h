@@ -3,7 +3,7 @@
 
 #include "vec.h"
 
-namespace x3d {
+namespace [[gnu::visibility("hidden")]] x3d {
 
 // The lines of a norm's results, each of the padded width: (x - mean) * inverse, and x * scale + shift = beta + gamma *
 // that.
@@ -37,6 +37,19 @@ public:
     void add(const S* rows, int64_t count) {
         if (count_ == 0) std::memcpy(first_.data(), rows, width_ * sizeof(S));
         count_ += count;
+        constexpr int64_t SHORT = 256;
+        for (; count > SHORT; count -= SHORT, rows += SHORT * width_) add_short(rows, SHORT);
+        add_short(rows, count);
+    }
+    int64_t count() const { return count_; }
+    double mean(int64_t c) const { return first_[c] + sum_[c] / double(count_); }
+    double squares(int64_t c) const {  // of the distances from the mean
+        const double left = square_[c] - sum_[c] * sum_[c] / double(count_);
+        return left < 0 ? 0 : left;  // NaN stays
+    }
+
+private:
+    void add_short(const S* rows, int64_t count) {
         for (int64_t c = 0; c < width_; c += LANES) {
             const Vec<S> first = load(&first_[c]);
             Vec<S> sum[2] = {}, square[2] = {};
@@ -58,14 +71,7 @@ public:
             add_to<S>(&square_[c], square[0]);
         }
     }
-    int64_t count() const { return count_; }
-    double mean(int64_t c) const { return first_[c] + sum_[c] / double(count_); }
-    double squares(int64_t c) const {  // of the distances from the mean
-        const double left = square_[c] - sum_[c] * sum_[c] / double(count_);
-        return left < 0 ? 0 : left;  // NaN stays
-    }
 
-private:
     int64_t width_ = 0, count_ = 0;
     std::vector<S> first_;
     std::vector<double> sum_, square_;
@@ -109,16 +115,19 @@ void finish(const std::vector<Moments<S>>& parts, const NormState<S>& state, S* 
 // Sums over rows of a gradient g, and of g times the normalised input.
 class GradientSums {
 public:
-    void reset(int64_t width) {
-        plain.assign(width, 0.0);
-        normal.assign(width, 0.0);
-    }
+    explicit GradientSums(int64_t width) : width_(width), sums_(2 * width, 0.0) {}
     template <typename S>
     void add(int64_t c, Vec<S> of_plain, Vec<S> of_normal) {
-        add_to<S>(&plain[c], of_plain);
-        add_to<S>(&normal[c], of_normal);
+        add_to<S>(&sums_[c], of_plain);
+        add_to<S>(&sums_[width_ + c], of_normal);
     }
-    std::vector<double> plain, normal;
+    double* data() { return sums_.data(); }
+    double plain(int64_t c) const { return sums_[c]; }
+    double normal(int64_t c) const { return sums_[width_ + c]; }
+
+private:
+    int64_t width_;
+    std::vector<double> sums_;
 };
 
 // The gradient of a norm's input x: slope * g + along * x + offset, a line each. Also those of gamma and beta.
@@ -133,12 +142,31 @@ struct Slope {
     }
 };
 
+// to = slope * g + along * x + offset: back through the norm of x, rows of one width.
 template <typename S>
-void finish(const std::vector<GradientSums>& parts, const Norm<const S>& norm, int64_t real_width, int64_t width, double count,
-            const Slope<S>& slope, S* of_gamma, S* of_beta) {
+void through_norm(int64_t rows, int64_t width, const S* g, const S* x, const S* slope, const S* along,
+                  const S* offset, S* to) {
+    for (int64_t r = 0; r < rows; ++r, g += width, x += width, to += width)
+        for (int64_t c = 0; c < width; c += LANES)
+            store(to + c, load(slope + c) * load(g + c) + load(along + c) * load(x + c) + load(offset + c));
+}
+
+// to = slope * (dz where z is positive) + along * y + offset: back through z = relu(norm(y)), rows of one width.
+template <typename S>
+void through_relu_and_norm(int64_t rows, int64_t width, const S* dz, const S* z, const S* y, Slope<const S> slope,
+                           S* to) {
+    for (int64_t r = 0; r < rows; ++r, dz += width, z += width, y += width, to += width)
+        for (int64_t c = 0; c < width; c += LANES)
+            store(to + c, load(slope.slope + c) * where_positive<S>(load(z + c), load(dz + c)) +
+                              load(slope.along + c) * load(y + c) + load(slope.offset + c));
+}
+
+template <typename S>
+void finish(const std::vector<GradientSums>& parts, const Norm<const S>& norm, int64_t real_width, int64_t width,
+            double count, const Slope<S>& slope, S* of_gamma, S* of_beta) {
     for (int64_t c = 0; c < width; ++c) {
         double plain = 0, normal = 0;
-        for (const auto& part : parts) plain += part.plain[c], normal += part.normal[c];
+        for (const auto& part : parts) plain += part.plain(c), normal += part.normal(c);
         slope.set(c, norm, plain, normal, count);
         if (c >= real_width) continue;
         of_gamma[c] = S(normal);

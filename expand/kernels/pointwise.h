@@ -5,7 +5,7 @@
 #include "gemm.h"
 #include "norm.h"
 
-namespace x3d {
+namespace [[gnu::visibility("hidden")]] x3d {
 
 // Work in shares (see `shares`) of chunks of rows: work(share, first row, rows).
 class Rows {
@@ -70,12 +70,7 @@ void expand_backward(int threads, int64_t rows, int64_t depth, int64_t real_widt
         const S* du = g + first * width;
         if (slopes) {
             S* made = scratch<S>(0, n * width);
-            for (int64_t r = 0; r < n; ++r) {
-                const S *from_g = du + r * width, *from_u = u + (first + r) * width;
-                for (int64_t c = 0; c < width; c += LANES)
-                    store(made + r * width + c, load(slope.slope + c) * load(from_g + c) +
-                                                    load(slope.along + c) * load(from_u + c) + load(slope.offset + c));
-            }
+            through_norm<S>(n, width, du, u + first * width, slope.slope, slope.along, slope.offset, made);
             du = made;
         }
         multiply<S>(real_width, n, depth, du, 1, width, {x + first * depth, depth}, dweights.of(index), depth, true);
@@ -96,6 +91,42 @@ inline void swish_factors(const Norm<const S>& norm, const S* gate, int64_t widt
         const Vec<S> g = gate ? load(gate + c) : all(S(1));
         store(scale + c, g * load(norm.scale + c));
         store(shift + c, g * load(norm.shift + c));
+    }
+}
+
+// w = swish(scale * v + shift), rows of one width. (What such loops read is given by value: were it behind a reference,
+// as in a lambda, the compiler would have to read it again after every number written.)
+template <typename S>
+void swish_rows(int64_t rows, int64_t width, const S* v, const S* scale, const S* shift, S* w) {
+    for (int64_t r = 0; r < rows; ++r, v += width, w += width)
+        for (int64_t c = 0; c < width; c += LANES) {
+            const Vec<S> x = load(scale + c) * load(v + c) + load(shift + c);
+            store(w + c, x * sigmoid<S>(x));
+        }
+}
+
+// Back through it: g = dw * swish'(x), and w again. `sums` gets g's sums, and after them those of g * normalised v.
+template <typename S>
+void swish_rows_backward(int64_t rows, int64_t width, const S* v, const S* scale, const S* shift, Norm<const S> norm,
+                         const S* dw, S* w, S* g, double* sums) {
+    constexpr int64_t BLOCK = 16;  // rows that stay in the first cache while a column's sums stay in registers
+    for (int64_t first = 0; first < rows; first += BLOCK) {
+        const int64_t end = first + BLOCK < rows ? first + BLOCK : rows;
+        for (int64_t c = 0; c < width; c += LANES) {
+            const Vec<S> a = load(scale + c), b = load(shift + c);
+            const Vec<S> mean = load(norm.mean + c), inverse = load(norm.inverse + c);
+            Vec<S> plain = {}, normal = {};
+            for (int64_t at = first * width + c; at < end * width; at += width) {
+                const Vec<S> raw = load(v + at), x = a * raw + b, s = sigmoid<S>(x), y = x * s;
+                const Vec<S> passed = load(dw + at) * (s + y * (S(1) - s));
+                store(w + at, y);
+                store(g + at, passed);
+                plain += passed;
+                normal += passed * ((raw - mean) * inverse);
+            }
+            add_to<S>(sums + c, plain);
+            add_to<S>(sums + width + c, normal);
+        }
     }
 }
 
@@ -125,11 +156,7 @@ void project_forward(int threads, int64_t clips, int64_t per_clip, int64_t real_
         S *w = scratch<S>(0, n * depth), *scale = scratch<S>(1, 2 * depth), *shift = scale + depth;
         for_clips(first, n, per_clip, [&](int64_t from, int64_t m, int64_t clip) {
             swish_factors(before, gate ? gate + clip * depth : nullptr, depth, scale, shift);
-            for (int64_t r = from; r < from + m; ++r)
-                for (int64_t c = 0; c < depth; c += LANES) {
-                    const Vec<S> x = load(scale + c) * load(v + r * depth + c) + load(shift + c);
-                    store(w + (r - first) * depth + c, x * sigmoid<S>(x));
-                }
+            swish_rows<S>(m, depth, v + from * depth, scale, shift, w + (from - first) * depth);
         });
         multiply<S>(n, depth, width, w, depth, 1, right.right(), y + first * width, width, false);
         if (norm) moments[index].add(y + first * width, n);
@@ -160,33 +187,14 @@ void project_backward(int threads, int64_t clips, int64_t per_clip, int64_t real
     work.each([&](int64_t index, int64_t first, int64_t n) {
         S *dy = scratch<S>(0, n * width), *dw = scratch<S>(1, n * depth), *w = scratch<S>(2, n * depth);
         S *scale = scratch<S>(3, 2 * depth), *shift = scale + depth;
-        for (int64_t r = 0; r < n; ++r)
-            for (int64_t c = 0; c < width; c += LANES) {
-                const int64_t at = (first + r) * width + c;
-                store(dy + r * width + c, load(slope.slope + c) * where_positive<S>(load(z + at), load(dz + at)) +
-                                              load(slope.along + c) * load(y + at) + load(slope.offset + c));
-            }
+        through_relu_and_norm<S>(n, width, dz + first * width, z + first * width, y + first * width, slope, dy);
         multiply<S>(n, width, depth, dy, width, 1, right.right(), dw, depth, false);
         for_clips(first, n, per_clip, [&](int64_t from, int64_t m, int64_t clip) {
             swish_factors(before, gate ? gate + clip * depth : nullptr, depth, scale, shift);
             double* sum = parts[index].data() + (clip - first_clips[index]) * 2 * depth;
-            for (int64_t c = 0; c < depth; c += LANES) {
-                const Vec<S> a = load(scale + c), b = load(shift + c);
-                const Vec<S> mean = load(before.mean + c), inverse = load(before.inverse + c);
-                Vec<S> plain = {}, normal = {};
-                for (int64_t r = from; r < from + m; ++r) {
-                    const int64_t at = (r - first) * depth + c;
-                    const Vec<S> raw = load(v + r * depth + c);
-                    const Vec<S> x = a * raw + b, s = sigmoid<S>(x);
-                    const Vec<S> g = load(dw + at) * (s + x * s * (S(1) - s));
-                    store(w + at, x * s);
-                    store(dv + r * depth + c, g);
-                    plain += g;
-                    normal += g * ((raw - mean) * inverse);
-                }
-                add_to<S>(sum + c, plain);
-                add_to<S>(sum + depth + c, normal);
-            }
+            const int64_t at = (from - first) * depth;
+            swish_rows_backward<S>(m, depth, v + from * depth, scale, shift, before, dw + at, w + at,
+                                   dv + from * depth, sum);
         });
         multiply<S>(width, n, depth, dy, 1, width, {w, depth}, dweights.of(index), depth, true);
     });
@@ -223,9 +231,7 @@ void add_backward(int threads, int64_t rows, int64_t width, const S* dz, const S
                   S* q_dbeta) {
     const Norm<const S> norm(y_norm, width), other(q_norm, width);
     const Rows work(threads, rows, width);
-    std::vector<GradientSums> sums(work.count), q_sums(q_norm ? work.count : 0);
-    for (auto& part : sums) part.reset(width);
-    for (auto& part : q_sums) part.reset(width);
+    std::vector<GradientSums> sums(work.count, GradientSums(width)), q_sums(q_norm ? sums.size() : 0, sums[0]);
     work.each([&](int64_t index, int64_t first, int64_t n) {
         for (int64_t c = 0; c < width; c += LANES) {
             const Vec<S> mean = load(norm.mean + c), inverse = load(norm.inverse + c);
@@ -285,8 +291,7 @@ void pool_backward(int threads, int64_t clips, int64_t per_clip, int64_t real_wi
                    const S* u_norm, S* du, S* slopes, S* dgamma, S* dbeta) {
     const int64_t width = padded(real_width);
     const Norm<const S> norm(u_norm, width);
-    std::vector<GradientSums> sums(clips);
-    for (auto& part : sums) part.reset(width);
+    std::vector<GradientSums> sums(clips, GradientSums(width));
     parallel(threads, clips, [&](int64_t clip) {
         for (int64_t c = 0; c < width; c += LANES) {
             const Vec<S> scale = load(norm.scale + c), shift = load(norm.shift + c);

@@ -5,7 +5,7 @@
 #include "depthwise.h"
 #include "gemm.h"
 
-namespace x3d {
+namespace [[gnu::visibility("hidden")]] x3d {
 
 constexpr int64_t PATCH = 27;  // kh, kw, colours of a position
 constexpr int64_t REACH = 2;   // of the temporal kernel
@@ -20,20 +20,27 @@ struct StemShape {
     }
 };
 
-// The 27 numbers that each position of row `y` of the output sees: out_width x PATCH.
+// The 27 numbers that each position of row `y` of the output sees: out_width x PATCH. Those of a kh lie together in x.
 template <typename S>
 void gather(const StemShape& shape, const S* x, int64_t clip, int64_t t, int64_t y, S* patches) {
+    const int64_t positions = shape.out_width();
     for (int64_t kh = 0; kh < 3; ++kh) {
         const int64_t at = 2 * y - 1 + kh;
+        S* to = patches + kh * 9;
+        if (at < 0 || at >= shape.height) {
+            for (int64_t i = 0; i < positions; ++i) std::memset(to + i * PATCH, 0, 9 * sizeof(S));
+            continue;
+        }
         const S* row = x + ((clip * shape.frames + t) * shape.height + at) * shape.width * 3;
-        for (int64_t i = 0; i < shape.out_width(); ++i) {
-            S* to = patches + i * PATCH + kh * 9;
-            for (int64_t kw = 0; kw < 3; ++kw) {
-                const int64_t column = 2 * i - 1 + kw;
-                const bool is_inside = at >= 0 && at < shape.height && column >= 0 && column < shape.width;
-                for (int64_t colour = 0; colour < 3; ++colour)
-                    to[kw * 3 + colour] = is_inside ? row[column * 3 + colour] : S(0);
+        for (int64_t i = 0; i < positions; ++i, to += PATCH) {
+            const int64_t column = 2 * i - 1;
+            if (column >= 0 && column + 3 <= shape.width) {
+                std::memcpy(to, row + column * 3, 9 * sizeof(S));
+                continue;
             }
+            const int64_t first = column < 0 ? 0 : column, end = column + 3 < shape.width ? column + 3 : shape.width;
+            std::memset(to, 0, 9 * sizeof(S));
+            std::memcpy(to + (first - column) * 3, row + first * 3, (end - first) * 3 * sizeof(S));
         }
     }
 }
@@ -56,20 +63,46 @@ struct Frames {
     S* of(int64_t t) const { return data + t % (2 * REACH + 1) * size; }
 };
 
-// to = sum over taps of the frame t + sign * (k - REACH) * weight[k].
+// The taps of frame `t` of `count`, from `first` to `end`: tap k meets the frame t + sign * (k - REACH).
+inline Range taps_of(int64_t t, int64_t count, int sign) {
+    const int64_t before = t < REACH ? REACH - t : 0, after = t + REACH >= count ? t + REACH + 1 - count : 0;
+    return sign > 0 ? Range{before, 2 * REACH + 1 - after} : Range{after, 2 * REACH + 1 - before};
+}
+
+// to = sum over taps of the frames they meet * weight[tap].
 template <typename S>
 void in_time(const Frames<S>& frames, int64_t t, int64_t count, int sign, const S* weight, int64_t channels, S* to) {
-    for (int64_t k = 0; k <= 2 * REACH; ++k) {
-        const int64_t from = t + sign * (k - REACH);
-        if (from < 0 || from >= count) continue;
-        const bool is_first = sign > 0 ? k == (t < REACH ? REACH - t : 0)
-                                       : k == (t + REACH >= count ? t + REACH + 1 - count : 0);
-        const S* frame = frames.of(from);
-        for (int64_t i = 0; i < frames.size; i += channels)
-            for (int64_t c = 0; c < channels; c += LANES) {
-                const Vec<S> term = load(frame + i + c) * load(weight + k * channels + c);
-                store(to + i + c, is_first ? term : load(to + i + c) + term);
-            }
+    const Range taps = taps_of(t, count, sign);
+    const S* met[2 * REACH + 1];
+    for (int64_t k = taps.begin; k < taps.end; ++k) met[k] = frames.of(t + sign * (k - REACH));
+    for (int64_t i = 0; i < frames.size; i += channels)
+        for (int64_t c = 0; c < channels; c += LANES) {
+            Vec<S> sum = {};
+            for (int64_t k = taps.begin; k < taps.end; ++k)
+                sum += load(met[k] + i + c) * load(weight + k * channels + c);
+            store(to + i + c, sum);
+        }
+}
+
+// sums[k] += sum over positions of before * the frame of dq that tap k brought it to.
+template <typename S>
+void correlate_in_time(const Frames<S>& dq, int64_t t, int64_t count, const S* before, int64_t channels, S* sums) {
+    const Range taps = taps_of(t, count, -1);
+    const S* met[2 * REACH + 1];
+    for (int64_t k = 0; k <= 2 * REACH; ++k)  // a tap that meets none reads its neighbour's, and is left out
+        met[k] = dq.of(t + REACH - (k < taps.begin ? taps.begin : k < taps.end ? k : taps.end - 1));
+    for (int64_t c = 0; c < channels; c += LANES) {
+        Vec<S> sum[2 * REACH + 1] = {};
+        for (int64_t i = c; i < dq.size; i += channels) {
+            const Vec<S> here = load(before + i);
+#pragma GCC unroll 5
+            for (int k = 0; k <= 2 * REACH; ++k) sum[k] += here * load(met[k] + i);
+        }
+#pragma GCC unroll 5
+        for (int k = 0; k <= 2 * REACH; ++k) {
+            S* to = sums + k * channels + c;
+            if (k >= taps.begin && k < taps.end) store(to, load(to) + sum[k]);
+        }
     }
 }
 
@@ -85,14 +118,12 @@ struct Stem {
           bands(threads, shape.clips, shape.out_height(), 6 * shape.out_width() * shape.channels) {}
     int64_t tasks() const { return shape.clips * bands.each; }
 
-    // rows begin to end of frame t after the convolution in space
-    void in_space(int64_t clip, int64_t t, int64_t begin, int64_t end, S* to) const {
-        S* patches = scratch<S>(2, shape.out_width() * PATCH);
-        for (int64_t y = begin; y < end; ++y, to += shape.out_width() * shape.channels) {
-            gather(shape, x, clip, t, y, patches);
-            multiply<S>(shape.out_width(), PATCH, shape.channels, patches, PATCH, 1, {spatial.data(), shape.channels},
-                        to, shape.channels, false);
-        }
+    // rows begin to end of frame t after the convolution in space; `patches`: what it saw, room for all these rows
+    void in_space(int64_t clip, int64_t t, int64_t begin, int64_t end, S* patches, S* to) const {
+        const int64_t row = shape.out_width(), rows = (end - begin) * row;
+        for (int64_t y = begin; y < end; ++y) gather(shape, x, clip, t, y, patches + (y - begin) * row * PATCH);
+        multiply<S>(rows, PATCH, shape.channels, patches, PATCH, 1, {spatial.data(), shape.channels}, to,
+                    shape.channels, false);
     }
 };
 
@@ -107,9 +138,10 @@ void stem_forward(int threads, StemShape shape, const S* x, const S* of_space, c
         const int64_t clip = task / stem.bands.each, begin = task % stem.bands.each * stem.bands.rows;
         const int64_t end = begin + stem.bands.rows < stem.bands.height ? begin + stem.bands.rows : stem.bands.height;
         const Frames<S> frames{scratch<S>(0, (2 * REACH + 1) * (end - begin) * line), (end - begin) * line};
+        S* patches = scratch<S>(2, (end - begin) * shape.out_width() * PATCH);
         moments[task].reset(channels);
         for (int64_t ahead = 0; ahead < shape.frames + REACH; ++ahead) {
-            if (ahead < shape.frames) stem.in_space(clip, ahead, begin, end, frames.of(ahead));
+            if (ahead < shape.frames) stem.in_space(clip, ahead, begin, end, patches, frames.of(ahead));
             const int64_t t = ahead - REACH;
             if (t < 0) continue;
             S* to = q + shape.out_row(clip, t, begin);
@@ -135,36 +167,20 @@ void stem_backward(int threads, StemShape shape, const S* x, const S* of_space, 
         const int64_t size = (end - begin) * line;
         const Frames<S> dq{scratch<S>(0, (2 * REACH + 1) * size), size};
         S *before = scratch<S>(1, 2 * size), *d_before = before + size;
+        const int64_t positions = (end - begin) * shape.out_width();
+        S* patches = scratch<S>(2, positions * PATCH);
         for (int64_t ahead = 0; ahead < shape.frames + REACH; ++ahead) {
             if (ahead < shape.frames) {
                 const int64_t at = shape.out_row(clip, ahead, begin);
-                S* to = dq.of(ahead);
-                for (int64_t i = 0; i < size; i += channels)
-                    for (int64_t c = 0; c < channels; c += LANES)
-                        store(to + i + c,
-                              load(slope.slope + c) * where_positive<S>(load(z + at + i + c), load(dz + at + i + c)) +
-                                  load(slope.along + c) * load(q + at + i + c) + load(slope.offset + c));
+                through_relu_and_norm<S>(size / channels, channels, dz + at, z + at, q + at, slope, dq.of(ahead));
             }
             const int64_t t = ahead - REACH;
             if (t < 0) continue;
-            stem.in_space(clip, t, begin, end, before);
-            for (int64_t k = 0; k <= 2 * REACH; ++k) {
-                const int64_t from = t + REACH - k;
-                if (from < 0 || from >= shape.frames) continue;
-                S* to = in_time_.of(index) + k * channels;
-                for (int64_t c = 0; c < channels; c += LANES) {
-                    Vec<S> sum = {};
-                    for (int64_t i = c; i < size; i += channels) sum += load(before + i) * load(dq.of(from) + i);
-                    store(to + c, load(to + c) + sum);
-                }
-            }
+            stem.in_space(clip, t, begin, end, patches, before);
+            correlate_in_time(dq, t, shape.frames, before, channels, in_time_.of(index));
             in_time(dq, t, shape.frames, -1, stem.temporal.data(), channels, d_before);
-            S* patches = scratch<S>(3, shape.out_width() * PATCH);
-            for (int64_t y = begin; y < end; ++y) {
-                gather(shape, x, clip, t, y, patches);
-                multiply<S>(PATCH, shape.out_width(), channels, patches, 1, PATCH,
-                            {d_before + (y - begin) * line, channels}, in_space.of(index), channels, true);
-            }
+            multiply<S>(PATCH, positions, channels, patches, 1, PATCH, {d_before, channels}, in_space.of(index),
+                        channels, true);
         }
     };
     parallel(threads, count, [&](int64_t index) {

@@ -6,10 +6,12 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <thread>
 #include <vector>
 
-namespace x3d {
+// Hidden, since several builds may be loaded into one process and must not share what is theirs.
+namespace [[gnu::visibility("hidden")]] x3d {
 
 constexpr int64_t LANES = 8;
 
@@ -49,10 +51,10 @@ inline Vec<S> relu(Vec<S> x) {
     return x < 0 ? Vec<S>{} : x;
 }
 
-// `x` where `of` is positive, else 0: the gradient of relu.
+// `x` where `of` is positive or NaN, else 0: the gradient of relu, as PyTorch has it.
 template <typename S>
 inline Vec<S> where_positive(Vec<S> of, Vec<S> x) {
-    return of > 0 ? x : Vec<S>{};
+    return of <= 0 ? Vec<S>{} : x;
 }
 
 inline Vec<double> exp(Vec<double> x) {
@@ -62,18 +64,14 @@ inline Vec<double> exp(Vec<double> x) {
 
 // e^x to about 1e-7 relative: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (coefficients of Cephes' expf).
 inline Vec<float> exp(Vec<float> x) {
-    x = x < -87.0f ? all(-87.0f) : x;
-    x = x > 88.0f ? all(88.0f) : x;
+    x = x < -87.0f ? all(-87.0f) : x;  // e^87 and e^-87 are normal numbers, and so are their inverses
+    x = x > 87.0f ? all(87.0f) : x;
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     Vec<float> n = (x * 1.44269504088896341f + magic) - magic;
     Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Vec<float> p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    const Vec<float> square = r * r;  // in pairs of terms, which need not wait for one another
+    Vec<float> p = (1.9875691500e-4f * r + 1.3981999507e-3f) * square + (8.3334519073e-3f * r + 4.1665795894e-2f);
+    p = (p * square + (1.6666665459e-1f * r + 5.0000001201e-1f)) * square + (r + 1.0f);
     typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
     Ints bits = (__builtin_convertvector(n, Ints) + 127) << 23;
     Vec<float> power;
@@ -91,17 +89,24 @@ inline int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANE
 using Gomp = void (*)(void (*)(void*), void*, unsigned, unsigned);
 inline Gomp gomp_parallel = nullptr;  // torch's own threads, so that no second set of them spins beside
 
-// body(task) for every task below `tasks`, on up to `threads` threads.
+// body(task) for every task below `tasks`, on up to `threads` threads. Throws std::bad_alloc where a task does: no
+// exception may leave a thread, so it is caught there and thrown again here.
 template <typename Body>
 void parallel(int threads, int64_t tasks, const Body& body) {
     struct Shared {
         const Body& body;
         const int64_t tasks;
         std::atomic<int64_t> next{0};
+        std::atomic<bool> has_failed{false};
     } shared{body, tasks};
     auto work = [](void* context) {
         auto& s = *static_cast<Shared*>(context);
-        for (int64_t task; (task = s.next.fetch_add(1, std::memory_order_relaxed)) < s.tasks;) s.body(task);
+        try {
+            for (int64_t task; (task = s.next.fetch_add(1, std::memory_order_relaxed)) < s.tasks;) s.body(task);
+        } catch (...) {  // memory is all that a task can run out of
+            s.has_failed = true;
+            s.next = s.tasks;
+        }
     };
     if (int64_t(threads) > tasks) threads = int(tasks);
     if (threads <= 1) {
@@ -110,10 +115,15 @@ void parallel(int threads, int64_t tasks, const Body& body) {
         gomp_parallel(work, &shared, unsigned(threads), 0);
     } else {
         std::vector<std::thread> others;
-        for (int i = 1; i < threads; ++i) others.emplace_back(work, &shared);
+        others.reserve(threads);
+        try {
+            for (int i = 1; i < threads; ++i) others.emplace_back(work, &shared);
+        } catch (...) {  // the system gives no more of them: those that there are do all of the work
+        }
         work(&shared);
         for (auto& other : others) other.join();
     }
+    if (shared.has_failed) throw std::bad_alloc();
 }
 
 // A share of the work, with sums of its own; their number depends on shape and threads alone, and sums are added in
@@ -160,6 +170,8 @@ S* scratch(int slot, int64_t count) {
     static thread_local int64_t sizes[8] = {};
     const int64_t bytes = count * int64_t(sizeof(S)) + 64;
     if (sizes[slot] < bytes) {
+        sizes[slot] = 0;  // first give, then take
+        pieces[slot].reset();
         pieces[slot].reset(new char[bytes]);
         sizes[slot] = bytes;
     }
