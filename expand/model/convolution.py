@@ -17,13 +17,15 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from expand.kernels import triton_depthwise
 
 TINY_SIDE = 2
 """Up to this side of the output, a weight gradient is summed tap by tap rather than given to a 2-D kernel."""
-LARGE_ELEMENTS = 1_000_000
-"""Above this size of the input too: the 2-D kernel falls out of the cache."""
+LARGE_CLIP = 100_000
+"""From this many values of a clip on, each clip's weight gradient is taken alone: its frames lie in a row as they are,
+and in the cache, while those of several clips that a tap connects would have to be copied together."""
 
 
 _plain = False
@@ -56,8 +58,20 @@ class Pointwise(nn.Conv3d):
         if _plain or x_BCTHW.device.type != "cpu":
             return super().forward(x_BCTHW)
         stride = self.stride[-1]
-        x_BTHWC = x_BCTHW[..., ::stride, ::stride].permute(0, 2, 3, 4, 1)
-        return F.linear(x_BTHWC, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+        if stride > 1 and self.bias is None and _is_trained(x_BCTHW, self.weight):
+            return _StridedPointwise.apply(x_BCTHW, self.weight, stride)
+        return F.linear(_positions(x_BCTHW, stride), self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+
+
+class SwishPointwise(Pointwise):
+    """Swish, x sigmoid(x), and a 1x1x1 convolution of its result, which is not kept for the backward pass but computed
+    again there: an eighth of what a training keeps of its activations, for a fiftieth of its time."""
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        if self.bias is None and self.stride[-1] == 1 and _is_trained(x_BCTHW, self.weight):
+            return _SwishFunction.apply(x_BCTHW, self.weight)
+        # in one operator, Swish rounds otherwise than in the two of the public implementations
+        return super().forward(x_BCTHW * torch.sigmoid(x_BCTHW) if _plain else F.silu(x_BCTHW))
 
 
 class Depthwise(nn.Conv3d):
@@ -68,18 +82,65 @@ class Depthwise(nn.Conv3d):
         super().__init__(width, width, kernel, stride=(1, stride, stride), padding=padding, groups=width, bias=False)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        if self._gains(x_BCTHW):
+        if _is_trained(x_BCTHW, self.weight):
             return _DepthwiseFunction.apply(x_BCTHW, self.weight, self.stride[-1])
         if not _plain and triton_depthwise.supports(x_BCTHW, self.weight):
             return triton_depthwise.depthwise(x_BCTHW, self.weight, self.stride[-1])
+        is_watched = _plain or torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if not is_watched and wants_onednn(x_BCTHW, self.weight):
+            return _convolved(x_BCTHW, self.weight, self.stride[-1])
         return super().forward(x_BCTHW)
 
-    def _gains(self, x_BCTHW: Tensor) -> bool:
-        """Whether a backward pass on a CPU is to come; a tracer (fvcore's counters) must see the plain operator."""
-        is_cpu = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype in (torch.float32, torch.float64)
-        is_trained = torch.is_grad_enabled() and self.weight.requires_grad
-        return (not _plain and is_cpu and is_trained and not torch.is_autocast_enabled("cpu")
-                and not torch.jit.is_tracing())
+
+def _is_trained(x_BCTHW: Tensor, weight: Tensor) -> bool:
+    """Whether a backward pass on a CPU is to come; a tracer (fvcore's counters) must see the plain operator."""
+    is_cpu = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype in (torch.float32, torch.float64)
+    return (not _plain and is_cpu and torch.is_grad_enabled() and weight.requires_grad
+            and not torch.is_autocast_enabled("cpu") and not torch.jit.is_tracing())
+
+
+def _positions(x_BCTHW: Tensor, stride: int) -> Tensor:
+    """Every `stride`-th position of each frame, B x T x H x W x C."""
+    return x_BCTHW[..., ::stride, ::stride].permute(0, 2, 3, 4, 1)
+
+
+class _SwishFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_BCTHW: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x_BCTHW, weight)
+        return F.linear(F.silu(_positions(x_BCTHW, 1)), weight.flatten(1)).permute(0, 4, 1, 2, 3)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+        x_BCTHW, weight = ctx.saved_tensors
+        x_BTHWC, grad_BTHWC = _positions(x_BCTHW, 1), _positions(grad_BCTHW, 1)
+        grad_weight = grad_BTHWC.flatten(0, 3).t() @ F.silu(x_BTHWC).flatten(0, 3)
+        grad_x = grad_BTHWC @ weight.flatten(1)
+        torch.ops.aten.silu_backward.grad_input(grad_x, x_BTHWC, grad_input=grad_x)
+        return grad_x.permute(0, 4, 1, 2, 3), grad_weight.view_as(weight)
+
+
+class _StridedPointwise(torch.autograd.Function):
+    """Keeps the input, which others keep too, rather than the copy of its positions in use; and gives the gradient in
+    the input's layout, where a slice's would be in the default one, for all that follows to go slowly through."""
+
+    @staticmethod
+    def forward(ctx, x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(x_BCTHW, weight)
+        ctx.stride = stride
+        return F.linear(_positions(x_BCTHW, stride), weight.flatten(1)).permute(0, 4, 1, 2, 3)
+
+    @staticmethod
+    def backward(ctx, grad_BCTHW: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x_BCTHW, weight = ctx.saved_tensors
+        grad_BTHWC = grad_BCTHW.permute(0, 2, 3, 4, 1)
+        x_NC, grad_NC = _positions(x_BCTHW, ctx.stride).flatten(0, 3), grad_BTHWC.flatten(0, 3)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.zeros_like(x_BCTHW, memory_format=torch.channels_last_3d)
+            grad_x[..., ::ctx.stride, ::ctx.stride] = (grad_BTHWC @ weight.flatten(1)).permute(0, 4, 1, 2, 3)
+        return grad_x, (grad_NC.t() @ x_NC).view_as(weight), None
 
 
 class _DepthwiseFunction(torch.autograd.Function):
@@ -87,8 +148,7 @@ class _DepthwiseFunction(torch.autograd.Function):
     def forward(ctx, x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x_BCTHW, weight)
         ctx.stride = stride
-        padding = [side // 2 for side in weight.shape[2:]]
-        return F.conv3d(x_BCTHW, weight, None, (1, stride, stride), padding, 1, weight.shape[0])
+        return _convolved(x_BCTHW, weight, stride)
 
     @staticmethod
     def backward(ctx, grad_BCTHW: Tensor) -> tuple[Tensor | None, Tensor, None]:
@@ -96,6 +156,23 @@ class _DepthwiseFunction(torch.autograd.Function):
         grad_BCTHW = grad_BCTHW.contiguous(memory_format=torch.channels_last_3d)
         grad_x = input_gradient(x_BCTHW, weight, grad_BCTHW, ctx.stride) if ctx.needs_input_grad[0] else None
         return grad_x, weight_gradient(x_BCTHW, weight, grad_BCTHW, ctx.stride), None
+
+
+def wants_onednn(x_BCTHW: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN has to be asked for by name: in one thread and for less than 16 clips, torch gives a kernel
+    without a spatial extent to its own code, which takes 10 to 40 times as long for the stem's 5x1x1 and has its result
+    in another layout, for all that follows to copy."""
+    return (x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == weight.dtype == torch.float32 and x_BCTHW.numel() > 0
+            and weight.shape[-1] == weight.shape[-2] == 1 and not torch.is_autocast_enabled("cpu")
+            and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
+
+
+def _convolved(x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """The depthwise convolution itself, padded to keep the size."""
+    padding, strides, groups = [side // 2 for side in weight.shape[2:]], (1, stride, stride), weight.shape[0]
+    if wants_onednn(x_BCTHW, weight):
+        return torch.mkldnn_convolution(x_BCTHW, weight, None, padding, strides, (1, 1, 1), groups)
+    return F.conv3d(x_BCTHW, weight, None, strides, padding, 1, groups)
 
 
 def input_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
@@ -107,16 +184,16 @@ def input_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: 
         spread = torch.zeros_like(x_BCTHW, memory_format=torch.channels_last_3d)
         spread[..., ::stride, ::stride] = grad_BCTHW
         grad_BCTHW = spread
-    padding = [side // 2 for side in weight.shape[2:]]
-    return F.conv3d(grad_BCTHW, weight.flip(2, 3, 4), None, 1, padding, 1, weight.shape[0])
+    return _convolved(grad_BCTHW, weight.flip(2, 3, 4), 1)
 
 
 def weight_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
     """The gradient of a depthwise convolution with respect to its weight, C x 1 x kT x kH x kW."""
     is_tiny = grad_BCTHW.shape[-1] <= TINY_SIDE or grad_BCTHW.shape[-2] <= TINY_SIDE
-    if is_tiny or x_BCTHW.numel() > LARGE_ELEMENTS or weight.shape[-1] == 1:
-        return _by_taps(x_BCTHW, weight, grad_BCTHW, stride)
-    return _by_planes(x_BCTHW, weight, grad_BCTHW, stride)
+    way = _by_taps if is_tiny or weight.shape[-1] == 1 else _by_planes
+    if len(x_BCTHW) < 2 or x_BCTHW.shape[2] == 1 or x_BCTHW.shape[1:].numel() < LARGE_CLIP:
+        return way(x_BCTHW, weight, grad_BCTHW, stride)
+    return sum(way(x_BCTHW[clip:clip + 1], weight, grad_BCTHW[clip:clip + 1], stride) for clip in range(len(x_BCTHW)))
 
 
 def _overlap(size_in: int, size_out: int, offset: int, stride: int) -> tuple[slice, slice]:

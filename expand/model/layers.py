@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from expand.kernels import fused
-from expand.model.convolution import Depthwise, Pointwise, is_plain
+from expand.model.convolution import Depthwise, Pointwise, SwishPointwise, is_plain
 from expand.space.geometry import Block
 
 BN_EPS = 1e-5
@@ -16,11 +16,6 @@ BN_MOMENTUM = 0.1
 def norm(width: int) -> nn.BatchNorm3d:
     """Batch norm with the paper's constants."""
     return nn.BatchNorm3d(width, eps=BN_EPS, momentum=BN_MOMENTUM)
-
-
-def swish(x: Tensor) -> Tensor:
-    """x sigmoid(x); in one operator, which rounds otherwise than the two of the public implementations."""
-    return x * torch.sigmoid(x) if is_plain() else nn.functional.silu(x)
 
 
 class Stem(nn.Module):
@@ -67,14 +62,14 @@ class ResBlock(nn.Module):
         self.b = Depthwise(shape.inner, (3, 3, 3), stride=shape.stride)
         self.b_bn = norm(shape.inner)
         self.se = SqueezeExcitation(shape.inner, shape.se) if shape.se else nn.Identity()
-        self.c = Pointwise(shape.inner, shape.outer)
+        self.c = SwishPointwise(shape.inner, shape.outer)
         self.c_bn = norm(shape.outer)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         if not is_plain() and fused.usable(self, x_BCTHW, self.a.in_channels, self.c.out_channels):
             return fused.block(self, x_BCTHW)
         y_BCTHW = torch.relu_(self.a_bn(self.a(x_BCTHW)))
-        y_BCTHW = swish(self.se(self.b_bn(self.b(y_BCTHW))))
+        y_BCTHW = self.se(self.b_bn(self.b(y_BCTHW)))
         y_BCTHW = self.c_bn(self.c(y_BCTHW))
         return torch.relu_(y_BCTHW + self.shortcut_bn(self.shortcut(x_BCTHW)))
 
