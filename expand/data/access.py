@@ -60,6 +60,17 @@ class CachedClip:
 def read_frames(clip: CachedClip, index_T: np.ndarray, top: int, bottom: int) -> np.ndarray:
     """Rows `top` to `bottom` of the frames `index_T` (ascending, repeats allowed): T x (bottom - top) x W x 3 uint8.
 
+    As `read_into` reads them, and with its errors.
+    """
+    frames_THWC = np.empty((len(index_T), bottom - top, clip.width, 3), dtype=np.uint8)
+    read_into(frames_THWC.reshape(len(index_T), -1), clip, index_T, top)
+    return frames_THWC
+
+
+def read_into(rows_TB: np.ndarray, clip: CachedClip, index_T: np.ndarray, top: int) -> None:
+    """Reads frames `index_T` (ascending, repeats allowed) into T x (rows x W x 3) bytes: as many rows from `top` on as
+    have room; the bytes of a frame lie side by side.
+
     Where the stored frames are gone or cut, this is said once and they are decoded from the clip, bit for bit the
     same. Decoding is done in a process of its own; where that dies twice over a clip (a crash, a hang, no memory), a
     warning names the clip and this access gives grey frames: that costs one clip and never the run, and in an
@@ -69,33 +80,32 @@ def read_frames(clip: CachedClip, index_T: np.ndarray, top: int, bottom: int) ->
     """
     if clip.store is not None:
         try:
-            return _stored(clip, index_T, top, bottom)
+            return _stored(rows_TB, clip, index_T, top)
         except OSError as error:
             _say_once(f"the decoded frames of {clip.path} are gone or cut ({error.strerror}: {clip.store}); they are "
                       "decoded anew at each access, and so will others be that are missing. They are kept again once "
                       "the run is resumed; if they were pushed out, a larger data.cache_gb keeps them")
     wanted, inverse_T = np.unique(index_T, return_inverse=True)
     try:
-        return _decoded(clip, wanted, top, bottom)[inverse_T]
+        frames_UHWC = _decoded(clip, wanted, top, top + rows_TB.shape[1] // (clip.width * 3))
+        rows_TB[:] = frames_UHWC.reshape(len(wanted), -1)[inverse_T]
     except ChildDied as death:
         warnings.warn(f"{clip.path}: {death.what}, {TRIES} times; grey frames take its place at this access",
                       stacklevel=2)
-        return np.full((len(index_T), bottom - top, clip.width, 3), GREY, dtype=np.uint8)
+        rows_TB[:] = GREY
 
 
-def _stored(clip: CachedClip, index_T: np.ndarray, top: int, bottom: int) -> np.ndarray:
+def _stored(rows_TB: np.ndarray, clip: CachedClip, index_T: np.ndarray, top: int) -> None:
     """With `pread`, which takes no open file or mapping a clip, and fails where a mapping of a file that is cut
     meanwhile would kill the process (docs/decisions/010)."""
-    frames_THWC = np.empty((len(index_T), bottom - top, clip.width, 3), dtype=np.uint8)
-    row_bytes = clip.width * 3
+    row_bytes, wanted = clip.width * 3, rows_TB.shape[1]
     file = os.open(clip.store, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for frame_HWC, index in zip(frames_THWC, index_T.tolist()):
-            if os.preadv(file, [frame_HWC], (index * clip.height + top) * row_bytes) != frame_HWC.nbytes:
+        for row_B, index in zip(rows_TB, index_T.tolist()):
+            if os.preadv(file, [row_B], (index * clip.height + top) * row_bytes) != wanted:
                 raise OSError(0, "the file is too short")
     finally:
         os.close(file)
-    return frames_THWC
 
 
 def _decoded(clip: CachedClip, wanted: np.ndarray, top: int, bottom: int) -> np.ndarray:

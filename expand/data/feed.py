@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import signal
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,13 @@ from expand.machine import keep_freed_memory
 CPU = torch.device("cpu")
 AGAIN = "start again (or resume); what was done is kept"
 Plan = Sequence[Any]
-"""The items of a dataset in the order in which they are to be given; an item is a batch."""
+"""The items of a dataset in the order in which they are to be given; an item is a batch, or several in one."""
 
 
 class Feed:
     """Carries out plans on `clips`, one after the other: (x_BCTHW, *rest) for every batch (pictures, *rest).
 
-    `clips` gives a `DataError` in place of a batch where it cannot be had; it is raised here. Pictures are resized
+    `clips` gives a `DataError` in place of an item where it cannot be had; it is raised here. Pictures are resized
     uint8 clips to normalise or, `on_device`, cuts to `resample` there. With `persistent`, the processes stay for the
     next plan; a plan ends with the start of the next.
     """
@@ -43,10 +43,11 @@ class Feed:
         self._running: Callable[[], Generator | None] = lambda: None
         self._stream: torch.cuda.Stream | None = None
 
-    def run(self, plan: Plan) -> Iterator[tuple[Tensor, ...]]:
-        """The batches of `plan`. Raises `DataError` for a clip that cannot be had, and where a process dies."""
+    def run(self, plan: Plan, rows: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of `plan`: of every item one for each of its `rows`, which say how many. Raises `DataError` for
+        a clip that cannot be had, and where a process dies."""
         self._stop()
-        running = self._given(plan)
+        running = self._given(plan, rows)
         self._running = weakref.ref(running)
         return running
 
@@ -55,20 +56,27 @@ class Feed:
         if (running := self._running()) is not None:
             running.close()
 
-    def _given(self, plan: Plan) -> Generator[tuple[Tensor, ...], None, None]:
-        if self._loader is None:
-            self._loader = self._started()
-        self._next.plan = plan
+    def _given(self, plan: Plan, rows: Sequence[Sequence[int]]) -> Generator[tuple[Tensor, ...], None, None]:
         try:
-            for batch in self._loader:
-                if isinstance(batch, DataError):  # raised here: on its way from a worker it would lose its shape
-                    raise batch
-                pictures, *rest = batch
-                yield self._finished(pictures), *rest
+            for item, counts in zip(self._items(plan), rows):
+                if isinstance(item, DataError):  # raised here: on its way from a worker it would lose its shape
+                    raise item
+                pictures, *rest = item
+                yield from zip(*(part.split(counts) for part in (self._finished(pictures), *rest)))
         except RuntimeError as error:
             if (death := dead_worker(error)) is None:
                 raise
             raise death from error
+
+    def _items(self, plan: Plan) -> Iterable[Any]:
+        """What the dataset gives for each item. Without processes and without memory to pin, a DataLoader would only
+        add its own steps."""
+        if not self._workers and self._device.type == "cpu":
+            return map(self._clips.__getitems__, plan)
+        if self._loader is None:
+            self._loader = self._started()
+        self._next.plan = plan
+        return self._loader
 
     def close(self) -> None:
         """Ends the plan at work and the processes."""

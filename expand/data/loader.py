@@ -3,15 +3,16 @@
 Everything random about a training sample follows from (seed, epoch, its clip's index), the order of an epoch from
 (seed, epoch): the same batches with any number of workers and after any interruption.
 
-What is cut from the stored frames is resized, flipped and normalised here, clip by clip, or, for a GPU, on the device
-for a whole batch together (docs/decisions/011-feeding.md).
+What is cut from the stored frames is resized, flipped and normalised here, or, for a GPU, on the device
+(docs/decisions/011-feeding.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, Self
+from itertools import chain
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from expand.config.schema import DataConfig
-from expand.data.cache import CachedClip, read_frames
-from expand.data.feed import CPU, Feed, Memory, Plan, pictures_in
+from expand.data.access import CachedClip
+from expand.data.feed import CPU, Feed, Plan
+from expand.data.pictures import Desk, Pictures, Samples, padded, resized
 from expand.data.prepared import PreparedData
-from expand.data.sampling import clip_frames, random_start_s, span_s, view_starts_s
-from expand.data.transforms import Box, crop_boxes, random_box, resize
+from expand.data.sampling import clip_frames_of, random_start_s, span_s, view_start_s
+from expand.data.transforms import Boxes, crop_boxes, random_boxes
 from expand.errors import DataError
 from expand.space.geometry import evaluation_crop
 
@@ -31,19 +33,21 @@ ORDER_STREAM, SAMPLE_STREAM = 1, 2
 """First words of the random streams, which keep them apart."""
 DRAWS = 5
 """Random numbers of a sample, always as many, so that no option moves another's: time, scale, top, left, flip."""
+TOGETHER_PIXELS = 1 << 17
+"""Of batches that are made at once: 1.5 MB as the network takes them."""
 
 
 class Batches:
     """An iterable of batches with a length; iterating twice gives the same batches."""
 
-    def __init__(self, feed: Feed, plan: Plan) -> None:
-        self._feed, self._plan = feed, plan
+    def __init__(self, feed: Feed, plan: Plan, rows: Sequence[Sequence[int]]) -> None:
+        self._feed, self._plan, self._rows = feed, plan, rows
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return sum(map(len, self._rows))
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        return self._feed.run(self._plan)
+        return self._feed.run(self._plan, self._rows)
 
 
 class TrainBatches:
@@ -61,8 +65,9 @@ class TrainBatches:
                  device: torch.device = CPU, on_device: bool | None = None) -> None:
         self._clips, self._batch_size, self._seed, self._share = data.train, batch_size, seed, share
         on_device = device.type != "cpu" if on_device is None else on_device
-        samples = _TrainClips(data.train, frames, stride, _pictures(frames, resolution, on_device), seed, config)
+        samples = _TrainClips(data.train, frames, stride, _pictures(resolution, on_device), seed, config)
         self._feed = Feed(samples, workers, config, resolution, device, on_device)
+        self._together = 1 if workers or on_device else _together(batch_size * frames * resolution ** 2)
 
     def epoch(self, number: int, start_batch: int = 0) -> Batches:
         """Epoch `number` in batches (x_BCTHW float32, y_B int64), H = W = `resolution`; x is channels-last in memory.
@@ -77,7 +82,9 @@ class TrainBatches:
             batches.pop()
         if self._share:
             batches = [[batch[row] for row in self._share(len(batch))] for batch in batches]
-        return Batches(self._feed, [(number, batch) for batch in batches[start_batch:]])
+        joint = [batches[first:first + self._together] for first in range(start_batch, len(batches), self._together)]
+        return Batches(self._feed, [(number, list(chain.from_iterable(some))) for some in joint],
+                       [[len(batch) for batch in some] for some in joint])
 
     def close(self) -> None:
         """Ends the loader processes; `epoch` starts them again."""
@@ -103,21 +110,17 @@ def eval_loader(clips: Sequence[CachedClip], *, frames: int, stride: int, resolu
     """
     samples, times, side = range(len(clips) * views), max(1, batch_size // crops), evaluation_crop(resolution)
     on_device = device.type != "cpu" if on_device is None else on_device
-    views_of = _EvalClips(clips, frames, stride, _pictures(frames, side, on_device), views, crops)
-    return Batches(Feed(views_of, workers, config, side, device, on_device, persistent=False),
-                   [samples[first:first + times] for first in range(0, len(samples), times)])
+    views_of = _EvalClips(clips, frames, stride, _pictures(side, on_device), views, crops)
+    joint = times * (1 if workers or on_device else _together(times * crops * frames * side ** 2))
+    plan = [samples[first:first + joint] for first in range(0, len(samples), joint)]
+    rows = [[crops * len(some[first:first + times]) for first in range(0, len(some), times)] for some in plan]
+    return Batches(Feed(views_of, workers, config, side, device, on_device, persistent=False), plan, rows)
 
 
-class _Sample(NamedTuple):
-    """What to cut: the frames `index_T` of a clip in each of `boxes`, mirrored or not."""
-
-    clip: CachedClip
-    index_T: np.ndarray
-    boxes: Sequence[Box]
-    flip: bool
-
-
-Pictures = Callable[[Sequence[_Sample]], tuple[Tensor, ...]]
+def _together(pixels: int) -> int:
+    """How many batches of so many pixels are made at once, in the training's own process: of small clips several, for
+    more of them are then cut to equal sizes."""
+    return max(1, TOGETHER_PIXELS // pixels)
 
 
 class _TrainClips(Dataset):
@@ -134,10 +137,9 @@ class _TrainClips(Dataset):
 
     def __getitems__(self, batch: tuple[int, Sequence[int]]) -> tuple[tuple[Tensor, ...], Tensor] | DataError:
         epoch, indices = batch
-        draws_ND = self._draws_of(epoch)
-        samples = [self._sample(self.clips[index], *draws_ND[index].tolist()) for index in indices]
+        samples = self._samples([self.clips[index] for index in indices], self._draws_of(epoch)[indices])
         try:
-            return self.pictures(samples), _labels(samples)
+            return self.pictures(samples), samples.labels
         except DataError as error:
             return error
 
@@ -149,12 +151,14 @@ class _TrainClips(Dataset):
             self._draws = epoch, rng.random((len(self.clips), DRAWS))
         return self._draws[1]
 
-    def _sample(self, clip: CachedClip, when: float, scale: float, top: float, left: float, flip: float) -> _Sample:
+    def _samples(self, clips: list[CachedClip], draws_ND: np.ndarray) -> Samples:
         config = self.config
-        start_s = random_start_s(clip.length_s, span_s(self.frames, self.stride), when)
-        jitter = config.jitter_min + scale * (config.jitter_max - config.jitter_min)
-        return _Sample(clip, clip_frames(clip.times_s, start_s, self.frames, self.stride),
-                       (random_box(clip.height, clip.width, jitter, top, left),), config.flip and flip < 0.5)
+        when_N, scale_N, top_N, left_N, flip_N = draws_ND.T
+        start_N = random_start_s(_lengths_s(clips), span_s(self.frames, self.stride), when_N)
+        height_N, width_N = np.array([(clip.height, clip.width) for clip in clips], dtype=np.int64).reshape(-1, 2).T
+        jitter_N = config.jitter_min + scale_N * (config.jitter_max - config.jitter_min)
+        return Samples(clips, clip_frames_of([clip.times_s for clip in clips], start_N, self.frames, self.stride),
+                       random_boxes(height_N, width_N, jitter_N, top_N, left_N), config.flip & (flip_N < 0.5))
 
 
 class _EvalClips(Dataset):
@@ -169,61 +173,23 @@ class _EvalClips(Dataset):
         return len(self.clips) * self.views
 
     def __getitems__(self, numbers: Sequence[int]) -> tuple[tuple[Tensor, ...], Tensor, Tensor] | DataError:
-        samples = [self._sample(*divmod(number, self.views)) for number in numbers]
+        index_N, view_N = np.divmod(np.array(numbers), self.views)
+        samples = self._samples([self.clips[index] for index in index_N.tolist()], view_N)
         try:
-            pictures = self.pictures(samples)
+            return self.pictures(samples), samples.labels, torch.from_numpy(index_N.repeat(self.crops))
         except DataError as error:
             return error
-        index_B = [number // self.views for number in numbers for _ in range(self.crops)]
-        return pictures, _labels(samples), torch.tensor(index_B)
 
-    def _sample(self, index: int, view: int) -> _Sample:
-        clip = self.clips[index]
-        start_s = view_starts_s(clip.length_s, span_s(self.frames, self.stride), self.views)[view]
-        return _Sample(clip, clip_frames(clip.times_s, start_s, self.frames, self.stride),
-                       crop_boxes(clip.height, clip.width, self.crops), False)
+    def _samples(self, clips: list[CachedClip], view_N: np.ndarray) -> Samples:
+        start_N = view_start_s(_lengths_s(clips), span_s(self.frames, self.stride), view_N, self.views)
+        boxes = Boxes.of([crop_boxes(clip.height, clip.width, self.crops) for clip in clips])
+        return Samples(clips, clip_frames_of([clip.times_s for clip in clips], start_N, self.frames, self.stride),
+                       boxes, np.zeros(len(clips), dtype=bool))
 
 
-def _pictures(frames: int, side: int, on_device: bool) -> Pictures:
-    return partial(_cut, Memory(), frames) if on_device else partial(_resized, Memory(), frames, side)
+def _lengths_s(clips: Sequence[CachedClip]) -> np.ndarray:
+    return np.array([clip.length_s for clip in clips], dtype=np.float64)
 
 
-def _resized(memory: Memory, frames: int, side: int, samples: Sequence[_Sample]) -> tuple[Tensor, ...]:
-    """The pictures as the network sees them, but for normalising: (uint8 B x T x side x side x 3,)."""
-    clips_BTHWC = pictures_in(memory, (sum(len(sample.boxes) for sample in samples), frames, side, side, 3))
-    rows = iter(clips_BTHWC)
-    for sample in samples:
-        for cut_THWC in _cuts(sample):
-            small_THWC = resize(cut_THWC, side)
-            next(rows).copy_(small_THWC.flip(2) if sample.flip else small_THWC)
-    return (clips_BTHWC,)
-
-
-def _cut(memory: Memory, frames: int, samples: Sequence[_Sample]) -> tuple[Tensor, ...]:
-    """The pictures as they are stored, for `resample`: uint8 B x T x S x S x 3 with a rim that does not count, side_B,
-    flip_B."""
-    side_B = [box.side for sample in samples for box in sample.boxes]
-    size = max(side_B, default=1)
-    cuts_BTSSC = pictures_in(memory, (len(side_B), frames, size, size, 3))
-    rows = iter(cuts_BTSSC)
-    for sample in samples:
-        for cut_THWC in _cuts(sample):
-            side = cut_THWC.shape[1]
-            next(rows)[:, :side, :side].copy_(cut_THWC)
-    flip_B = [sample.flip for sample in samples for _ in sample.boxes]
-    return cuts_BTSSC, torch.tensor(side_B, dtype=torch.int64), torch.tensor(flip_B, dtype=torch.bool)
-
-
-def _cuts(sample: _Sample) -> Iterator[Tensor]:
-    """The clip in each box: T x side x side x 3. Rows outside all of them are not read."""
-    boxes = sample.boxes
-    top, bottom = min(box.top for box in boxes), max(box.top + box.side for box in boxes)
-    frames_THWC = torch.from_numpy(read_frames(sample.clip, sample.index_T, top, bottom))
-    for box in boxes:
-        first = box.top - top
-        yield frames_THWC[:, first:first + box.side, box.left:box.left + box.side]
-
-
-def _labels(samples: Sequence[_Sample]) -> Tensor:
-    """Also of no samples: a process may have no share of a small batch."""
-    return torch.tensor([sample.clip.label for sample in samples for _ in sample.boxes], dtype=torch.int64)
+def _pictures(side: int, on_device: bool) -> Pictures:
+    return partial(padded, Desk()) if on_device else partial(resized, Desk(), side)

@@ -6,7 +6,7 @@ whatever the source's own rate: a clip of `frames` frames at `stride` covers the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +14,8 @@ import numpy as np
 from expand.space.factors import REFERENCE_FPS
 
 Item = TypeVar("Item")
+Seconds = float | np.ndarray
+"""Of one clip, or of several."""
 
 
 def span_s(frames: int, stride: int) -> float:
@@ -21,15 +23,22 @@ def span_s(frames: int, stride: int) -> float:
     return (frames - 1) * stride / REFERENCE_FPS
 
 
-def random_start_s(length_s: float, span: float, draw: float) -> float:
+def random_start_s(length_s: Seconds, span: float, draw: Seconds) -> Seconds:
     """Start of a training clip, uniform over all that fit into `length_s`; 0 where none fits. `draw` is in [0, 1)."""
-    return draw * max(0.0, length_s - span)
+    return draw * np.maximum(0.0, length_s - span)
 
 
 def view_starts_s(length_s: float, span: float, views: int) -> np.ndarray:
     """Starts of `views` evaluation clips, uniform in time from the first to the last that fits; one: in the middle."""
-    slack = max(0.0, length_s - span)
-    return np.linspace(0.0, slack, views) if views > 1 else np.array([slack / 2])
+    return view_start_s(length_s, span, np.arange(views), views)
+
+
+def view_start_s(length_s: Seconds, span: float, view: np.ndarray, views: int) -> np.ndarray:
+    """Starts of the evaluation clips `view` of `views`, each of a video of `length_s`."""
+    slack = np.maximum(0.0, length_s - span)
+    if views == 1:
+        return slack / 2 + 0.0 * view
+    return np.where(view == views - 1, slack, view * (slack / (views - 1)))
 
 
 def window_starts_s(length_s: float, window_s: float, hop_s: float) -> np.ndarray:
@@ -45,16 +54,32 @@ def nearest_frames(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
 
     `times_s` ascends. Times before the first frame give the first, times beyond the end the last.
     """
-    if len(times_s) == 1:
-        return np.zeros(len(wanted_s), dtype=np.intp)
-    after = np.minimum(np.maximum(times_s.searchsorted(wanted_s), 1), len(times_s) - 1)
-    before = after - 1
-    return np.where(wanted_s - times_s[before] <= times_s[after] - wanted_s, before, after)
+    return nearest_frames_of([times_s], wanted_s[None])[0]
+
+
+def nearest_frames_of(times_s: Sequence[np.ndarray], wanted_NT: np.ndarray) -> np.ndarray:
+    """`nearest_frames` of N clips at T times each: N x T. All steps but the search are taken for the clips together,
+    since with few frames a clip it is the calls that cost time."""
+    last_N1 = np.array([len(times) - 1 for times in times_s], dtype=np.intp)[:, None]
+    after_NT = np.empty(wanted_NT.shape, dtype=np.intp)
+    for times, wanted_T, after_T in zip(times_s, wanted_NT, after_NT):
+        after_T[:] = times.searchsorted(wanted_T)
+    after_NT = np.minimum(np.maximum(after_NT, 1), last_N1)
+    before_NT = np.maximum(after_NT - 1, 0)
+    earlier_NT, later_NT = np.empty(wanted_NT.shape), np.empty(wanted_NT.shape)
+    for row, times in enumerate(times_s):
+        earlier_NT[row], later_NT[row] = times[before_NT[row]], times[after_NT[row]]
+    return np.where(wanted_NT - earlier_NT <= later_NT - wanted_NT, before_NT, after_NT)
 
 
 def clip_frames(times_s: np.ndarray, start_s: float, frames: int, stride: int) -> np.ndarray:
     """Indices of the frames at `start_s + i * stride / 30` for i < `frames`, never descending."""
-    return nearest_frames(times_s, start_s + np.arange(frames) * (stride / REFERENCE_FPS))
+    return clip_frames_of([times_s], np.array([start_s]), frames, stride)[0]
+
+
+def clip_frames_of(times_s: Sequence[np.ndarray], start_N: np.ndarray, frames: int, stride: int) -> np.ndarray:
+    """`clip_frames` of N clips: N x `frames`."""
+    return nearest_frames_of(times_s, start_N[:, None] + np.arange(frames) * (stride / REFERENCE_FPS))
 
 
 def one_per_tick(timed: Iterable[tuple[float, Item]]) -> Iterator[tuple[float, Item]]:

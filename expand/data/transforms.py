@@ -8,8 +8,11 @@ device.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
@@ -26,10 +29,29 @@ class Box:
     side: int
 
 
-def random_box(height: int, width: int, jitter: float, draw_top: float, draw_left: float) -> Box:
-    """The box that a random crop takes when the short side is resized to `jitter` times the crop; draws in [0, 1)."""
-    side = max(1, round(min(height, width) / jitter))
-    return Box(int(draw_top * (height - side + 1)), int(draw_left * (width - side + 1)), side)
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """K squares in each of N frames, those of a frame equally large: int64, in the frame's own pixels."""
+
+    top_NK: np.ndarray
+    left_NK: np.ndarray
+    side_N: np.ndarray
+
+    @classmethod
+    def of(cls, boxes: Sequence[Sequence[Box]]) -> Boxes:
+        """The boxes of each frame."""
+        box_NK3 = np.array([[(box.top, box.left, box.side) for box in some] for some in boxes], dtype=np.int64)
+        return cls(box_NK3[:, :, 0], box_NK3[:, :, 1], box_NK3[:, 0, 2])
+
+
+def random_boxes(height_N: np.ndarray, width_N: np.ndarray, jitter_N: np.ndarray, draw_top_N: np.ndarray,
+                 draw_left_N: np.ndarray) -> Boxes:
+    """The box that a random crop takes of each frame when its short side is resized to `jitter` times the crop; draws
+    in [0, 1)."""
+    side_N = np.maximum(1, np.rint(np.minimum(height_N, width_N) / jitter_N).astype(np.int64))
+    top_N = (draw_top_N * (height_N - side_N + 1)).astype(np.int64)
+    left_N = (draw_left_N * (width_N - side_N + 1)).astype(np.int64)
+    return Boxes(top_N[:, None], left_N[:, None], side_N)
 
 
 def centre_box(height: int, width: int) -> Box:
@@ -38,6 +60,7 @@ def centre_box(height: int, width: int) -> Box:
     return Box((height - side) // 2, (width - side) // 2, side)
 
 
+@lru_cache(64)
 def crop_boxes(height: int, width: int, crops: int) -> tuple[Box, ...]:
     """The squares of an evaluation, as large as the short side: the centre one, or (`crops` 3) the two ends of the
     longer side around it, left or top first (FACTS: recipe). A square frame gives the same box thrice."""

@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from expand.config.schema import DataConfig
-from expand.data import loader as loader_module
-from expand.data import prepare
+from expand.data import pictures, prepare
 from expand.data.child import CONTEXT, quiet_fork
 from expand.data.feed import Memory, dead_worker, keep_freed_memory
 from expand.data.loader import TrainBatches, eval_loader
@@ -355,8 +354,8 @@ def test_other_errors_are_no_loader_processs():
 @only_linux
 def test_loader_processes_are_forked_whatever_python_would_choose(data, config, monkeypatch):
     """Python 3.14 chooses otherwise, and a caller's script would need `if __name__ == "__main__"`."""
-    monkeypatch.setattr(loader_module, "read_frames", lambda clip, index_T, top, bottom: np.zeros(
-        (len(index_T), bottom - top, clip.width, 3), np.uint8))  # which a process that is not forked would not know
+    monkeypatch.setattr(pictures, "read_into", lambda rows_TB, clip, index_T, top: rows_TB.fill(0))
+    # which a process that is not forked would not know
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method("spawn", force=True)
     try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -7,10 +8,15 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 
 from expand.data import transforms
-from expand.data.transforms import centre_box, crop_boxes, normalise, random_box, resample, resize
+from expand.data.transforms import Box, centre_box, crop_boxes, normalise, random_boxes, resample, resize
 
 sides = st.integers(1, 400)
 draws = st.floats(0, 1, exclude_max=True)
+
+
+def random_box(height, width, jitter, top, left):
+    boxes = random_boxes(*(np.array([value]) for value in (height, width, jitter, top, left)))
+    return Box(boxes.top_NK.item(), boxes.left_NK.item(), boxes.side_N.item())
 
 
 @given(sides, sides, st.floats(1, 4), draws, draws)
@@ -93,3 +99,16 @@ def test_three_crops_are_the_ends_and_the_middle_of_the_longer_side(height, widt
     assert first.side == last.side == min(height, width)
     assert (first.top, first.left) == (0, 0) and (last.top + last.side, last.left + last.side) == (height, width)
     assert (height == width) == (first == middle == last)
+
+
+frames_cut = st.lists(st.tuples(sides, sides, st.floats(1, 4), draws, draws), min_size=1, max_size=9)
+
+
+@given(frames_cut)
+def test_the_boxes_of_a_batch_are_those_of_its_frames_one_by_one(cut):
+    boxes = random_boxes(*(np.array(column) for column in zip(*cut)))
+    for row, (height, width, jitter, top, left) in enumerate(cut):
+        side = max(1, round(min(height, width) / jitter))  # by Python's own numbers
+        assert boxes.side_N[row] == side
+        assert boxes.top_NK[row].tolist() == [int(top * (height - side + 1))]
+        assert boxes.left_NK[row].tolist() == [int(left * (width - side + 1))]
