@@ -63,6 +63,10 @@ class LocalExecutor:
         worker dies.
         """
         if self.workers == 1 or len(jobs) == 1:
+            if self.workers > 1 and self._pool is None:
+                self._pool = self._start()
+                for _ in range(self.workers):  # they start beside the one job, and wait for the next step's
+                    self._pool.submit(_be_there)
             for job in jobs:
                 self.listener.begin(job)
                 yield train_candidate(job, self.data, self.runtime, self.listener.hooks(job.id))
@@ -130,6 +134,10 @@ def _start_worker(data: PreparedData, runtime: Runtime, workers: int, numbers: A
     for number in (signal.SIGINT, signal.SIGTERM):  # they go to the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _be_there() -> None:
+    """What a worker is given to start with."""
 
 
 def _leave_with(parent: int) -> None:
