@@ -134,8 +134,8 @@ def test_a_dead_builders_file_is_taken_over_before_it_is_swept(tmp_path, source)
 
 def test_processes_that_build_together_share_the_work_and_agree(tmp_path, source):
     processes = [start_building(source, tmp_path, workers=1) for _ in range(3)]
-    found = {process.communicate(timeout=60)[0] for process in processes}
-    assert [process.returncode for process in processes] == [0, 0, 0] and len(found) == 1
+    found = {process.stdout.read() for process in processes}  # `communicate` misses what came along with "ready"
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0] and len(found) == 1
     assert len(list((tmp_path / "frames").glob("*.frames"))) == 12
     assert not list((tmp_path / "frames").glob("*.tmp"))
     check_whole(prepared(source, tmp_path))
