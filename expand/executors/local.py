@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -65,8 +66,7 @@ class LocalExecutor:
         if self.workers == 1 or len(jobs) == 1:
             if self.workers > 1 and self._pool is None:
                 self._pool = self._start()
-                for _ in range(self.workers):  # they start beside the one job, and wait for the next step's
-                    self._pool.submit(_be_there)
+                threading.Thread(target=_bring_up, args=(self._pool, self.workers), daemon=True).start()
             for job in jobs:
                 self.listener.begin(job)
                 yield train_candidate(job, self.data, self.runtime, self.listener.hooks(job.id))
@@ -134,6 +134,14 @@ def _start_worker(data: PreparedData, runtime: Runtime, workers: int, numbers: A
     for number in (signal.SIGINT, signal.SIGTERM):  # they go to the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _bring_up(pool: ProcessPoolExecutor, workers: int) -> None:
+    """Starts a pool's workers beside the one job of a step, so that they are there for the next; in a thread, since
+    starting one waits until it has taken the clips' list, for which it imports torch first."""
+    with suppress(RuntimeError):  # the search ended meanwhile
+        for _ in range(workers):
+            pool.submit(_be_there)
 
 
 def _be_there() -> None:
