@@ -27,6 +27,18 @@ def _kernel_taps(weight, c, in_c, flip, WHOLE_KT: tl.constexpr, KT: tl.constexpr
     return taps
 
 
+@triton.jit
+def _share(positions, frames, chunk, CHANNELS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
+    """This program's positions, first frame, clip and channels, and which channels there are."""
+    tiles, chunks = tl.cdiv(positions, BP), tl.cdiv(frames, chunk)
+    program = tl.program_id(0)
+    at = ((program % tiles) * BP + tl.arange(0, BP))[:, None]
+    first = (program // tiles % chunks) * chunk
+    clip = (program // tiles // chunks).to(tl.int64)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
+    return at, first, clip, c, c < CHANNELS
+
+
 @triton.jit(do_not_specialize=SIZES)
 def gather(x, weight, y, frames, height, width, out_height, out_width, stride, chunk, flip, CHANNELS: tl.constexpr,
            WHOLE_KT: tl.constexpr, KT: tl.constexpr, K: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
@@ -34,13 +46,7 @@ def gather(x, weight, y, frames, height, width, out_height, out_width, stride, c
 
     Program axis 0: tiles of BP positions x chunks of `chunk` frames x clips; axis 1: tiles of BC channels.
     """
-    tiles, chunks = tl.cdiv(out_height * out_width, BP), tl.cdiv(frames, chunk)
-    program = tl.program_id(0)
-    at = ((program % tiles) * BP + tl.arange(0, BP))[:, None]
-    first = (program // tiles % chunks) * chunk
-    clip = (program // tiles // chunks).to(tl.int64)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
-    in_c = c < CHANNELS
+    at, first, clip, c, in_c = _share(out_height * out_width, frames, chunk, CHANNELS, BP, BC)
     x += clip * frames * height * width * CHANNELS
     y += clip * frames * out_height * out_width * CHANNELS
     top, left = at // out_width * stride - K // 2, at % out_width * stride - K // 2
@@ -80,13 +86,7 @@ def spread(grad, weight, grad_x, frames, height, width, out_height, out_width, c
     A program has the axes of `gather`, over the output's positions; each of those stands for 2 x 2 of the input, which
     the output gradients there, to the right, below, and below to the right reach by 1, 2, 2 and 4 taps of a plane.
     """
-    tiles, chunks = tl.cdiv(out_height * out_width, BP), tl.cdiv(frames, chunk)
-    program = tl.program_id(0)
-    at = ((program % tiles) * BP + tl.arange(0, BP))[:, None]
-    first = (program // tiles % chunks) * chunk
-    clip = (program // tiles // chunks).to(tl.int64)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
-    in_c = c < CHANNELS
+    at, first, clip, c, in_c = _share(out_height * out_width, frames, chunk, CHANNELS, BP, BC)
     grad += clip * frames * out_height * out_width * CHANNELS
     grad_x += clip * frames * height * width * CHANNELS
     row, column = at // out_width, at % out_width

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expand.model import X3D
-from expand.model.convolution import is_plain
+from expand.model.convolution import is_plain, wants_onednn
 from expand.model.layers import ResBlock, SqueezeExcitation
 from expand.space.network import Network
 
@@ -127,16 +127,9 @@ class Convolution:
                               padding[1:], 1, self.groups)
             return y_BCHW.unsqueeze(2)
         stride = (1, self.stride, self.stride)
-        if _wants_onednn(x_BCTHW, self.weight):
+        if wants_onednn(x_BCTHW, self.weight):
             return torch.mkldnn_convolution(x_BCTHW, self.weight, self.bias, padding, stride, (1, 1, 1), self.groups)
         return F.conv3d(x_BCTHW, self.weight, self.bias, stride, padding, 1, self.groups)
-
-
-def _wants_onednn(x_BCTHW: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN has to be asked for by name: in one thread torch gives a kernel without a spatial extent to its
-    own, which takes 36 times as long for the stem's 5x1x1."""
-    return (x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == weight.dtype == torch.float32
-            and weight.shape[-1] == 1 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
 
 
 def folded(convolution: nn.Conv3d, norm: nn.Module | None = None) -> Convolution:
