@@ -9,7 +9,6 @@ Letters of shapes: B clips, T frames, H x W positions, C channels; tensors are c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,14 +18,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as every_module
 
 from expand.kernels import library
+from expand.kernels.calls import LANES, Pass, clips_of, padded, rows_of, strided, weights_of
 
 if TYPE_CHECKING:
     from expand.model.convolution import Pointwise
     from expand.model.layers import Head, ResBlock, Stem
-
-LANES = 8
-"""Inner widths are padded to a multiple of it."""
-
 
 class Base(IntEnum):
     """How the gradient of a block's input begins (pointwise.h)."""
@@ -34,11 +30,6 @@ class Base(IntEnum):
     NOTHING = 0
     KEPT = 1
     SHORTCUT = 2
-
-
-def padded(width: int) -> int:
-    """`width` rounded up to a multiple of `LANES`."""
-    return -(-width // LANES) * LANES
 
 
 def usable(part: Stem | ResBlock | Head, x_BCTHW: Tensor, width_in: int, width_out: int) -> bool:
@@ -51,7 +42,7 @@ def usable(part: Stem | ResBlock | Head, x_BCTHW: Tensor, width_in: int, width_o
         return False
     if x_BCTHW.dtype not in (torch.float32, torch.float64) or part.training != torch.is_grad_enabled():
         return False
-    is_one_position = _strided(x_BCTHW.permute(0, 2, 3, 4, 1), 2).shape[:4].numel() <= 1  # no batch norm of one
+    is_one_position = strided(x_BCTHW.permute(0, 2, 3, 4, 1), 2).shape[:4].numel() <= 1  # no batch norm of one
     if is_one_position or x_BCTHW.shape[1] != width_in or width_out % LANES:
         return False
     return not _is_watched() and _fit(part, part.training, x_BCTHW.dtype)
@@ -82,68 +73,13 @@ def _fits(bn: nn.Module, is_training: bool) -> bool:
             and bn.momentum is not None)
 
 
-def _of(bn: nn.BatchNorm3d) -> tuple[int | float | Tensor, ...]:
-    """A norm as the kernels take it."""
-    return (bn.num_features, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.num_batches_tracked,
-            float(bn.momentum), float(bn.eps))
-
-
-def _lines(bn: nn.BatchNorm3d) -> Tensor:
-    """Mean, 1 / deviation, scale and shift of a norm in evaluation: 4 x padded width."""
-    lines = bn.weight.new_zeros(4, padded(bn.num_features))
-    inverse = torch.rsqrt(bn.running_var + bn.eps)
-    scale = bn.weight * inverse
-    lines[:, :bn.num_features] = torch.stack([bn.running_mean, inverse, scale, bn.bias - bn.running_mean * scale])
-    return lines
-
-
-class _Pass:
-    """Calls for one dtype, and the memory of their results."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.kernels, self.like = library.load(), like
-
-    def __call__(self, name: str, *arguments: Tensor | float | None) -> None:
-        self.kernels.call(name, self.like.dtype, *arguments)
-
-    def empty(self, *shape: int) -> Tensor:
-        """Room for a result."""
-        return self.like.new_empty(shape)
-
-    def normed(self, name: str, *arguments: Any, bn: nn.Module, after: Sequence[Tensor] = ()) -> Tensor | None:
-        """Calls a function that measures the norm `bn` of its result, or in evaluation not. The norm's lines: None
-        where `bn` is no norm."""
-        if not isinstance(bn, nn.BatchNorm3d):
-            self(name, *arguments, arguments[-1].shape[-1], *[None] * 5, 0.0, 0.0, None, *after)
-            return None
-        if not bn.training:
-            self(name, *arguments, *_of(bn), None, *after)
-            return _lines(bn)
-        lines = self.empty(4, padded(bn.num_features))
-        self(name, *arguments, *_of(bn), lines, *after)
-        return lines
-
-
-def _rows(x_BCTHW: Tensor) -> Tensor:
-    """B x T x H x W x C, contiguous."""
-    return x_BCTHW.permute(0, 2, 3, 4, 1).contiguous()
-
-
-def _clips(x_BTHWC: Tensor) -> Tensor:
-    return x_BTHWC.permute(0, 4, 1, 2, 3)
-
-
-def _weights(*layers: nn.Module) -> list[Tensor | None]:
-    return [layer._parameters.get(name) for layer in layers for name in ("weight", "bias")]
-
-
 # --- the residual block ---
 
 
 def block(part: ResBlock, x_BCTHW: Tensor) -> Tensor:
     """`part(x)`; `usable` says when."""
     if not part.training:
-        return _clips(_block_forward(part, _rows(x_BCTHW)).z)
+        return clips_of(_block_forward(part, rows_of(x_BCTHW)).z)
     return _Block.apply(x_BCTHW, part, *_block_weights(part))
 
 
@@ -171,13 +107,13 @@ def _gates(part: ResBlock) -> tuple[Pointwise, Pointwise] | None:
 
 
 def _block_weights(part: ResBlock) -> list[Tensor | None]:
-    return _weights(part.a, part.a_bn, part.b, part.b_bn, *(_gates(part) or (nn.Identity(),) * 2), part.c, part.c_bn,
+    return weights_of(part.a, part.a_bn, part.b, part.b_bn, *(_gates(part) or (nn.Identity(),) * 2), part.c, part.c_bn,
                     part.shortcut, part.shortcut_bn)
 
 
 def _gate_weights(part: ResBlock) -> tuple[int | Tensor | None, ...]:
     gates = _gates(part)
-    return (gates[0].out_channels, *_weights(*gates)) if gates else (0, None, None, None, None)
+    return (gates[0].out_channels, *weights_of(*gates)) if gates else (0, None, None, None, None)
 
 
 def _volume(part: ResBlock, x_BTHWC: Tensor) -> tuple[int, ...]:
@@ -185,14 +121,10 @@ def _volume(part: ResBlock, x_BTHWC: Tensor) -> tuple[int, ...]:
     return (*x_BTHWC.shape[:4], padded(part.a.out_channels), part.b.stride[-1])
 
 
-def _strided(x_BTHWC: Tensor, stride: int) -> Tensor:
-    return x_BTHWC[:, :, ::stride, ::stride]
-
-
 def _block_forward(part: ResBlock, x: Tensor) -> _Kept:
-    call, (clips, _, _, _, outer_in), stride = _Pass(x), x.shape, part.b.stride[-1]
+    call, (clips, _, _, _, outer_in), stride = Pass(x), x.shape, part.b.stride[-1]
     real_inner, outer = part.a.out_channels, part.c.out_channels
-    inner, size = padded(real_inner), _strided(x, stride).shape[:4]
+    inner, size = padded(real_inner), strided(x, stride).shape[:4]
     rows, per_clip = size.numel(), size[1:].numel()
     u, v, y = call.empty(*x.shape[:4], inner), call.empty(*size, inner), call.empty(*size, outer)
     u_norm = call.normed("expand_forward", u.numel() // inner, outer_in, x, part.a.weight, u, bn=part.a_bn)
@@ -208,7 +140,7 @@ def _block_forward(part: ResBlock, x: Tensor) -> _Kept:
     q, q_norm = x, None
     if isinstance(part.shortcut, nn.Conv3d):
         q = call.empty(*size, outer)
-        q_norm = call.normed("expand_forward", rows, outer_in, _strided(x, stride).contiguous(), part.shortcut.weight,
+        q_norm = call.normed("expand_forward", rows, outer_in, strided(x, stride).contiguous(), part.shortcut.weight,
                              q, bn=part.shortcut_bn)
     z = call.empty(*size, outer)
     call("add_forward", rows, outer, y, y_norm, q, q_norm, z)
@@ -218,8 +150,8 @@ def _block_forward(part: ResBlock, x: Tensor) -> _Kept:
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BCTHW: Tensor, part: ResBlock, *weights: Tensor | None) -> Tensor:
-        kept = _block_forward(part, _rows(x_BCTHW))
-        z_BCTHW = _clips(kept.z)
+        kept = _block_forward(part, rows_of(x_BCTHW))
+        z_BCTHW = clips_of(kept.z)
         ctx.part = part
         ctx.save_for_backward(*kept[:-1], z_BCTHW, *weights)  # the weights: to hear of it if somebody changes them
         return z_BCTHW
@@ -228,19 +160,19 @@ class _Block(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dz_BCTHW: Tensor) -> tuple[Tensor | None, ...]:
         *kept, z_BCTHW = ctx.saved_tensors[:len(_Kept._fields)]
-        return _block_backward(ctx.part, _Kept(*kept, z_BCTHW.permute(0, 2, 3, 4, 1)), _rows(dz_BCTHW),
+        return _block_backward(ctx.part, _Kept(*kept, z_BCTHW.permute(0, 2, 3, 4, 1)), rows_of(dz_BCTHW),
                                needs_x=ctx.needs_input_grad[0])
 
 
 def _block_backward(part: ResBlock, kept: _Kept, dz: Tensor, *, needs_x: bool) -> tuple[Tensor | None, ...]:
-    call, (clips, real_inner, outer) = _Pass(dz), (len(dz), part.a.out_channels, part.c.out_channels)
+    call, (clips, real_inner, outer) = Pass(dz), (len(dz), part.a.out_channels, part.c.out_channels)
     x, inner, rows, per_clip = kept.x, padded(part.a.out_channels), dz.shape[:4].numel(), dz.shape[1:4].numel()
     weights = _block_weights(part)
     d = {weight: torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights
          if weight is not None}
 
     def of(*layers: nn.Module) -> list[Tensor | None]:
-        return [d.get(weight) for weight in _weights(*layers)]
+        return [d.get(weight) for weight in weights_of(*layers)]
 
     y_slopes, q_slopes = call.empty(3, outer), call.empty(3, outer) if kept.q_norm is not None else None
     call("add_backward", rows, outer, dz, kept.z, kept.y, kept.y_norm, y_slopes, *of(part.c_bn), kept.q, kept.q_norm,
@@ -249,7 +181,7 @@ def _block_backward(part: ResBlock, kept: _Kept, dz: Tensor, *, needs_x: bool) -
     call("project_backward", clips, per_clip, real_inner, outer, dz, kept.z, kept.y, y_slopes, kept.v, kept.v_norm,
          kept.gate, part.c.weight, dv, d[part.c.weight], sums)
     slope, along, offset = call.empty(clips, inner), call.empty(inner), call.empty(clips, inner)
-    call("gate_backward", clips, per_clip, real_inner, sums, kept.means, kept.v_norm, *_weights(part.b_bn),
+    call("gate_backward", clips, per_clip, real_inner, sums, kept.means, kept.v_norm, *weights_of(part.b_bn),
          *_gate_weights(part), kept.active, kept.gate, slope, along, offset, *of(part.b_bn),
          *(of(*_gates(part)) if _gates(part) else (None,) * 4))
     du, u_slopes = torch.empty_like(kept.u), call.empty(3, inner)
@@ -260,14 +192,14 @@ def _block_backward(part: ResBlock, kept: _Kept, dz: Tensor, *, needs_x: bool) -
         base, dx = Base.KEPT, _through_shortcut(part, call, kept, dz, q_slopes, d, needs_x=needs_x)
     call("expand_backward", x.shape[:4].numel(), x.shape[4], real_inner, du, kept.u, u_slopes, x, part.a.weight, dz,
          kept.z, int(base), dx, d[part.a.weight])
-    return _clips(dx) if dx is not None else None, None, *map(d.get, weights)
+    return clips_of(dx) if dx is not None else None, None, *map(d.get, weights)
 
 
-def _through_shortcut(part: ResBlock, call: _Pass, kept: _Kept, dz: Tensor, q_slopes: Tensor | None,
+def _through_shortcut(part: ResBlock, call: Pass, kept: _Kept, dz: Tensor, q_slopes: Tensor | None,
                       d: dict[Tensor, Tensor], *, needs_x: bool) -> Tensor | None:
     """The gradient of x through a shortcut that is a convolution, whose weight's goes to `d`."""
     x, outer, stride = kept.x, dz.shape[4], part.b.stride[-1]
-    dq, x_strided = torch.empty_like(dz), _strided(x, stride).contiguous()
+    dq, x_strided = torch.empty_like(dz), strided(x, stride).contiguous()
     dx_strided = torch.empty_like(x_strided) if needs_x else None
     rows = dz.shape[:4].numel()
     call("shortcut_backward", rows, outer, dz, kept.z, kept.q, q_slopes, dq)
@@ -276,7 +208,7 @@ def _through_shortcut(part: ResBlock, call: _Pass, kept: _Kept, dz: Tensor, q_sl
     if not needs_x:
         return None
     dx = torch.zeros_like(x)
-    _strided(dx, stride).copy_(dx_strided)
+    strided(dx, stride).copy_(dx_strided)
     return dx
 
 
@@ -286,8 +218,8 @@ def _through_shortcut(part: ResBlock, call: _Pass, kept: _Kept, dz: Tensor, q_sl
 def stem(part: Stem, x_BCTHW: Tensor) -> Tensor:
     """`part(x)`; `usable` says when, and that x needs no gradient."""
     if not part.training:
-        return _clips(_stem_forward(part, _rows(x_BCTHW))[-1])
-    return _Stem.apply(x_BCTHW, part, *_weights(part.spatial, part.temporal, part.bn))
+        return clips_of(_stem_forward(part, rows_of(x_BCTHW))[-1])
+    return _Stem.apply(x_BCTHW, part, *weights_of(part.spatial, part.temporal, part.bn))
 
 
 def _stem_arguments(part: Stem, x: Tensor) -> tuple[int | Tensor, ...]:
@@ -296,7 +228,7 @@ def _stem_arguments(part: Stem, x: Tensor) -> tuple[int | Tensor, ...]:
 
 def _stem_forward(part: Stem, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The convolutions' result, the lines of its norm, and the stem's result."""
-    call, size = _Pass(x), (*_strided(x, 2).shape[:4], part.spatial.out_channels)
+    call, size = Pass(x), (*strided(x, 2).shape[:4], part.spatial.out_channels)
     q, z = call.empty(*size), call.empty(*size)
     norm = call.normed("stem_forward", *_stem_arguments(part, x), q, bn=part.bn)
     call("add_forward", q.numel() // size[4], size[4], q, norm, None, None, z)
@@ -306,9 +238,9 @@ def _stem_forward(part: Stem, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class _Stem(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BCTHW: Tensor, part: Stem, *weights: Tensor | None) -> Tensor:
-        x = _rows(x_BCTHW)
+        x = rows_of(x_BCTHW)
         q, norm, z = _stem_forward(part, x)
-        z_BCTHW = _clips(z)
+        z_BCTHW = clips_of(z)
         ctx.part = part
         ctx.save_for_backward(x, q, norm, z_BCTHW, *weights)
         return z_BCTHW
@@ -317,7 +249,7 @@ class _Stem(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dz_BCTHW: Tensor) -> tuple[Tensor | None, ...]:
         part, (x, q, norm, z_BCTHW) = ctx.part, ctx.saved_tensors[:4]
-        dz, z, call, width = _rows(dz_BCTHW), z_BCTHW.permute(0, 2, 3, 4, 1), _Pass(x), q.shape[4]
+        dz, z, call, width = rows_of(dz_BCTHW), z_BCTHW.permute(0, 2, 3, 4, 1), Pass(x), q.shape[4]
         slopes, (d_gamma, d_beta) = call.empty(3, width), (call.empty(width), call.empty(width))
         call("add_backward", q.numel() // width, width, dz, z, q, norm, slopes, d_gamma, d_beta, *(None,) * 5)
         d_space, d_time = call.empty(*part.spatial.weight.shape), call.empty(*part.temporal.weight.shape)
@@ -330,14 +262,14 @@ class _Stem(torch.autograd.Function):
 
 def pooled(part: Head, x_BCTHW: Tensor) -> Tensor:
     """The average over the whole clip of what the head's first convolution makes of x: B x C x 1 x 1 x 1."""
-    result = _Pooled.apply(x_BCTHW, part, *_weights(part.inner, part.inner_bn)) if part.training \
-        else _pooled_forward(part, _rows(x_BCTHW))[-1]
+    result = _Pooled.apply(x_BCTHW, part, *weights_of(part.inner, part.inner_bn)) if part.training \
+        else _pooled_forward(part, rows_of(x_BCTHW))[-1]
     return result[:, :part.inner.out_channels, None, None, None]
 
 
 def _pooled_forward(part: Head, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The convolution's result, the lines of its norm, and the averages, padded."""
-    call, width = _Pass(x), padded(part.inner.out_channels)
+    call, width = Pass(x), padded(part.inner.out_channels)
     u, means = call.empty(*x.shape[:4], width), call.empty(len(x), width)
     norm = call.normed("expand_forward", u.numel() // width, x.shape[4], x, part.inner.weight, u, bn=part.inner_bn)
     call("pool_forward", len(x), x.shape[1:4].numel(), width, u, norm, means)
@@ -347,7 +279,7 @@ def _pooled_forward(part: Head, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class _Pooled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BCTHW: Tensor, part: Head, *weights: Tensor | None) -> Tensor:
-        x = _rows(x_BCTHW)
+        x = rows_of(x_BCTHW)
         u, norm, means = _pooled_forward(part, x)
         ctx.part = part
         ctx.save_for_backward(x, u, norm, *weights)
@@ -357,7 +289,7 @@ class _Pooled(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_means: Tensor) -> tuple[Tensor | None, ...]:
         part, (x, u, norm) = ctx.part, ctx.saved_tensors[:3]
-        call, width = _Pass(x), part.inner.out_channels
+        call, width = Pass(x), part.inner.out_channels
         du, slopes = torch.empty_like(u), call.empty(3, u.shape[4])
         d_gamma, d_beta, d_weight = call.empty(width), call.empty(width), call.empty(*part.inner.weight.shape)
         call("pool_backward", len(x), x.shape[1:4].numel(), width, d_means.contiguous(), u, norm, du, slopes, d_gamma,
@@ -365,4 +297,4 @@ class _Pooled(torch.autograd.Function):
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         call("expand_backward", x.shape[:4].numel(), x.shape[4], width, du, u, slopes, x, part.inner.weight, None,
              None, int(Base.NOTHING), dx, d_weight)
-        return _clips(dx) if dx is not None else None, None, d_weight, None, d_gamma, d_beta
+        return clips_of(dx) if dx is not None else None, None, d_weight, None, d_gamma, d_beta
