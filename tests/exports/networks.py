@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from expand.model import X3D
 from expand.space.factors import Factors
 from expand.space.network import Network, dump_network
 from expand.training.checkpoint import save_weights
+from tests.model.seeded import awaken
 
 NETWORK = Network("mine", Factors.of(frames=2, stride=3, resolution=32, width=0.4, depth=0.4), 5,
                   ("a", "b", "ć", "d", "e"), mean=0.4, std=0.2)
@@ -23,13 +23,7 @@ def trained() -> X3D:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = X3D.of(NETWORK)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm3d):
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, std=0.1)
-                nn.init.normal_(module.running_mean, std=0.1)
-                nn.init.uniform_(module.running_var, 0.5, 1.5)
-        nn.init.normal_(model.head.classifier.weight, std=1.0)
+        awaken(model, norms=0.1, classifier=1.0)
     return model.train()
 
 

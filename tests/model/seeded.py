@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from expand.model import X3D
 
@@ -37,6 +37,18 @@ def seeded_model(model: X3D, seed: int = 0) -> X3D:
     """`model` in evaluation, with weights from `seeded_state` on our names."""
     model.load_state_dict(seeded_state(model.state_dict(), seed))
     return model.eval()
+
+
+def awaken(model: X3D, *, norms: float, classifier: float) -> None:
+    """Draws norms, their statistics and the classifier of `model` from torch's generator, away from their first values,
+    so that none of them may be left out; `norms` and `classifier` are standard deviations."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=norms)
+            nn.init.normal_(module.running_mean, std=norms)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    nn.init.normal_(model.head.classifier.weight, std=classifier)
 
 
 def seeded_clip(frames: int, side: int, seed: int = 0, batch: int = 1) -> Tensor:

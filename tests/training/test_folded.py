@@ -15,6 +15,7 @@ from expand.space.network import Network
 from expand.training.evaluate import probabilities_of
 from expand.training.folded import Answering, folded, for_inference
 from expand.training.runtime import Runtime
+from tests.model.seeded import awaken
 
 CASES = {"frames": st.integers(1, 5), "resolution": st.sampled_from([32, 40, 48, 72]),
          "width": st.sampled_from([0.1, 0.5, 1.0]), "bottleneck": st.sampled_from([0.5, 1.0, 2.25]),
@@ -22,15 +23,9 @@ CASES = {"frames": st.integers(1, 5), "resolution": st.sampled_from([32, 40, 48,
 
 
 def lively(model: nn.Module, seed: int = 0) -> X3D:
-    """Norms, biases and classifier away from their first values, so that none of them may be left out."""
+    """`model` as after a training, in evaluation and channels-last."""
     torch.manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm3d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-            nn.init.normal_(module.running_mean, std=0.3)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    nn.init.normal_(model.head.classifier.weight, std=0.1)
+    awaken(model, norms=0.3, classifier=0.1)
     return model.eval().to(memory_format=torch.channels_last_3d)
 
 
