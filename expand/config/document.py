@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from expand.bounded import read_bounded
 from expand.errors import Problem
 
 MAX_BYTES = 1_000_000
@@ -47,8 +48,18 @@ class Mapping:
     """Stands for a mapping where a value was expected; its content is never looked at."""
 
 
+def read_kept(path: Path) -> str:
+    """The text of a regular YAML file that a program keeps, as `read_bounded` reads it: raises NotYaml where it is
+    missing, unreadable, too large or not UTF-8."""
+    try:
+        return decoded(read_bounded(path, MAX_BYTES))
+    except OSError as error:
+        raise NotYaml(f"cannot be read: {error.strerror or error}") from error
+
+
 def read_text(path: Path) -> str:
-    """The text of a configuration file; NotYaml where it is missing, unreadable, too large or not UTF-8."""
+    """The text of a configuration file, which may be a pipe; NotYaml where it is missing, unreadable, too large or not
+    UTF-8."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -56,6 +67,11 @@ def read_text(path: Path) -> str:
         raise NotYaml(f"cannot be read ({error.strerror or error})") from error
     if len(raw) > MAX_BYTES:
         raise NotYaml("larger than 1 MB, which no configuration is", suggestion="is it the right file?")
+    return decoded(raw)
+
+
+def decoded(raw: bytes) -> str:
+    """The text that `raw` is; NotYaml where it is not UTF-8."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -133,3 +149,61 @@ def _resolve(text: str) -> Any:
     if _FLOAT.match(text):
         return float(text)
     return float(text.replace(".", "")) if _NOT_FINITE.match(text) else text
+
+
+def values(text: str) -> Any:
+    """All of a text as plain values: null, booleans, numbers, text, lists, and mappings with such keys. For what a
+    program wrote with `yaml.safe_dump` and reads again, so that scalars are what they were by its rules (YAML 1.1);
+    dates and numbers to the base of 60, which it never writes plain, are text.
+
+    Raises NotYaml for a syntax error or one of YAML's traps; no text costs more than its length.
+    """
+    node = parse(text)
+    return None if node is None else _Values().of(node)
+
+
+class _Values:
+    """Builds values; `left` counts what aliases may still stand for."""
+
+    def __init__(self) -> None:
+        self.left = MAX_BYTES
+
+    def of(self, node: yaml.Node, depth: int = 0) -> Any:
+        self.left -= 1
+        if self.left < 0 or depth > MAX_DEPTH:
+            raise NotYaml("its aliases (*name) stand for too much", suggestion="write the values out")
+        if isinstance(node, yaml.SequenceNode):
+            return [self.of(item, depth + 1) for item in node.value]
+        if isinstance(node, yaml.MappingNode):
+            return {self.key(key): self.of(value, depth + 1) for key, value in node.value}
+        return _scalar(node)
+
+    def key(self, node: yaml.Node) -> Any:
+        if not isinstance(node, yaml.ScalarNode):
+            raise NotYaml("a key is a list or a mapping", node.start_mark.line + 1)
+        return _scalar(node)
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    kind, text = node.tag.rpartition(":")[2], node.value
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return text.lower() in ("yes", "true", "on")
+    if kind not in ("int", "float") or ":" in text or len(text) > 400:
+        return text
+    plain = text.replace("_", "")
+    try:
+        return _whole(plain) if kind == "int" else _real(plain.lower())
+    except ValueError:  # digits that the base lacks
+        return text
+
+
+def _whole(text: str) -> int:
+    sign, digits = (-1 if text.startswith("-") else 1), text.lstrip("+-")
+    base = {"0b": 2, "0x": 16}.get(digits[:2].lower(), 8 if digits.startswith("0") and len(digits) > 1 else 10)
+    return sign * int(digits, base)
+
+
+def _real(text: str) -> float:
+    return float(text.replace(".", "")) if _NOT_FINITE.match(text) else float(text)

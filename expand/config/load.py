@@ -39,11 +39,12 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = (),
     return _finish(reader, overrides, values or {})
 
 
-def parse_config(text: str, where: str = "config.yaml") -> Config:
-    """The configuration of a YAML text; `where` names it in the mistakes (ConfigError)."""
+def parse_config(text: str, where: str = "config.yaml", values: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of a YAML text, changed by `values` as in `load_config`; `where` names it in the mistakes
+    (ConfigError)."""
     reader = _Reader()
     reader.file(text, where)
-    return _finish(reader, (), {})
+    return _finish(reader, (), values or {})
 
 
 def _finish(reader: _Reader, overrides: Sequence[str], values: Mapping[str, Any]) -> Config:

@@ -13,6 +13,7 @@ from typing import Any
 AXES = ("x_fast", "x_temporal", "x_spatial", "x_depth", "x_width", "x_bottleneck")
 CRITERIA = ("gain_per_gflop", "gain_per_doubling", "accuracy")
 DEVICES = ("auto", "cpu", "cuda")
+EXECUTORS = ("local", "ray")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 FORMATS = ("auto", "folders", "lists", "kinetics", "ucf101", "hmdb51", "ssv2")
 
@@ -37,11 +38,11 @@ class BuiltinConfig:
     """Length of a clip, seconds."""
     fps: int = opt(15, ge=8, le=60)
     """Frames a second; 15 are ample for the slowest and fastest label and keep the decoded frames below 2 GB."""
-    train_clips: int = opt(640, ge=16)
+    train_clips: int = opt(640, ge=16, le=1_000_000)
     """Clips in the train split; rounded up to a multiple of the number of classes."""
-    val_clips: int = opt(480, ge=16)
+    val_clips: int = opt(480, ge=16, le=1_000_000)
     """Clips in the val split, on which selection happens."""
-    test_clips: int = opt(480, ge=16)
+    test_clips: int = opt(480, ge=16, le=1_000_000)
     """Clips in the test split, used once, for the winner."""
     seed: int = opt(0, ge=0)
     """Seed of the rendering; the splits take different streams of it."""
@@ -144,18 +145,18 @@ class DataConfig:
 class BasisConfig:
     """The network that the search starts from: X2D, one frame of 112 px (paper, section 3.1)."""
 
-    frames: int = opt(1, ge=1)
+    frames: int = opt(1, ge=1, le=10_000)
     """gamma_t: frames in the clip."""
-    stride: int = opt(28, ge=1)
+    stride: int = opt(28, ge=1, le=10_000)
     """gamma_tau: one frame is taken every `stride` source frames at 30 fps; for one frame, the span that the first
     temporal expansion divides. 28 leads along the paper's path to 4 x 12, 8 x 6 and 16 x 5."""
-    resolution: int = opt(112, ge=32)
+    resolution: int = opt(112, ge=32, le=11_200)
     """Side of the square input, pixels (gamma_s = resolution / 112)."""
-    width: float = opt(1.0, gt=0.0)
+    width: float = opt(1.0, ge=0.01, le=100.0)
     """gamma_w."""
-    bottleneck: float = opt(1.0, gt=0.0)
+    bottleneck: float = opt(1.0, ge=0.01, le=100.0)
     """gamma_b."""
-    depth: float = opt(1.0, gt=0.0)
+    depth: float = opt(1.0, ge=0.01, le=100.0)
     """gamma_d."""
 
 
@@ -218,9 +219,9 @@ class SearchConfig:
 class RecipeConfig:
     """How one network is trained and judged (paper, section 4; FACTS: recipe)."""
 
-    epochs: int | None = opt(None, ge=1)
+    epochs: int | None = opt(None, ge=1, le=100_000)
     """Passes over the train split; null: enough for about 2,000 updates, at least 30 and at most 256."""
-    batch_size: int | None = opt(None, ge=1)
+    batch_size: int | None = opt(None, ge=1, le=100_000)
     """Clips in an update; null: an eighth of the train split, at least 8 and at most 128."""
     lr: float = opt(0.1, gt=0.0)
     """Peak learning rate at a batch of 128; scaled linearly to the batch in use."""
@@ -239,14 +240,14 @@ class RecipeConfig:
     ema: float = opt(0.0, ge=0.0, le=0.99999)
     """Decay of an exponential moving average of the weights, one step an update; it is then what is measured and kept.
     0: off, the last weights are kept."""
-    accumulation: int = opt(1, ge=1)
+    accumulation: int = opt(1, ge=1, le=100_000)
     """Parts that a batch is split into, one after another through the network: less memory for the same update, but
     batch norm averages over a part only. Doubled by itself where the memory does not suffice."""
     eval_every: int = opt(0, ge=0)
     """Epochs between two measurements on val during the training, for its curve; 0: only at the end."""
     precise_bn_batches: int = opt(200, ge=0)
     """Batches for precise batch-norm statistics before an evaluation (never more than the train split has); 0: off."""
-    eval_clips: int = opt(10, ge=1)
+    eval_clips: int = opt(10, ge=1, le=1000)
     """K: clips taken uniformly in time from each video, centre crop, class scores averaged."""
 
 
@@ -262,11 +263,14 @@ class RunConfig:
     """Seed of everything random; a candidate's own seed follows from it and from the candidate's identity."""
     device: str = opt("auto", choices=DEVICES)
     """auto: cuda where there is one, else cpu."""
+    executor: str = opt("local", choices=EXECUTORS)
+    """local: processes of this machine. ray: tasks of a Ray cluster, or of one that the command starts on this machine
+    (docs/cluster.md)."""
     workers: int = opt(1, ge=1, le=1024)
     """Candidates that are trained at the same time, each in a process of its own; several GPUs take turns, and more
     workers than GPUs share them. On a CPU, two processes of one thread train small networks about twice as fast as one
     of two threads."""
-    threads: int | None = opt(None, ge=1)
+    threads: int | None = opt(None, ge=1, le=1024)
     """CPU threads of a training process; null: the cores of the machine // workers."""
     precision: str = opt("auto", choices=PRECISIONS)
     """auto: bf16 autocast on a GPU that has it, fp32 elsewhere. tf32: fp32 whose products a GPU rounds to 10 bits."""
@@ -274,6 +278,11 @@ class RunConfig:
     """On a GPU, record the training step once and replay it: saves the time in which small networks let it wait."""
     checkpoint_every_s: float = opt(30.0, ge=0.0)
     """Seconds between checkpoints of the candidate in training: the most that a kill can cost. 0: at every update."""
+    heartbeat_s: float = opt(600.0, ge=0.0)
+    """Seconds without a sign of life (an update, a measured batch) after which a training process counts as hung: it is
+    killed, and its candidate goes on from its checkpoint in another. 0: never."""
+    retries: int = opt(2, ge=0, le=100)
+    """How often a candidate goes on after its process died or hung, before it counts as failed."""
 
 
 @dataclass(frozen=True)

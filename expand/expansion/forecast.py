@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from expand.errors import UsageError, did_you_mean
-from expand.expansion.rules import Proposal, Space, contract, propose
+from expand.expansion.rules import Proposal, Space, contract, grid_steps, propose
 from expand.expansion.types import Candidate
 from expand.space.axes import AXES
+from expand.space.network import is_within_bounds
 
 MAX_STEPS = 64
 """A doubling repeated so often exceeds any machine; a forecast stops there."""
@@ -108,12 +109,12 @@ def largest_resolution(space: Space) -> int:
     if "x_spatial" not in space.config.axes:
         return basis.resolution
     ceiling = space.config.expansion_rate * space.target
-    best, k = basis, 0
-    while True:
-        k += 1
+    best = basis
+    for k in grid_steps(axis):
         grown = axis.grow(basis, k, space.bounds)
-        if axis.refusal(basis, grown, space.bounds):
-            return best.resolution
+        if axis.refusal(basis, grown, space.bounds) or not is_within_bounds(grown):
+            break
         best = grown
         if space.complexity(grown) > ceiling:
-            return best.resolution
+            break
+    return best.resolution

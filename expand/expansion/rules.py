@@ -16,6 +16,10 @@ from expand.expansion.types import BASIS_AXIS, Candidate, Exclusion, Outcome
 from expand.space.axes import AXES, Axis, Bounds
 from expand.space.complexity import complexity_of
 from expand.space.factors import Factors
+from expand.space.network import is_within_bounds
+
+MOST_GRID = 10_000
+"""Values of an axis that are looked at in a step; the published grids have some 30 at most."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,21 @@ def propose(space: Space, current: Factors, step: int) -> Proposal:
     return Proposal(tuple(candidates), tuple(excluded))
 
 
+def grid_steps(axis: Axis) -> Iterator[int]:
+    """1, 2, ...: steps on an axis's grid. Raises `UsageError` after `MOST_GRID` of them, so that no grid, however fine
+    for its target, is walked for hours."""
+    yield from range(1, MOST_GRID + 1)
+    raise UsageError(f"the grid of {axis.name} has more than {MOST_GRID:,} values on the way to the target",
+                     where="search.grid", fix="make its steps larger, or the target smaller")
+
+
 def _grid(axis: Axis, base: Factors, space: Space) -> Iterator[Factors]:
     """The axis's networks above `base` in ascending order, only those that cost more than `base`."""
-    k, floor = 0, space.complexity(base)
-    while True:
-        k += 1
+    floor = space.complexity(base)
+    for k in grid_steps(axis):
         grown = axis.grow(base, k, space.bounds)
+        if not is_within_bounds(grown):
+            return
         if space.complexity(grown) > floor:  # a small step in width can round to the same network
             yield grown
 
@@ -167,11 +180,10 @@ def contract(space: Space, base: Factors, expanded: Candidate) -> Candidate | No
 
     `expanded` exceeds the target and `base`, the network before it, does not.
     """
-    axis, best, k = AXES[expanded.axis], None, 0
-    while True:
-        k += 1
+    axis, best = AXES[expanded.axis], None
+    for k in grid_steps(axis):
         between = axis.between(base, expanded.factors, k, space.bounds)
-        if space.complexity(between) > space.target:
+        if not is_within_bounds(between) or space.complexity(between) > space.target:
             break
         if space.complexity(between) > space.complexity(base):
             best = between

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from expand.space.factors import Factors
 
 BASIS_AXIS = "basis"
+CANDIDATE_ID = re.compile(r"[a-z0-9_-]{1,100}")
+"""What a candidate may be called: it names a folder, so it can hold neither a dot nor a separator."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Exclusion:
 class Outcome:
     """What training a candidate gave. `accuracy` (J) is top-1 in 0..1, `stderr` its standard error.
 
-    `state` is `finished` or `failed`; a failed one has a `reason` and no figures. `breakdown` holds seconds by phase.
+    `state` is `finished` or `failed`; a failed one has a `reason` and no figures. `breakdown` holds seconds by phase,
+    `notes` what a person should know of the training, such as that batches went in parts for lack of memory.
     """
 
     id: str
@@ -70,6 +74,7 @@ class Outcome:
     peak_memory_mb: float | None = None
     clips_per_s: float | None = None
     breakdown: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For the journal and for outcome.json."""

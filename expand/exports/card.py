@@ -10,17 +10,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import yaml
-
-from expand.config import Config, parse_config
-from expand.errors import UsageError
+from expand.config import Config, document, parse_config
+from expand.errors import RunError, UsageError
 from expand.exports.latency import measure_latency
+from expand.fields import mapping_of, or_null, record, text, whole
+from expand.fields import number as number_from
 from expand.model.load import load_model
 from expand.report.summary import summarize
 from expand.report.words import axis_name, number, one_line, percent, split_note, value_text
 from expand.rundir.files import read_json, write_atomic, write_json
 from expand.rundir.journal import read_events, run_started
 from expand.rundir.paths import RunPaths
+from expand.rundir.training import check_outcome, read_training
 from expand.space.complexity import complexity
 from expand.space.factors import REFERENCE_FPS
 from expand.space.geometry import evaluation_crop
@@ -30,6 +31,23 @@ from expand.training.runtime import Runtime
 
 MOST_NAMES = 100
 """Class names that are written out; network.yaml has them all."""
+
+_count = whole(0, 10**12)
+LATENCY = record({"latency_ms": number_from(0, 1e12), "passes": _count, "batch": _count, "crop": _count,
+                  "device": text(1000), "threads": _count, "precision": text(100)})
+
+
+def _version(value: Any, name: str) -> None:
+    (or_null(text(1000)) if not isinstance(value, (int, float)) else number_from(-1e300, 1e300))(value, name)
+
+
+def _versions(value: Any, name: str) -> None:
+    (mapping_of(text(100), _version, 1000) if isinstance(value, Mapping) else _version)(value, name)
+
+
+ENV = mapping_of(text(100), _versions, 1000)
+"""env.json: texts and numbers by name, or such mappings (the packages)."""
+
 
 Rows = Iterator[tuple[str, str]]
 
@@ -59,19 +77,28 @@ class _Facts:
 
     @classmethod
     def of(cls, paths: RunPaths) -> _Facts:
-        config = parse_config(paths.config.read_text(encoding="utf-8"), str(paths.config))
-        outcome = read_json(paths.final_candidate.outcome)
+        config = _config(paths)
+        outcome = read_json(paths.final_candidate.outcome, check_outcome)
         is_search = paths.journal.exists()
-        started = (run_started(read_events(paths.journal)) if is_search
-                   else yaml.safe_load(paths.training.read_text(encoding="utf-8")))
-        return cls(paths, load_network(paths.network), config, read_json(paths.env), outcome["result"],
+        started = run_started(read_events(paths.journal)) if is_search else read_training(paths)
+        if started is None:
+            raise RunError("has no beginning, so nobody can tell what was searched", where=str(paths.journal),
+                           fix="take it back from a copy")
+        return cls(paths, load_network(paths.network), config, read_json(paths.env, ENV), outcome["result"],
                    {split: sum(map(sum, rows)) for split, rows in outcome["confusion"].items()},
                    _latency(paths, config), started, summarize(paths.root) if is_search else None)
 
 
+def _config(paths: RunPaths) -> Config:
+    try:
+        return parse_config(document.read_kept(paths.config), str(paths.config))
+    except document.NotYaml as error:
+        raise RunError(error.what, where=str(paths.config), fix="take it back from a copy") from error
+
+
 def _latency(paths: RunPaths, config: Config) -> dict[str, Any] | None:
     if paths.latency.exists():
-        return read_json(paths.latency)
+        return read_json(paths.latency, LATENCY)
     try:
         runtime = Runtime.of(config.run)
     except UsageError:  # the run is looked at on another machine
@@ -126,7 +153,7 @@ def _latency_text(latency: Mapping[str, Any] | None) -> str:
     threads = f" with {latency['threads']} thread{'s' if latency['threads'] != 1 else ''}"
     return (f"{number(latency['latency_ms'])} ms a clip: median of {latency['passes']} passes, "
             f"batch {latency['batch']}, {latency['crop']} px, {_plain(latency['device'])}{threads}, "
-            f"{latency['precision']}")
+            f"{_plain(latency['precision'])}")
 
 
 def _code(facts: _Facts) -> str:

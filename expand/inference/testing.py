@@ -28,7 +28,7 @@ from expand.inference.ready import check_finite, ready
 from expand.machine import available_cores
 from expand.model import X3D
 from expand.report.confusion import classes_frame, confusion_frame, plot_confusion
-from expand.report.words import one_line, percent, split_note
+from expand.report.words import cell, one_line, percent, split_note
 from expand.rundir.files import jsonable, make_dir, write_atomic, write_json
 from expand.rundir.paths import RunPaths
 from expand.space.geometry import evaluation_crop
@@ -198,7 +198,8 @@ def _default_folder(paths: RunPaths | None, clips: str | None, stem: str, networ
     """In the run `paths` of which the network is, a folder for each set of clips; else one here."""
     if paths is not None:
         other = Path(clips).resolve() if clips else None
-        return paths.tests / (f"{other.name}-{sha256(str(other).encode()).hexdigest()[:6]}-{stem}" if other else stem)
+        name = f"{other.name}-{sha256(str(other).encode()).hexdigest()[:6]}-{stem}" if other else stem
+        return paths.test_folder(name)
     return Path(f"test-{re.sub(r'[^a-zA-Z0-9_.-]+', '_', network.name)[:80]}-{stem}")
 
 
@@ -240,7 +241,7 @@ def _figures(evaluation: Evaluation, videos: int) -> dict[str, Any]:
 def _scores_frame(exam: _Exam, scores: Tensor) -> pd.DataFrame:
     """A row a video: path, class, label, the best class as guess and guess_label, and its probability."""
     guesses = scores.argmax(1).tolist()
-    names = jsonable(list(exam.names))
+    names = [cell(jsonable(name)) for name in exam.names]
     return pd.DataFrame({
         "path": [jsonable(clip.path) for clip in exam.clips], "class": [names[clip.label] for clip in exam.clips],
         "label": [clip.label for clip in exam.clips], "guess": [names[guess] for guess in guesses],
@@ -250,7 +251,8 @@ def _scores_frame(exam: _Exam, scores: Tensor) -> pd.DataFrame:
 def _write(folder: Path, result: dict[str, Any], exam: _Exam, scores: Tensor, confusion_KK: np.ndarray,
            per_class: pd.DataFrame) -> None:
     """What `test` promises to leave in `folder`; result.json last, so that where it is, the others are."""
-    write_atomic(folder / "classes.csv", per_class.to_csv(index=False))
+    named = {column: per_class[column].map(cell, na_action="ignore") for column in ("class", "confused_with")}
+    write_atomic(folder / "classes.csv", per_class.assign(**named).to_csv(index=False))
     write_atomic(folder / "confusion.csv", confusion_frame(confusion_KK, exam.names).to_csv())
     write_atomic(folder / "scores.csv", _scores_frame(exam, scores).to_csv(index=False))
     plot_confusion(confusion_KK, exam.names, folder / "confusion.png", _title(result))

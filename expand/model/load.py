@@ -16,7 +16,7 @@ from expand.model.names import OURS
 from expand.model.shortcuts import has_first_norm
 from expand.model.weights import CLASSIFIER, Checkpoint, fitted, read_checkpoint
 from expand.model.x3d import X3D
-from expand.rundir.paths import RunPaths
+from expand.rundir.paths import FINAL, NETWORK, WEIGHTS, RunPaths, inside
 from expand.rundir.winner import network_of
 from expand.space.complexity import complexity
 from expand.space.factors import PRESETS
@@ -80,8 +80,8 @@ def weights_at(source: Path) -> Path:
         raise UsageError("is ONNX, which holds no weights to go on with", where=name,
                          fix="onnxruntime.InferenceSession opens it; give the run, or another file of the same network")
     if os.path.isdir(source):
-        for folder in (paths.final, source):
-            if (weights := folder / paths.weights.name).is_file():
+        for weights in (paths.weights, inside(source, source / WEIGHTS)):
+            if weights.is_file():
                 return weights
         if paths.journal.exists():
             raise RunError("the run has no trained winner yet", where=name, fix=f"go on with: x3d-expand resume {name}")
@@ -106,10 +106,10 @@ def _read(path: Path) -> Checkpoint:
 
 def _described(checkpoint: Checkpoint, path: Path) -> Network | None:
     """What a run's network.yaml or the file itself says."""
-    names = RunPaths(path.parent)
-    beside = path.with_name(names.network.name)
-    if path.name == names.weights.name and beside.is_file():
-        return load_network(beside)
+    if path.name == WEIGHTS:
+        run = path.parent.parent if path.parent.name == FINAL else path.parent
+        if (beside := inside(run, path.with_name(NETWORK))).is_file():
+            return load_network(beside)
     if checkpoint.doubt is not None:
         raise UsageError(checkpoint.doubt.what, where=checkpoint.doubt.where,
                          fix="say what the network is: network='xs', or a network's YAML")

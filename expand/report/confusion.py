@@ -14,7 +14,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from expand.report.words import one_line
+from expand.report.words import cell, one_line
 from expand.rundir.files import atomic_path, jsonable
 
 DPI = 150
@@ -28,7 +28,7 @@ INK, PALE = "#222222", "#FFFFFF"
 
 def confusion_frame(confusion_KK: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
     """Videos of each class (a row) by the class that they were taken for (a column)."""
-    headers = jsonable(list(names))
+    headers = [cell(jsonable(name)) for name in names]
     return pd.DataFrame(confusion_KK, index=pd.Index(headers, name="class"), columns=headers)
 
 

@@ -21,6 +21,8 @@ NEAR, FAR = (1.0, 1.5, 2.2, 3.2, 4.5), (1.0, 1.5, 2.2, 3.2, 4.5, 6.0, 8.0, 10.0)
 """Distances that are tried, as multiples of the gap, for a label that may be left out and for one that must stand."""
 LEADER_FROM = 2.0
 """Multiple of the gap beyond which a thin line ties a label to its point."""
+DISTANCE_COST = 3.0
+"""What a point of distance costs, in the measure of what a label covers."""
 LINE_HALF_WIDTH = 3.0
 """Half the width that a line is taken to have, pixels."""
 
@@ -65,7 +67,7 @@ class Placer:
         label = self.axes.annotate(text, point, xytext=(0, 0), textcoords="offset points", annotation_clip=False,
                                    ha="left", va="bottom", zorder=8, **style)
         label.set_in_layout(False)
-        best = min(self._places(label, gap, must), key=lambda place: place.cost)
+        best = _cheapest(self._places(label, gap, must))
         if best.covered > 0.5 and not must:
             label.remove()
             return False
@@ -97,7 +99,7 @@ class Placer:
                 if multiple > LEADER_FROM:
                     end = (right * distance * self._scale(), up * distance * self._scale())
                     covered += float(sum(weights @ _overlaps(spot, boxes) for spot in _leader(anchor_x, anchor_y, end)))
-                yield _Place(covered + 3.0 * distance + 0.8 * order, covered,
+                yield _Place(covered + DISTANCE_COST * distance + 0.8 * order, covered,
                              (_side(right, "left", "right"), _side(up, "bottom", "top")),
                              (distance * right, distance * up), distance, box)
 
@@ -109,6 +111,18 @@ class Placer:
     def _scale(self) -> float:
         """Pixels in a point."""
         return self.axes.figure.dpi / 72
+
+
+def _cheapest(places: Iterator[_Place]) -> _Place:
+    """The first of the cheapest of `places`, which come nearest first; those so far away that they cannot be are not
+    looked at."""
+    best = next(places)
+    for place in places:
+        if DISTANCE_COST * place.distance >= best.cost:
+            break
+        if place.cost < best.cost:
+            best = place
+    return best
 
 
 def _side(part: float, positive: str, negative: str) -> str:
@@ -133,4 +147,4 @@ def _overlaps(box: Box, boxes: np.ndarray) -> np.ndarray:
     """Pixels that `box` shares with each of `boxes` (N×4)."""
     width = np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0])
     height = np.minimum(box[3], boxes[:, 3]) - np.maximum(box[1], boxes[:, 1])
-    return np.clip(width, 0, None) * np.clip(height, 0, None)
+    return np.maximum(width, 0.0) * np.maximum(height, 0.0)

@@ -40,7 +40,12 @@ def _candidate_finished(event: Event) -> str:
     if event["state"] != "finished":
         return f"{event['id']}: failed: {event['reason']}"
     return (f"{event['id']}: {percent(event['accuracy'], event['stderr'])} % in {duration(event['wall_s'])}, "
-            f"{number(event['clips_per_s'])} clips/s")
+            f"{number(event['clips_per_s'])} clips/s" + _notes(event))
+
+
+def _notes(event: Event) -> str:
+    """What a person should know of a training, after its figures."""
+    return "".join(f"; {note}" for note in event.get("notes") or ())
 
 
 def _contraction_proposed(event: Event) -> str:
@@ -53,7 +58,8 @@ def _contraction_proposed(event: Event) -> str:
 
 def _final_finished(event: Event) -> str:
     note = split_note(event["split"], event["split"] == "val")
-    return (f"final: {percent(event['accuracy'], event['stderr'])} % {note}, trained in {duration(event['wall_s'])}")
+    return (f"final: {percent(event['accuracy'], event['stderr'])} % {note}, trained in {duration(event['wall_s'])}"
+            + _notes(event))
 
 
 _LINES = {
@@ -62,6 +68,8 @@ _LINES = {
     "step_proposed": _step_proposed,
     "candidate_started": lambda event: f"{event['id']}: training" + (
         ", from its checkpoint" if event.get("resumed") else ""),
+    "candidate_retried": lambda event: f"{event['id']}: {event['reason']}; it goes on in another process "
+                                       f"(attempt {event['attempt'] + 1})",
     "candidate_finished": _candidate_finished,
     "step_retried": lambda event: f"step {event['step']}: all candidates failed and are trained again",
     "step_selected": lambda event: f"step {event['step']}: {axis_name(event)} chosen ({event['id']})",

@@ -31,6 +31,9 @@ INK, GREY, CONTRACTED, STAR = "#222222", "#777777", "#8B1A1A", "#F5C518"
 SIZE_INCHES, DPI = (9.0, 5.6), 200
 """1,800 pixels wide: sharp at the 900 px of a README, where a font size of 10 is 14 px."""
 
+MOST_LABELLED = 150
+"""Up to so many candidates, those that were not chosen are labelled too, where there is room; of more there is none,
+and to look for it would take minutes."""
 FOOT_STEP = 0.036
 """Share of the axes' height for one candidate without accuracy."""
 
@@ -286,7 +289,7 @@ def _place_labels(axes: Axes, summary: Mapping[str, Any], networks: Sequence[Map
         if step["axis"] is not None and (point := _point(step)):
             placer.place(f"{axis_name(step)}\n{value_text(step)}", point, must=True, fontsize=9.5, color=INK,
                          weight="bold", linespacing=1.05)
-    for candidate in networks:
+    for candidate in networks if len(networks) <= MOST_LABELLED else ():
         if not candidate["selected"] and (point := _point(candidate)):
             placer.place(value_text(candidate), point, must=False, gap=5.5, fontsize=8, color=_style(candidate)[0])
 

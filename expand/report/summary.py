@@ -56,7 +56,8 @@ def _summary(paths: RunPaths, events: Sequence[Mapping[str, Any]], held: bool, n
     state = _state(events, held)
     started = _last(events, "run_started") or {}
     results = _results(events, is_running=state == "running")
-    steps = [_step(event, results, _selections(events)) for event in _proposals(events)]
+    selections = _selections(events)
+    steps = [_step(event, results, selections) for event in _proposals(events)]
     summary: dict[str, Any] = {
         "run": str(paths.root), "name": started.get("name") or paths.root.resolve().name, "state": state,
         "reason": _reason(events, state), "target_gflops": started.get("target_gflops"),
@@ -113,7 +114,7 @@ def _results(events: Sequence[Mapping[str, Any]], is_running: bool) -> dict[str,
             results[event["id"]] = {"state": "running" if is_running else "interrupted", "reason": None}
         elif event["event"] == "candidate_finished":
             results[event["id"]] = {"state": event["state"], "reason": event.get("reason"),
-                                    **{key: event.get(key) for key in RESULT}}
+                                    **{key: event.get(key) for key in RESULT}, "notes": event.get("notes") or []}
         elif event["event"] == "step_retried":
             results = {name: result for name, result in results.items() if name not in event["ids"]}
         elif event["event"] == "run_resumed":
@@ -128,7 +129,7 @@ def _candidate(spec: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]
     entry = {**{key: spec.get(key) for key in SPEC}, **{key: found.get(key) for key in ("state", "reason", *RESULT)}}
     if entry["gflops"] is None:
         raise KeyError("gflops")
-    entry["also"] = list(entry["also"] or [])
+    entry["also"], entry["notes"] = list(entry["also"] or []), list(found.get("notes") or [])
     return entry
 
 
@@ -158,8 +159,8 @@ def _contraction(events: Sequence[Mapping[str, Any]],
     if event is None:
         return None
     if event["candidate"] is None:
-        empty = {key: None for key in (*SPEC, *RESULT)}
-        return {**empty, "axis": event["axis"], "also": [], "state": "finished", "reason": None, "why": event["reason"]}
+        empty = {**{key: None for key in (*SPEC, *RESULT)}, "also": [], "notes": []}
+        return {**empty, "axis": event["axis"], "state": "finished", "reason": None, "why": event["reason"]}
     return {**_candidate(event["candidate"], results), "axis": event["axis"], "why": event.get("reason")}
 
 

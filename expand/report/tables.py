@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from expand.report.words import AXIS_NAMES, axis_name, duration, number, one_line, percent, value_text
+from expand.report.words import AXIS_NAMES, axis_name, cell, duration, number, one_line, percent, value_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,7 @@ def _networks(summary: Mapping[str, Any]) -> Iterator[tuple[int, str, Mapping[st
 def _row(step: int, kind: str, candidate: Mapping[str, Any]) -> dict[str, Any]:
     factors = candidate["factors"] or {}
     own = {"step": step, "kind": kind, "value": value_text(candidate), "also": " ".join(candidate["also"]),
-           **{key: factors.get(key) for key in FACTORS}}
+           "reason": cell(candidate["reason"]), **{key: factors.get(key) for key in FACTORS}}
     return {key: own[key] if key in own else candidate.get(key) for key in COLUMNS}
 
 
@@ -129,7 +129,7 @@ def _state_text(candidate: Mapping[str, Any]) -> str:
     overshoot = "one grid step, over the rate" if candidate["overshoot"] else ""
     text = f"{state}: {one_line(reason)}" if reason else state
     held = f"held back: {one_line(candidate['note'])}" if candidate["note"] else ""
-    return "; ".join(part for part in (text, overshoot, held) if part)
+    return "; ".join(part for part in (text, overshoot, held, *map(one_line, candidate["notes"])) if part)
 
 
 def _excluded(summary: Mapping[str, Any]) -> list[str]:

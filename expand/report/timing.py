@@ -19,17 +19,16 @@ def elapsed_s(events: Sequence[Mapping[str, Any]], now: float | None) -> float:
     """Seconds that the run was at work: from each `run_started` or `run_resumed` to the last event before the next.
 
     What a killed process did after its last event is not counted. `now` (unix seconds) ends the last span of a run that
-    is at work; None where it is not.
+    is at work; None where it is not. Between two events the clock may have been set: back, and the time between them is
+    not known and counts as none; ahead, and it cannot be told from a long training.
     """
-    total, start, last = 0.0, None, None
+    total, last = 0.0, None
     for event in events:
         if event["event"] in ("run_started", "run_resumed"):
-            total += 0.0 if start is None else max(0.0, last - start)
-            start = event["time"]
-        last = event["time"]
-    if start is None:
-        return 0.0
-    return total + max(0.0, (last if now is None else max(now, last)) - start)
+            last = event["time"]
+        elif last is not None:
+            total, last = total + max(0.0, event["time"] - last), event["time"]
+    return total if last is None or now is None else total + max(0.0, now - last)
 
 
 def remaining_s(summary: Mapping[str, Any], busy_s: float = 0.0, *, final_weight: float = 1.0,

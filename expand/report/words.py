@@ -76,6 +76,19 @@ def split_note(split: str | None, selected_on_val: bool) -> str:
     return "not measured yet"
 
 
+FORMULA = ("=", "+", "-", "@")
+"""How a cell begins that a spreadsheet takes for a formula, which can open a program or send the others away."""
+
+
+def cell(text: str | None) -> str | None:
+    """Text from a file as a cell of a table that people open in a spreadsheet: one printable line, with an apostrophe
+    before what would be taken for a formula."""
+    if text is None:
+        return None
+    line = one_line(text)
+    return f"'{line}" if line.startswith(FORMULA) else line
+
+
 def one_line(text: object) -> str:
     """Text from a file as one printable line: control characters could move the cursor of a terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in str(text)).strip()

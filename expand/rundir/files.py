@@ -6,6 +6,7 @@ so that neither a kill nor a power cut can undo what was acknowledged.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -15,8 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from expand.bounded import read_bounded
 from expand.errors import RunError
+from expand.fields import Check, Wrong
 
+LARGEST_JSON = 128_000_000
+"""Bytes of a JSON file. The largest is an outcome with its confusion matrices: two of 2,000 classes have 80 MB."""
 TEMPORARY = ".tmp-"
 """How the name of an unfinished file begins; the end is the target's name, so that a suffix keeps its meaning."""
 
@@ -31,12 +36,13 @@ def sync_dir(folder: Path) -> None:
         os.close(handle)
 
 
-def make_dir(folder: Path) -> Path:
-    """Creates `folder` and what is missing above it, durably. Raises `RunError` where that is impossible."""
+def make_dir(folder: Path, *, above: bool = True) -> Path:
+    """Creates `folder` and, unless `above` is false, what is missing above it, durably. Raises `RunError` where that is
+    impossible."""
     folder = Path(folder)
     try:
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=above, exist_ok=True)
         for path in missing:
             sync_dir(path.parent)
     except OSError as error:
@@ -45,14 +51,16 @@ def make_dir(folder: Path) -> Path:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, above: bool = True) -> Iterator[Path]:
     """A temporary path beside `path`, to be written in the block; it becomes `path` when the block ends well.
 
     After an exception `path` is as before and the temporary file is gone. After a kill `path` is the old or the new
-    content; a temporary file may stay until `clear_leftovers`. Raises `RunError` where the disk refuses.
+    content; a temporary file may stay until `clear_leftovers`. The file's folder is made where it is missing, and what
+    is missing above that unless `above` is false: a training must not begin a run anew that was moved or deleted
+    meanwhile. Raises `RunError` where the disk refuses.
     """
     path = Path(path)
-    make_dir(path.parent)
+    make_dir(path.parent, above=above)
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
@@ -67,10 +75,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
+def write_atomic(path: Path, data: bytes | str, *, above: bool = True) -> None:
     """Makes `data` (text as UTF-8) the content of `path`, in one piece. Raises `RunError` where the disk refuses."""
     content = data.encode("utf-8") if isinstance(data, str) else data
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with atomic_path(path, above=above) as temporary, open(temporary, "wb") as file:
         file.write(content)
 
 
@@ -84,8 +92,10 @@ def clear_leftovers(folders: Iterable[Path]) -> None:
 
 def cannot_write(path: Path, error: OSError) -> RunError:
     """The `RunError` for a write that the system refused."""
-    return RunError(f"cannot be written: {error.strerror or error}", where=str(path),
-                    fix="Check the free space and the permissions there, then start again; nothing was lost.")
+    fix = "Check the free space and the permissions there, then start again; nothing was lost."
+    if error.errno in (errno.ENOENT, errno.ESTALE):
+        fix = "Its folder is gone: put it back where it was, then start again."
+    return RunError(f"cannot be written: {error.strerror or error}", where=str(path), fix=fix)
 
 
 def jsonable(value: Any) -> Any:
@@ -128,15 +138,22 @@ def from_json(text: bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, above: bool = True) -> None:
     """Writes `value` (see `jsonable`) as indented JSON, atomically."""
-    write_atomic(path, to_json(value, indent=2) + "\n")
+    write_atomic(path, to_json(value, indent=2) + "\n", above=above)
 
 
-def read_json(path: Path) -> Any:
-    """The value in the JSON file `path`. Raises `RunError` where the file is missing, unreadable or damaged."""
+def read_json(path: Path, check: Check | None = None, most: int = LARGEST_JSON) -> Any:
+    """The value in the JSON file `path`. Raises `RunError` where the file is missing, unreadable, damaged, larger than
+    `most` bytes, or where `check` refuses the value."""
     try:
-        return from_json(Path(path).read_bytes())
+        value = from_json(read_bounded(path, most))
+        if check:
+            check(value, "")
+        return value
+    except Wrong as error:
+        raise RunError(f"cannot be what the run wrote: {error}", where=str(path),
+                       fix="Something else wrote to it; take it back from a copy, or start the run anew.") from error
     except OSError as error:
         raise RunError(f"cannot be read: {error.strerror or error}", where=str(path),
                        fix="The run needs this file; take it back from a copy, or start the run anew.") from error

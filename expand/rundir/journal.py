@@ -3,21 +3,38 @@
 A line counts as soon as its JSON is whole. The line end comes last, so of an append that was cut short there is either
 a torn line (no event: dropped by the next append) or a whole one without its line end (an event: the next append adds
 the line end). No prefix of a JSON object is itself one, so the two cannot be confused.
+
+Whoever reads a journal gets events that were looked at (`expand.expansion.events`): it may be a stranger's.
 """
 
 from __future__ import annotations
 
-import math
+import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from expand.bounded import kind_of, read_bounded, size_text
 from expand.errors import RunError
+from expand.expansion.events import Course, event_name
+from expand.fields import Wrong
 from expand.rundir.files import cannot_write, from_json, sync_dir, to_json
 
 Event = dict[str, Any]
+
+LARGEST = 32_000_000
+"""Bytes of a journal; a candidate takes about 1,500 of them."""
+LONGEST = 8_000_000
+"""Bytes of a line; the first one, which names the classes, is the longest."""
+LATEST = 1e12
+"""Unix seconds, either way, that the time of an event may be: some 30,000 years."""
+CHANGED = ("Take the journal back from a copy. If this is its last line, delete the line: the run does that piece of "
+           "work again.")
+OTHER = ("The journal was written by another version, or changed by hand; use the version that wrote it, or take the "
+         "journal back from a copy.")
 
 
 class Journal:
@@ -43,8 +60,11 @@ class Journal:
 
     def _append_line(self, line: bytes) -> None:
         is_new = not self.path.exists()
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        handle = os.open(self.path, flags, 0o666)
         with open(handle, "r+b", buffering=0) as file:
+            if not stat.S_ISREG(mode := os.fstat(handle).st_mode):
+                raise OSError(errno.EINVAL, f"it is {kind_of(mode)}, not a file")
             _repair(file.fileno())
             _write_all(file.fileno(), line + b"\n")
             os.fsync(file.fileno())
@@ -61,23 +81,42 @@ def read_events(path: Path) -> list[Event]:
     """The events of the journal `path`, oldest first; none where there is no file. Never changes the file, so that
     another process may read while the run goes on.
 
-    A torn last line is no event. Raises `RunError` with the line's number for any other line that is not an event.
+    A torn last line is no event. Raises `RunError` with the line's number for any other line that is not an event, and
+    for an event that no search can have written there.
     """
+    lines = _lines(Path(path))
+    events, course = [], Course()
+    for number, line in enumerate(lines, start=1):
+        event = _event(line)
+        if event is not None:
+            _take(course, event, f"{path}, line {number}")
+            events.append(event)
+        elif line.strip() and number < len(lines):
+            raise RunError("is not an event of the journal; the file was changed by something other than the run",
+                           where=f"{path}, line {number}", fix=CHANGED)
+    return events
+
+
+def _lines(path: Path) -> list[bytes]:
     try:
-        lines = Path(path).read_bytes().split(b"\n")
+        lines = read_bounded(path, LARGEST).split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:
         raise RunError(f"cannot be read: {error.strerror or error}", where=str(path),
-                       fix="Check the path and its permissions.") from error
-    events = [_event(line) for line in lines]
-    for number, (line, event) in enumerate(zip(lines[:-1], events[:-1], strict=True), start=1):
-        if event is None and line.strip():
-            raise RunError("is not an event of the journal; the file was changed by something other than the run",
-                           where=f"{path}, line {number}",
-                           fix="Take the journal back from a copy. If this is its last line, delete the line: the run "
-                               "does that piece of work again.")
-    return [event for event in events if event is not None]
+                       fix="Check the path and its permissions, or take the journal back from a copy.") from error
+    for number, line in enumerate(lines, start=1):
+        if len(line) > LONGEST:
+            raise RunError(f"is longer than {size_text(LONGEST)}, which no event is", where=f"{path}, line {number}",
+                           fix=CHANGED)
+    return lines
+
+
+def _take(course: Course, event: Event, where: str) -> None:
+    try:
+        course.check(event)
+    except Wrong as error:
+        raise RunError(f"the event {event_name(event)} cannot be: {error}", where=where, fix=OTHER) from error
 
 
 def _event(line: bytes) -> Event | None:
@@ -91,7 +130,7 @@ def _event(line: bytes) -> Event | None:
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LATEST <= value <= LATEST
 
 
 def _repair(handle: int) -> None:
@@ -99,9 +138,9 @@ def _repair(handle: int) -> None:
     size = os.fstat(handle).st_size
     if size == 0 or os.pread(handle, 1, size - 1) == b"\n":
         return
-    with open(os.dup(handle), "rb") as file:
-        file.seek(0)
-        tail = file.read().rpartition(b"\n")[2]
+    if size > LARGEST:
+        raise OSError(errno.EFBIG, f"it is larger than {size_text(LARGEST)}")
+    tail = os.pread(handle, size, 0).rpartition(b"\n")[2]
     if _event(tail) is None:
         os.ftruncate(handle, size - len(tail))
     else:

@@ -2,24 +2,39 @@
 
 The lock is the system's (`flock`), so it ends with its process however that ends: there is no stale lock to remove. The
 file's content only says who holds it.
+
+NFS passes such a lock on to the server (Linux does, unless mounted with `nolock` or `local_lock`), and so does Lustre
+mounted with `flock`, so that it keeps machines apart as well. A file system that has none refuses it with an error; a
+run is refused then, since a lock made of a file alone cannot tell a dead holder on another machine from a live one.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import re
 import socket
 import time
 import weakref
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from expand.errors import RunError
+from expand.fields import Check, Wrong, matching, number, whole
 from expand.rundir.files import cannot_write, clear_leftovers, from_json, to_json
 from expand.rundir.paths import RunPaths
 
 WAIT_S = 1.0
 """How long to try: `holder` of another process takes the lock for an instant when it looks."""
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system without locks, or one whose lock server is away, answers."""
+
+HOLDER = {"pid": whole(1, 2**31), "host": matching(re.compile(r"[!-~]{1,253}"), "a host"), "started": number(0, 1e11)}
+"""What the lock says of its holder; anything else in it is somebody else's."""
 
 _held: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
@@ -40,24 +55,32 @@ class RunLock:
         try:
             if not _take(handle):
                 raise _is_held(self.paths, _read_holder(handle))
+            _check_same(self.paths, handle)
             _write_holder(handle)
         except OSError as error:
             os.close(handle)
-            raise cannot_write(self.paths.lock, error) from error
+            raise (_no_locks if error.errno in NO_LOCKS else cannot_write)(self.paths.lock, error) from error
         except BaseException:
             os.close(handle)
             raise
         self._handle = handle
         _held.add(self)
-        clear_leftovers([self.paths.root, self.paths.final, *self.paths.candidates.glob("*/")])
+        clear_leftovers(self.paths.folders())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         if self._handle is not None:
             _held.discard(self)
-            os.ftruncate(self._handle, 0)
+            with suppress(OSError):  # the disk became read-only; the lock goes all the same
+                os.ftruncate(self._handle, 0)
             self._drop()
+
+    def check(self) -> None:
+        """Raises `RunError` where the run's path leads no longer to what this lock was taken on: the directory was
+        moved or deleted, or its disk is gone. To write there then would begin another run beside the real one."""
+        if self._handle is not None:
+            _check_same(self.paths, self._handle)
 
     def _open(self) -> int:
         try:
@@ -78,13 +101,15 @@ class RunLock:
 def holder(paths: RunPaths) -> dict[str, Any] | None:
     """Who works on the run now: `{"pid", "host", "started"}` (unix seconds; values None where unknown), or None."""
     try:
-        handle = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return _read_holder(handle)
+    except OSError:  # there are no locks there, so that nobody holds one
+        return None
     else:
         return None
     finally:
@@ -116,15 +141,47 @@ def _read_holder(handle: int) -> dict[str, Any]:
     except ValueError:
         value = None
     value = value if isinstance(value, dict) else {}
-    return {key: value.get(key) for key in ("pid", "host", "started")}
+    return {key: _checked(value.get(key), check) for key, check in HOLDER.items()}
+
+
+def _checked(value: Any, check: Check) -> Any:
+    """`value`, or None where it is not what a holder writes."""
+    try:
+        check(value, "")
+    except Wrong:
+        return None
+    return value
 
 
 def _is_held(paths: RunPaths, who: dict[str, Any]) -> RunError:
     started = who["started"]
-    since = time.strftime(", since %Y-%m-%d %H:%M:%S", time.localtime(started)) if isinstance(started, float) else ""
+    since = time.strftime(", since %Y-%m-%d %H:%M:%S", time.localtime(started)) if started else ""
     name = f"process {who['pid']} on {who['host']}" if who["pid"] else "another process"
     return RunError(f"{name} works on this run{since}", where=str(paths.root),
                     fix=f"Wait until it ends, or watch it with: x3d-expand status {paths.root}")
+
+
+def _check_same(paths: RunPaths, handle: int) -> None:
+    """Raises `RunError` where `handle` is not (any longer) the file at the lock's path."""
+    try:
+        is_same = os.path.samestat(os.stat(paths.lock), os.fstat(handle))
+    except OSError as error:
+        is_there = not isinstance(error, (FileNotFoundError, NotADirectoryError))
+        what = f"cannot be reached any longer: {error.strerror}" if is_there else "was moved or deleted"
+        raise _is_gone(paths, f"the run directory {what}") from error
+    if not is_same:
+        raise _is_gone(paths, "the run directory, or the lock in it, was replaced")
+
+
+def _is_gone(paths: RunPaths, what: str) -> RunError:
+    return RunError(f"{what} while this process worked on it; nothing more is written", where=str(paths.root),
+                    fix=f"Put it back, then go on with: x3d-expand resume {paths.root}")
+
+
+def _no_locks(path: Path, error: OSError) -> RunError:
+    return RunError(f"its file system gives no lock ({error.strerror}), so that two processes could work on one run",
+                    where=str(path), fix="Keep the run on another (--run-dir, or --set run.runs_dir=DIR), or have it "
+                    "mounted with locks: Lustre with -o flock, NFS without nolock and with its lock daemon.")
 
 
 def _close_in_child() -> None:

@@ -7,10 +7,11 @@ How far to go is the search's decision (`expand.expansion.rules`), not an axis's
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from expand.config.schema import GridConfig, LimitsConfig
-from expand.space.factors import BASE_RESOLUTION, Factors, round_half_up
+from expand.space.factors import BASE_RESOLUTION, REFERENCE_FPS, Factors, round_half_up
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class TemporalAxis(Axis):
         """Fewer frames over the expanded clip's duration: 16 x 5 contracts to the published 13 x 6."""
         frames, limit_s = base.frames + k * bounds.grid.frames, bounds.limits.clip_s
         stride = max(1, round_half_up(expanded.stride * expanded.frames / frames))
+        if limit_s is not None:  # a stranger's stride is not walked down step by step
+            stride = max(1, min(stride, math.floor(limit_s * REFERENCE_FPS / max(1, frames - 1)) + 1))
         found = replace(base, gamma_t=frames, gamma_tau=stride)
         while limit_s is not None and found.span_s > limit_s and found.stride > 1:  # rounded up past the source clips
             found = replace(found, gamma_tau=found.stride - 1)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from expand.config import document
 from expand.errors import UsageError, did_you_mean
+from expand.fields import SHOWN, shown
 from expand.space.complexity import complexity_of
-from expand.space.factors import PRESETS, PUBLISHED_CLASSES, Factors
-from expand.space.geometry import Geometry
+from expand.space.factors import BASE_RESOLUTION, PRESETS, PUBLISHED_CLASSES, Factors
+from expand.space.geometry import BASE_DEPTHS, BASE_WIDTH, WIDTH_FACTOR, Geometry
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = document.MAX_BYTES
 BOUNDS = {"gamma_tau": (1, 10_000), "gamma_t": (1, 10_000), "gamma_s": (32 / 112, 100.0), "gamma_w": (0.01, 100.0),
-          "gamma_b": (0.01, 100.0), "gamma_d": (0.01, 1000.0)}
+          "gamma_b": (0.01, 100.0), "gamma_d": (0.01, 100.0)}
 WEIGHTS = (".pt", ".pth", ".pyth", ".safetensors", ".pt2", ".onnx")
 """How names of files end that hold weights."""
+LARGEST_CLIP = 10**9
+"""Pixels of a clip: some 600 times as many as the largest published network takes."""
+LARGEST_PARAMS = 10**9
+"""Weights of the blocks: some 100 times as many as the largest published network has, four gigabytes."""
 PIXEL_BOUNDS = {"mean": (0.0, 1.0), "std": (1e-6, 1.0)}
 """Values outside are taken for mistakes."""
 
@@ -101,14 +108,15 @@ def find_network(source: str) -> Network:
 def load_network(path: Path) -> Network:
     """Reads a network's YAML. Raises `UsageError` naming everything that is wrong with it."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"is larger than {MAX_BYTES} bytes", where=str(path))
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"is not YAML: {str(error).splitlines()[0]}", where=str(path)) from error
+        content = document.values(document.read_kept(path))
+    except document.NotYaml as error:
+        raise UsageError(error.what,
+                         where=f"{path}:{error.line}" if error.line else str(path), fix=error.suggestion) from error
     return Network.from_dict(content, where=str(path), name=path.stem)
+
+
+_MOST_SHOWN = 20
+"""Unknown names that are told one by one."""
 
 
 def _problems(content: Any) -> Any:
@@ -117,17 +125,50 @@ def _problems(content: Any) -> Any:
         return
     if not isinstance(content.get("classes"), int) or not 1 <= content["classes"] <= 1_000_000:
         yield "'classes' is not a positive whole number"
-    names = [f.name for f in fields(Factors)]
-    for name in content["factors"]:
+    yield from factor_problems(content["factors"])
+    yield from _problems_of_the_clip(content)
+
+
+def factor_problems(factors: Any) -> Iterator[str]:
+    """What is wrong with plain values that should be `Factors`, and may be a stranger's: nothing, or sentences. Of
+    values that pass, the network can be built."""
+    if not isinstance(factors, dict):
+        yield "no mapping 'factors'"
+        return
+    names, wrong = [f.name for f in fields(Factors)], False
+    for name in list(factors)[:_MOST_SHOWN]:
         if name not in names:
-            yield f"unknown factor '{name}'" + (f", {hint}" if (hint := did_you_mean(str(name), names)) else "")
+            hint = did_you_mean(str(name)[:SHOWN], names)
+            yield f"unknown factor {shown(name)}" + (f", {hint}" if hint else "")
     for f in fields(Factors):
-        value, (low, high) = content["factors"].get(f.name), BOUNDS[f.name]
-        if isinstance(value, bool) or not isinstance(value, int if f.type == "int" else (int, float)):
+        value, (low, high) = factors.get(f.name), BOUNDS[f.name]
+        is_number = isinstance(value, int if f.type == "int" else (int, float)) and not isinstance(value, bool)
+        wrong = wrong or not (is_number and low <= value <= high)
+        if not is_number:
             yield f"'factors.{f.name}' is not a {'whole ' if f.type == 'int' else ''}number"
         elif not low <= value <= high:
-            yield f"'factors.{f.name}' is {value}, outside {low:g} to {high:g}"
-    yield from _problems_of_the_clip(content)
+            yield f"'factors.{f.name}' is {shown(value)}, outside {low:g} to {high:g}"
+    if not wrong and len(factors) == len(names):
+        yield from _excess(factors)
+
+
+def is_within_bounds(factors: Factors) -> bool:
+    """Whether a network of `factors` can be described and built: see `factor_problems`."""
+    return next(factor_problems(factors.as_dict()), None) is None
+
+
+def _excess(factors: dict[str, Any]) -> Iterator[str]:
+    """Whether factors that are each within their bounds make too much together; by a rough count, for speed."""
+    pixels = factors["gamma_t"] * (factors["gamma_s"] * BASE_RESOLUTION) ** 2
+    if pixels > LARGEST_CLIP:
+        yield f"its clip would have {pixels:.2g} pixels, more than {LARGEST_CLIP:,}"
+    widths = [WIDTH_FACTOR * factors["gamma_w"] * BASE_WIDTH * 2**stage for stage in range(len(BASE_DEPTHS))]
+    params = sum(2 * factors["gamma_b"] * width**2 * (depth * factors["gamma_d"] + 1)
+                 for width, depth in zip(widths, BASE_DEPTHS, strict=True))
+    if params > LARGEST_PARAMS:
+        yield f"it would have {params:.2g} weights, more than {LARGEST_PARAMS:,}"
+    if factors["gamma_b"] * widths[0] < 1:
+        yield f"'factors.gamma_b' is {factors['gamma_b']:g}, which leaves blocks without a filter"
 
 
 def _problems_of_the_clip(content: dict[str, Any]) -> Any:
@@ -139,5 +180,5 @@ def _problems_of_the_clip(content: dict[str, Any]) -> Any:
         yield "'first_projection_bn' is neither true nor false"
     names = content.get("class_names")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)
-                                  and len(names) == content["classes"]):
+                                  and len(names) == content.get("classes")):
         yield "'class_names' is not a list of as many texts as there are 'classes'"

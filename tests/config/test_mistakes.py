@@ -77,7 +77,7 @@ def test_wrong_type_says_what_was_expected_and_found(text: str, expected: str) -
     ("search: {expansion_rate: 1}", "search.expansion_rate must be above 1 and at most 16, got 1.0"),
     ("search: {expansion_rate: 16.5}", "search.expansion_rate must be above 1 and at most 16, got 16.5"),
     ("data: {jitter_min: 0.5}", "data.jitter_min must be at least 1 and at most 4, got 0.5"),
-    ("candidate: {epochs: 0}", "candidate.epochs must be at least 1, got 0"),
+    ("candidate: {epochs: 0}", "candidate.epochs must be at least 1 and at most 100000, got 0"),
     ("candidate: {lr: .inf}", "candidate.lr must be a finite number, got inf"),
     ("candidate: {lr: 1e999}", "candidate.lr must be a finite number, got inf"),
     ("candidate: {lr: .nan}", "candidate.lr must be a finite number, got nan"),
@@ -159,7 +159,7 @@ def test_all_mistakes_are_reported_at_once_in_their_order(tmp_path: Path) -> Non
     ("run.seed=", "run.seed must be a whole number, got null; leave the line out for the default"),
     ("search.axes=x_fast,x_width",
      "search.axes must be a list of texts, got 'x_fast,x_width'; write [x_fast, x_width]"),
-    ("search.basis={frames: 0}", "search.basis.frames must be at least 1, got 0"),
+    ("search.basis={frames: 0}", "search.basis.frames must be at least 1 and at most 10000, got 0"),
     ("search.grid=3",
      "search.grid is a mapping, got 3; its keys are frames, resolution, width, bottleneck, depth"),
 ])

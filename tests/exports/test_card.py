@@ -50,8 +50,7 @@ def write_final(paths: RunPaths, result: dict, config: Config = CONFIG) -> RunPa
 def searched(tmp_path_factory) -> RunPaths:
     """A search at the end of its final training, in a folder with a name that could break code or Markdown."""
     fake = FakeSearch(tmp_path_factory.mktemp("runs") / "it's \"mine\" `now`\\n", target=0.25)
-    fake.event("run_started", name="mine", target_gflops=0.25, classes=list(CLASSES), fingerprint="f00d",
-               splits={"train": 600, "val": 40, "test": 40})
+    fake.start(name="mine", classes=list(CLASSES), fingerprint="f00d", splits={"train": 600, "val": 40, "test": 40})
     fake.basis().steps(("x_bottleneck", "x_fast", "x_spatial")).contract()
     write_card(write_final(fake.paths, RESULT))
     return fake.paths
@@ -127,7 +126,8 @@ def test_the_code_on_the_card_runs_as_it_stands_from_any_folder(searched, tmp_pa
 def write_training(paths: RunPaths, result: dict, config: Config = CONFIG) -> RunPaths:
     """What a training leaves that belongs to no search."""
     write_atomic(paths.training, yaml.safe_dump({
-        "init": "weights_of | another.pyth", "config": dump_config(config), "fingerprint": "beef",
+        "network": NETWORK.as_dict(), "init": "weights_of | another.pyth",
+        "config": dump_config(config), "fingerprint": "beef",
         "splits": {"train": 300, "val": 40, "test": 0}}))
     return write_final(paths, result, config)
 

@@ -34,10 +34,13 @@ class FakeSearch:
         self.time += after_s
         self.journal.append(event, **fields)
 
-    def start(self) -> FakeSearch:
+    def start(self, **fields: Any) -> FakeSearch:
+        """`fields`: further ones of `run_started`, or others in place of the usual ones."""
         splits = {"train": 600, "val": 480, "test": self.test_clips}
-        self.event("run_started", name="fake", version="0.1.0", target_gflops=self.target, criterion="gain_per_gflop",
-                   classes=[f"class-{number}" for number in range(12)], splits=splits)
+        usual = {"name": "fake", "version": "0.1.0", "target_gflops": self.target, "criterion": "gain_per_gflop",
+                 "classes": [f"class-{number}" for number in range(12)], "splits": splits, "fingerprint": "0" * 64,
+                 "config": "{}"}
+        self.event("run_started", **{**usual, **fields})
         return self
 
     def spec(self, axis: str, name: str, factors: dict[str, float], ratio: float | None) -> dict[str, Any]:
@@ -59,6 +62,7 @@ class FakeSearch:
         self.event("step_proposed", step=0, candidates=[candidate], excluded=[])
         if finish:
             self.finish(candidate, self.accuracy)
+            self.choose(candidate, {candidate["id"]: self.accuracy})
         return self
 
     def grown(self, axis: str) -> dict[str, float]:
@@ -123,7 +127,8 @@ class FakeSearch:
 
     def end(self) -> FakeSearch:
         keys = ("id", "gflops", "params", "factors", "frames", "resolution", "stride")
-        self.event("winner_chosen", **{key: self.chosen[key] for key in keys}, accuracy=self.accuracy, stderr=0.02)
+        self.event("winner_chosen", **{key: self.chosen[key] for key in keys}, accuracy=self.accuracy, stderr=0.02,
+                   network=self.chosen)
         self.event("final_started")
         split = "test" if self.test_clips else "val"
         self.event("final_finished", after_s=60, accuracy=self.accuracy + 0.03, stderr=0.019, top5=0.97, loss=0.7,
@@ -134,10 +139,10 @@ class FakeSearch:
 
 @pytest.fixture
 def fake_search(tmp_path: Path) -> Callable[..., FakeSearch]:
-    """`fake_search(target=..., test_clips=..., name=...)` gives a started search under a temporary folder."""
+    """`fake_search(target=..., name=..., fields=...)` gives a started search under a temporary folder."""
 
-    def make(name: str = "fake", **values: Any) -> FakeSearch:
-        return FakeSearch(tmp_path / name, **values).start()
+    def make(name: str = "fake", fields: dict[str, Any] | None = None, **values: Any) -> FakeSearch:
+        return FakeSearch(tmp_path / name, **values).start(**fields or {})
 
     return make
 

@@ -106,8 +106,9 @@ def test_an_unfinished_run_gives_a_figure(fake_search: Make, tmp_path: Path, sta
 
 
 def test_an_accuracy_of_nought_or_one_is_in_the_figure(fake_search: Make, tmp_path: Path) -> None:
-    search = fake_search().basis(finish=False)
-    search.finish({"id": "s00-basis", "gflops": 0.02}, 0.0)
+    search = fake_search()
+    search.accuracy = 0.0
+    search.basis()
     for candidate in search.propose():
         search.finish(candidate, 1.0)
     texts = drawn(search, tmp_path)

@@ -20,10 +20,7 @@ PATH = ("x_bottleneck", "x_fast", "x_spatial", "x_depth")
 
 def run_with(fake_search: Make, name: str, target: float, **fields: Any) -> Path:
     """A run with its basis trained whose `run_started` has further fields."""
-    search = fake_search(name=name, target=target)
-    search.event("run_started", name=name, target_gflops=target, criterion="accuracy", classes=["a", "b"],
-                 splits={"train": 10, "val": 10, "test": 0}, **fields)
-    return search.basis().paths.root
+    return fake_search(name=name, target=target, fields=fields).basis().paths.root
 
 
 def test_a_finished_run_has_everything_that_scripts_read(finished: Any) -> None:
@@ -79,7 +76,8 @@ def test_the_winner_measured_on_val_is_said_to_be_selected_on_it(fake_search: Ma
 def test_the_winner_has_no_accuracy_before_the_final_training_has_ended(fake_search: Make) -> None:
     search = fake_search().basis().steps(PATH[:1])
     keys = ("id", "gflops", "params", "factors", "frames", "resolution", "stride")
-    search.event("winner_chosen", **{key: search.chosen[key] for key in keys}, accuracy=0.4, stderr=0.02)
+    search.event("winner_chosen", **{key: search.chosen[key] for key in keys}, accuracy=0.4, stderr=0.02,
+                 network=search.chosen)
     search.event("final_started")
     winner = summarize(search.paths.root)["winner"]
     assert (winner["accuracy"], winner["candidate_accuracy"], winner["final_started"]) == (None, 0.4, True)
@@ -152,11 +150,11 @@ def test_a_contraction_that_gave_back_a_trained_network_has_only_its_reason(fake
 def test_time_counts_only_the_spans_at_work(fake_search: Make) -> None:
     search = fake_search()
     begin = search.time
-    search.event("step_proposed", after_s=10, step=0, candidates=[], excluded=[])
+    search.event("of_the_future", after_s=10)
     search.event("run_interrupted", after_s=20, reason="Ctrl-C")
     search.event("run_resumed", after_s=1000)
     search.event("run_resumed", after_s=5000)
-    search.event("step_proposed", after_s=7, step=0, candidates=[], excluded=[])
+    search.event("of_the_future", after_s=7)
     assert summarize(search.paths.root, now=begin + 1e6)["elapsed_s"] == pytest.approx(37)
     with RunLock(search.paths):
         assert summarize(search.paths.root, now=search.time + 100)["elapsed_s"] == pytest.approx(137)
@@ -238,9 +236,9 @@ def test_a_folder_far_from_any_run_tells_how_to_start_one(tmp_path: Path) -> Non
 def test_an_event_of_another_version_is_an_error_and_no_traceback(fake_search: Make) -> None:
     search = fake_search()
     search.event("step_proposed", step=0, candidates=[{"axis": "basis"}])
-    with pytest.raises(RunError, match="lacks something") as caught:
+    with pytest.raises(RunError, match="the event 'step_proposed' cannot be: .* is missing") as caught:
         summarize(search.paths.root)
-    assert "journal.jsonl" in str(caught.value)
+    assert "journal.jsonl, line 2" in str(caught.value)
 
 
 def test_summarizing_changes_no_file(finished: Any) -> None:

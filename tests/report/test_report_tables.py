@@ -129,11 +129,14 @@ def test_a_text_from_a_file_stays_on_one_printable_line(text: str) -> None:
 def test_what_held_an_axis_back_and_why_the_winner_won_are_told(fake_search: Make) -> None:
     search = fake_search().basis()
     candidate = {**search.spec("x_fast", "x_fast", search.grown("x_fast"), 1.5), "note": "the clips end there"}
-    search.event("step_proposed", step=1, candidates=[{**candidate, "overshoot": True}], excluded=[])
+    candidate = {**candidate, "id": "s01-x_fast", "step": 1, "overshoot": True}
+    search.event("step_proposed", step=1, candidates=[candidate], excluded=[])
+    search.finish(candidate, 0.5)
+    search.event("step_selected", step=1, axis="x_fast", id=candidate["id"], scores={})
     search.event("winner_chosen", **{key: candidate[key] for key in ("id", "gflops", "params", "factors", "frames",
                                                                     "resolution", "stride")},
-                 accuracy=0.5, stderr=0.02, note="no axis can grow any further")
+                 accuracy=0.5, stderr=0.02, note="no axis can grow any further", network=candidate)
     text = status_text(summarize(search.paths.root), 160)
-    assert "waiting; one grid step, over the rate; held back: the clips end there" in text
+    assert "one grid step, over the rate; held back: the clips end there" in text
     assert "Winner: no axis can grow any further" in text
     assert "before the final training" in text

@@ -27,7 +27,7 @@ def test_an_unknown_name_gets_a_suggestion():
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("factors: [", "is not YAML"),
+    ("factors: [", "not valid YAML"),
     ("a: 1", "no mapping 'factors'"),
     ("classes: 0\nfactors: {gamma_tau: 1}", "'classes' is not a positive whole number"),
     ("classes: 4\nfactors: {gamma_tua: 1}", "did you mean 'gamma_tau'"),
@@ -38,7 +38,7 @@ def test_an_unknown_name_gets_a_suggestion():
     ("classes: 1\nfactors: {gamma_t: 1}\nstd: 0", "'std' is not a number"),
     ("classes: 1\nfactors: {gamma_t: 1}\nfirst_projection_bn: 1", "neither true nor false"),
     ("classes: 2\nfactors: {gamma_t: 1}\nclass_names: [a]", "as many texts as there are 'classes'"),
-    ("!!python/object/apply:os.system ['true']", "is not YAML"),
+    ("!!python/object/apply:os.system ['true']", "are not understood"),
 ])
 def test_a_wrong_file_is_explained(tmp_path, text, words):
     path = tmp_path / "network.yaml"

@@ -8,13 +8,16 @@ import os
 import re
 from pathlib import Path
 
-from expand.data.sources.base import SPLITS, Clip, ClipList
-from expand.data.sources.reading import csv_bytes
+from expand.bounded import read_bounded
+from expand.data.sources.base import MOST_DIGITS, SPLITS, Clip, ClipList, is_number
+from expand.data.sources.reading import LONGEST, csv_bytes
 from expand.errors import DataError
 from expand.rundir.files import write_atomic
 
 HEADER = ["path", "label", "split", "group", "number"]
 EMPTY_CLASS = re.compile(r"# class ([0-9]+) has no clip: (.*)", re.DOTALL)
+LARGEST = 256_000_000
+"""Bytes of such a list; one of a million clips has some 150 MB."""
 FIX = "it was changed by hand or cut; take it back from a copy, or start anew"
 
 
@@ -40,9 +43,12 @@ def _rooted(path: Path) -> str:
 def read_clips(path: Path) -> ClipList:
     """What `write_clips` wrote to `path`. Raises `DataError` where it is missing, or not as it was written."""
     try:
-        text = Path(path).read_bytes().decode("utf-8", "surrogateescape")
+        content = read_bounded(path, LARGEST)
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path), fix=FIX) from error
+    if b"\0" in content:  # no path has one, and a file that was cut short may end in them
+        raise DataError("is not text", where=str(path), fix=FIX)
+    text = content.decode("utf-8", "surrogateescape")
     rows = csv.reader(io.StringIO(text, newline=""))
     if next(rows, None) != HEADER:
         raise DataError("is no list of a run's clips", where=str(path), fix=FIX)
@@ -50,7 +56,7 @@ def read_clips(path: Path) -> ClipList:
     try:
         for row in rows:
             if len(row) == 1 and (match := EMPTY_CLASS.fullmatch(row[0])):
-                names[int(match.group(1))] = match.group(2)
+                names[int(match.group(1)[:MOST_DIGITS])] = match.group(2)
             else:
                 clips.append(_clip(row, names))
     except (ValueError, csv.Error) as error:
@@ -63,6 +69,8 @@ def read_clips(path: Path) -> ClipList:
 def _clip(row: list[str], names: dict[int, str]) -> Clip:
     """The clip of a line, whose class goes into `names`. Raises `ValueError` where it is not as it was written."""
     path, name, split, group, number = row
+    if not is_number(number) or not path or len(path) > LONGEST or len(name) > LONGEST:
+        raise ValueError("no path, or no number of a class")
     label = int(number)
     if split not in SPLITS or names.setdefault(label, name) != name:
         raise ValueError(f"not {split} and class {label} {name!r}")
