@@ -6,7 +6,7 @@ Files are a stranger's: nothing in them is run, and nothing is built from them t
 from __future__ import annotations
 
 import pickle
-import zipfile
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +18,9 @@ import torch
 import yaml
 from torch import Tensor
 
+from expand.bounded import kind_of
 from expand.errors import UsageError
-from expand.model import names, public, shortcuts
+from expand.model import archive, names, public, shortcuts
 from expand.model.x3d import X3D
 from expand.rundir.files import atomic_path, from_json, to_json, write_atomic
 from expand.space.network import MAX_BYTES, Network
@@ -29,6 +30,7 @@ State = dict[str, Tensor]
 CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
 SHOWN = 10
 """Entries of a kind that an error lists."""
+ANEW = "copy it anew, or give a checkpoint of x3d-expand, SlowFast or PyTorchVideo"
 WRAPPERS = ("module.", "model.")
 """Prefixes that DistributedDataParallel and SlowFast's PTVX3D put before every name."""
 
@@ -187,18 +189,23 @@ def save_safetensors(model: X3D, path: str | Path) -> list[Path]:
 def _content(path: Path) -> dict[str, Any]:
     """What the file holds, with a description under "network" where it has one."""
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a pipe would block for ever
+            raise UsageError(f"is {kind_of(status.st_mode)}, not a file", where=str(path))
         with open(path, "rb") as file:
             start = file.read(9)
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > size:
-                    raise UsageError("grows when it is read; a checkpoint does not", where=str(path))
-        if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size:
-            return _safetensors_content(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= status.st_size:
+                return _safetensors_content(path)
+            is_sealed = archive.check(file)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        if isinstance(content, Mapping) and archive.IS_SEALED in content and not is_sealed:
+            raise archive.Damaged("its end is missing")
     except UsageError:
         raise
+    except archive.Calls as error:
+        raise _could_run_code(path) from error
+    except archive.Damaged as error:
+        raise UsageError(f"is damaged, or is no checkpoint: {error}", where=str(path), fix=ANEW) from error
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
     except Exception as error:  # a damaged or hostile file can make a parser fail in any way
@@ -221,11 +228,14 @@ def _safetensors_content(path: Path) -> dict[str, Any]:
 
 def _not_a_checkpoint(path: Path, error: Exception) -> UsageError:
     if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-        return UsageError("holds Python objects besides weights, which could run code; it was not loaded",
-                          where=str(path), fix="where you trust it, load it with the code that wrote it and save its "
-                          "weights alone: torch.save(model.state_dict(), file)")
-    return UsageError(f"is no checkpoint, or is damaged ({type(error).__name__})", where=str(path),
-                      fix="copy it anew, or give a checkpoint of x3d-expand, SlowFast or PyTorchVideo")
+        return _could_run_code(path)
+    return UsageError(f"is no checkpoint, or is damaged ({type(error).__name__})", where=str(path), fix=ANEW)
+
+
+def _could_run_code(path: Path) -> UsageError:
+    return UsageError("holds Python objects besides weights, which could run code; it was not loaded",
+                      where=str(path), fix="where you trust it, load it with the code that wrote it and save its "
+                      "weights alone: torch.save(model.state_dict(), file)")
 
 
 def _tensors(weights: Mapping[Any, Any], path: Path) -> State:
@@ -233,7 +243,7 @@ def _tensors(weights: Mapping[Any, Any], path: Path) -> State:
     tensor of stride 0 takes four bytes there, and any number here."""
     unfit = [str(key) for key, value in weights.items()
              if not (isinstance(key, str) and isinstance(value, Tensor) and value.layout is torch.strided
-                     and value.device.type == "cpu" and not value.is_quantized
+                     and value.numel() and value.device.type == "cpu" and not value.is_quantized
                      and (value.is_floating_point() or key.endswith("num_batches_tracked")))]
     if unfit:
         raise UsageError(f"{len(unfit)} of its entries are not weights: {_some(unfit)}", where=str(path),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ TAGS = {"loss": "loss/train", "accuracy": "accuracy/train", "val_loss": "loss/va
 
 class Board:
     """Writes the curves into `folder`; a context manager. Without the package tensorboard it says so once to `log`, and
-    metrics.csv has the same figures."""
+    metrics.csv has the same figures; where the disk refuses, it says so once too: nothing depends on them."""
 
     def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
         self.folder, self.log = folder, log
@@ -26,11 +27,24 @@ class Board:
 
     def __exit__(self, *exception: object) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with self._forgiving():
+                self._writer.close()
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer, self._is_missing = None, True
+            self.log(f"no more TensorBoard events are written in {self.folder}: {error.strerror or error}; "
+                     "metrics.csv has the same")
 
     def row(self, row: dict[str, float]) -> None:
         """Adds an epoch."""
-        epoch = int(row["epoch"])
+        with self._forgiving():
+            self._add(int(row["epoch"]), row)
+
+    def _add(self, epoch: int, row: dict[str, float]) -> None:
         if self._writer is None and not self._is_missing:
             self._open(epoch)
         if self._writer is not None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from expand.data import PreparedData
 from expand.data.feed import dead_worker
-from expand.errors import CandidateFailed, Interrupted
+from expand.errors import CandidateFailed, Interrupted, RunError
+from expand.expansion.events import FIELDS
 from expand.expansion.types import Outcome
-from expand.rundir.files import read_json, write_atomic, write_json
+from expand.fields import Check, Wrong, record, shown, text
+from expand.rundir.files import cannot_write, jsonable, read_json, write_atomic, write_json
 from expand.space.network import dump_network
 from expand.training import checkpoint
 from expand.training.distributed import ALONE, Group
@@ -21,18 +26,23 @@ from expand.training.runtime import Runtime, lacks_memory
 
 NO_MEMORY = "the memory did not suffice; a smaller batch_size, or a larger accumulation, needs less"
 
+_owned = record({"identity": text(200)}, {"digest": text(200)})
+_final = record({"result": FIELDS["final_finished"]})
+_candidate = FIELDS["candidate_finished"]
+
 
 def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> Outcome:
     """Trains a candidate and measures it on `val`.
 
-    A candidate whose outcome is on disk is not trained again. A loss that is not finite, memory that does not suffice,
-    or an operator that fails gives a failed outcome with its reason. Raises `Interrupted` when asked to stop; a
-    checkpoint is on disk.
+    A candidate whose outcome is on disk is not trained again, unless that is damaged. A loss that is not finite, memory
+    that does not suffice, or an operator that fails gives a failed outcome with its reason. Raises `Interrupted` when
+    asked to stop; a checkpoint is on disk.
     """
-    known = _known_outcome(job)
+    known = known_outcome(job, _candidate, hooks.log)
     if known is not None:
+        _forget_before(job)
         return Outcome.from_dict(known)
-    write_atomic(job.paths.spec, dump_network(job.network))
+    write_atomic(job.paths.spec, dump_network(job.network), above=False)
     try:
         with _failures(job, hooks):
             training = Training(job, data, runtime, hooks)
@@ -40,16 +50,24 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
             training.refresh_norms()
             evaluation = training.evaluate("val")
     except CandidateFailed as failure:
-        outcome = Outcome(job.id, "failed", reason=failure.what)
-        _write_outcome(job, data, outcome, None)
-        return outcome
+        return fail_candidate(job, data, failure.what)
     seconds = training.spent()
     outcome = Outcome(
         job.id, "finished", accuracy=evaluation.accuracy, stderr=evaluation.stderr, top5=evaluation.top5,
         loss=evaluation.loss, wall_s=sum(seconds.values()), peak_memory_mb=runtime.peak_memory_mb(),
-        clips_per_s=_rate(training), breakdown={name: round(value, 4) for name, value in seconds.items()})
+        clips_per_s=_rate(training), breakdown={name: round(value, 4) for name, value in seconds.items()},
+        notes=training.notes)
     _write_outcome(job, data, outcome, evaluation.confusion)
     checkpoint.save_weights(job.paths.checkpoint, training.result)
+    _forget_before(job)
+    return outcome
+
+
+def fail_candidate(job: Job, data: PreparedData, reason: str) -> Outcome:
+    """The outcome, on disk too, of a candidate whose training cannot give a result."""
+    outcome = Outcome(job.id, "failed", reason=reason)
+    _write_outcome(job, data, outcome, None)
+    _forget_before(job)
     return outcome
 
 
@@ -61,8 +79,10 @@ def train_final(job: Job, data: PreparedData, runtime: Runtime, weights: Path, h
     the fields of `final_finished`; `accuracy` is that of `split`. Raises `CandidateFailed` and `Interrupted` as a
     training does.
     """
-    known = _known_outcome(job)
+    known = known_outcome(job, _final, hooks.log, group)
     if known is not None:
+        if group.is_first:
+            _forget_before(job)
         return known["result"]
     with _failures(job, hooks):
         training = Training(job, data, runtime, hooks, group)
@@ -73,11 +93,11 @@ def train_final(job: Job, data: PreparedData, runtime: Runtime, weights: Path, h
     measured, val = splits[split], splits["val"]
     result = {"split": split, "accuracy": measured.accuracy, "stderr": measured.stderr, "top5": measured.top5,
               "loss": measured.loss, "val_accuracy": val.accuracy, "val_stderr": val.stderr,
-              "wall_s": sum(training.spent().values())}
+              "wall_s": sum(training.spent().values()), "notes": training.notes}
     if group.is_first:
         checkpoint.save_weights(weights, training.result)
-        write_json(job.paths.outcome, {"identity": job.identity, "result": result, "classes": list(data.classes),
-                                       "confusion": {name: e.confusion for name, e in splits.items()}})
+        _write(job, data, {"result": result}, {name: measured.confusion for name, measured in splits.items()})
+        _forget_before(job)
     return result
 
 
@@ -101,14 +121,55 @@ def _failures(job: Job, hooks: Hooks) -> Iterator[None]:
         raise CandidateFailed(f"{NO_MEMORY} ({text})" if lacks_memory(error) else text) from error
 
 
-def _known_outcome(job: Job) -> dict[str, Any] | None:
-    """What is on disk of a training of this very identity that has ended."""
-    if not job.paths.outcome.exists():
+def known_outcome(job: Job, check: Check, log: Callable[[str], None], group: Group = ALONE) -> dict[str, Any] | None:
+    """What is on disk of a training of this very identity that has ended. An outcome that is damaged, or that `check`
+    refuses, is set aside (by the first process of `group`), and `log` is told: no decision may rest on it."""
+    try:
+        if not job.paths.outcome.exists():
+            return None
+        known = read_json(job.paths.outcome, _owned)
+        if known["identity"] != job.identity:
+            return None
+        check(known, "")
+        if known.get("digest", digest := _digest(known)) != digest:
+            raise Wrong("its digest is another")
+        if known.get("id", job.id) != job.id:
+            raise Wrong(f"'id' is {shown(known['id'])}, not '{job.id}'")
+    except (RunError, Wrong) as error:
+        if group.is_first:
+            what = error.what if isinstance(error, RunError) else f"cannot be what the run wrote: {error}"
+            log(f"{job.id}: {job.paths.outcome} {what}; it is set aside as {job.paths.damaged_outcome.name}, and its "
+                "training goes on")
+            _set_aside(job)
         return None
-    known = read_json(job.paths.outcome)
-    return known if known.get("identity") == job.identity else None
+    return known
+
+
+def _set_aside(job: Job) -> None:
+    try:
+        os.replace(job.paths.outcome, job.paths.damaged_outcome)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise cannot_write(job.paths.damaged_outcome, error) from error
+
+
+def _forget_before(job: Job) -> None:
+    """Nothing will go on from the checkpoint before the last one any more."""
+    with suppress(OSError):
+        job.paths.checkpoint_before.unlink(missing_ok=True)
 
 
 def _write_outcome(job: Job, data: PreparedData, outcome: Outcome, confusion: list[list[int]] | None) -> None:
-    write_json(job.paths.outcome, {**outcome.as_dict(), "identity": job.identity,
-                                   "classes": list(data.classes), "confusion": confusion})
+    _write(job, data, outcome.as_dict(), confusion)
+
+
+def _write(job: Job, data: PreparedData, fields: dict[str, Any], confusion: Any) -> None:
+    content = {**fields, "identity": job.identity, "classes": list(data.classes), "confusion": confusion}
+    write_json(job.paths.outcome, {**content, "digest": _digest(content)}, above=False)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Of an outcome but for its digest: a figure that a disk changed can look like any other."""
+    rest = {key: value for key, value in jsonable(content).items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -29,6 +29,11 @@ class Job:
     checkpoint_every_s: float
     first_weights: Path | None = None
     """A file with the weights to begin with; None: drawn with the seed."""
+    weights: Path | None = None
+    """Where the trained weights go, of a final training; None: a candidate."""
+    parts: int = 1
+    """At least so many times `RecipeConfig.accumulation` parts go through the network, from the start: the system ended
+    an earlier try for lack of memory."""
 
     @property
     def factors(self) -> Factors:

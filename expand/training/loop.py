@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,19 +12,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from expand.config.schema import RecipeConfig
 from expand.data import PreparedData
-from expand.data.loader import Batches, TrainBatches, eval_loader
+from expand.data.loader import Batches
 from expand.errors import CandidateFailed, Interrupted
 from expand.model import X3D
 from expand.model.weights import load_checkpoint
 from expand.training import checkpoint
 from expand.training.checkpoint import Progress
 from expand.training.distributed import ALONE, Group, shared
-from expand.training.evaluate import Evaluation, judged, score_videos
 from expand.training.graphs import GraphedStep
 from expand.training.job import Hooks, Job, Tick
+from expand.training.measuring import Measured
 from expand.training.metrics import Metrics
-from expand.training.norms import measure_norms
-from expand.training.recipe import clips_of_batch, learning_rate, updates_per_epoch
+from expand.training.recipe import clips_of_batch, learning_rate
+from expand.training.restoring import Course, restore
 from expand.training.runtime import Runtime, lacks_memory
 from expand.training.stopwatch import CLIPS, PHASES, STEP, Stopwatch
 
@@ -34,7 +32,7 @@ CHECK_EVERY = 10
 """Updates between two looks at the loss; a look makes a GPU wait."""
 
 
-class Training:
+class Training(Measured):
     """One network in training. `fit` brings it to the end of its recipe, `evaluate` measures it.
 
     In a `group` each process takes its share of every batch and of every evaluation; the first one writes the files.
@@ -68,46 +66,43 @@ class Training:
         self.progress = self._restored()
 
     def _restored(self) -> Progress:
-        state, complaint = checkpoint.load(self.job.paths.checkpoint, self.job.identity)
-        if complaint:
-            self.hooks.log(f"{self.job.id}: the checkpoint is {complaint}; training starts anew")
-        if state is None:
-            return Progress(parts=self.job.recipe.accumulation)
-        return checkpoint.restore(state, self.model, self.optimizer, self.average)
-
-    @property
-    def result(self) -> X3D:
-        """The network that is measured and kept: the moving average where there is one."""
-        return self.average.module if self.average is not None else self.model
+        job, course = self.job, Course(self.job.recipe.epochs, len(self.data.train), self.job.recipe.batch_size)
+        found, self.last_is_good = checkpoint.go_on(
+            job.paths, job.identity, checkpoint.most_bytes(self.model, job.recipe.epochs),
+            lambda state: restore(state, self.model, self.optimizer, course, self.average),
+            lambda text: self.hooks.log(f"{job.id}: {text}"))
+        progress = found or Progress()
+        progress.parts = min(job.recipe.batch_size, max(progress.parts, job.recipe.accumulation * job.parts))
+        return progress
 
     def save(self) -> None:
-        """Writes a checkpoint now."""
+        """Writes a checkpoint now; the last one becomes the one before, unless it was found damaged. Raises
+        `CandidateFailed` where the loss is not finite: nobody could go on from it."""
         with self.watch.phase("disk_s"):
             self._settle_sums()
+            self._check_loss()
             if self.group.is_first:
-                checkpoint.save(self.job.paths.checkpoint, self.job.identity, self.model, self.optimizer,
-                                self.progress, self.average)
-        self.saved = time.monotonic()
+                paths = self.job.paths
+                checkpoint.save(paths.checkpoint, self.job.identity, self.model, self.optimizer, self.progress,
+                                self.average, paths.checkpoint_before if self.last_is_good else None)
+        self.last_is_good, self.saved = True, time.monotonic()
 
     def spent(self) -> dict[str, float]:
         """Seconds of every phase until now, over all starts; their sum is the wall time."""
         self.watch.settle()
         return {phase: self.progress.seconds.get(phase, 0.0) for phase in PHASES}
 
-    @property
-    def updates(self) -> int:
-        """Updates of an epoch."""
-        return updates_per_epoch(len(self.data.train), self.job.recipe.batch_size)
-
     def fit(self) -> None:
         """Trains to the end of the recipe.
 
-        Raises `Interrupted` (after a checkpoint) when asked to stop, `CandidateFailed` when the loss is not finite.
+        Raises `Interrupted` (after a checkpoint) when asked to stop, `CandidateFailed` when the loss or a weight is not
+        finite.
         """
         with self._train_batches() as batches:
             while self.progress.epoch < self.job.recipe.epochs:
                 self._epoch(batches.epoch(self.progress.epoch, self.progress.batch))
         self._forget_graph()
+        self.parts = self.progress.parts
         self.save()
 
     def _epoch(self, batches: Batches) -> None:
@@ -137,22 +132,13 @@ class Training:
         progress.correct = progress.correct + hits
         progress.clips += clips
 
-    def _train_batches(self, *, whole: bool = False) -> TrainBatches:
-        """The batches of a training: this process's share of each, or each `whole`."""
-        job = self.job
-        return TrainBatches(self.data, frames=job.factors.frames, stride=job.factors.stride,
-                            resolution=job.factors.resolution, batch_size=job.recipe.batch_size, seed=job.seed,
-                            config=job.data_config, workers=self.runtime.loader_workers,
-                            share=None if whole else self.group.share, device=self.runtime.device)
-
     def _update(self, x_BCTHW: torch.Tensor, y_B: torch.Tensor, clips: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of SGD on a batch of `clips`, of which these are this process's: the mean loss and the number of
         right guesses in the whole batch, still on the device.
 
         Where the memory does not suffice, the batch goes through the network in twice as many parts from now on.
         """
-        progress, recipe = self.progress, self.job.recipe
-        rate = learning_rate(progress.epoch * self.updates + progress.batch, recipe.epochs * self.updates, recipe)
+        rate = self._rate(self.progress.batch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         x_BCTHW = x_BCTHW.to(self.runtime.device, memory_format=self.runtime.memory_format, non_blocking=True)
@@ -165,6 +151,11 @@ class Training:
             self.average.update_parameters(self.model)
         loss_sum, hits = self.group.sum(sums)
         return loss_sum / clips, hits
+
+    def _rate(self, batch: int) -> float:
+        """The learning rate of an update of this epoch."""
+        recipe, updates = self.job.recipe, self.updates
+        return learning_rate(self.progress.epoch * updates + batch, recipe.epochs * updates, recipe)
 
     def _gradients(self, x_BCTHW: torch.Tensor, y_B: torch.Tensor, clips: int) -> torch.Tensor | None:
         """The gradients of a batch's mean loss, in `progress.parts` parts. Sums over the clips at hand: loss, right
@@ -195,18 +186,6 @@ class Training:
         (loss * (self.group.size / clips)).backward()  # in a group, the mean over the processes is taken
         return torch.stack([loss.detach().double(), (logits_BK.detach().argmax(1) == y_B).sum().double()])
 
-    def _forget_graph(self) -> None:
-        if self.graphed is not None:
-            self.graphed.forget()
-
-    def _halve(self, clips: int) -> None:
-        self.progress.parts = min(2 * self.progress.parts, clips)
-        self.optimizer.zero_grad(set_to_none=True)
-        self._forget_graph()
-        self.runtime.release_memory()
-        self.hooks.log(f"{self.job.id}: the memory did not suffice; batches of {self.job.recipe.batch_size} go through "
-                       f"the network in {self.progress.parts} parts from now on, with batch norm over a part")
-
     def _settle_sums(self) -> None:
         """Brings the running sums to the host, as plain numbers."""
         progress = self.progress
@@ -215,18 +194,23 @@ class Training:
     def _look(self) -> None:
         with self.watch.phase(STEP):  # here a GPU's work is waited for
             self._settle_sums()
+        self._check_loss()
         progress, recipe = self.progress, self.job.recipe
         loss = progress.loss_sum / progress.seen
-        if not math.isfinite(loss):
-            raise CandidateFailed(f"the loss became {loss} in epoch {progress.epoch + 1}")
         done, seconds = progress.epoch * self.updates + progress.batch, max(progress.train_s, 1e-9)
         self.hooks.tick(Tick(progress.epoch, recipe.epochs, done, recipe.epochs * self.updates, loss,
                              progress.clips / seconds, done / seconds))
 
+    def _check_loss(self) -> None:
+        if not math.isfinite(self.progress.loss_sum):
+            raise CandidateFailed(f"the loss became {self.progress.loss_sum} in epoch {self.progress.epoch + 1}")
+
     def _end_epoch(self) -> None:
         progress = self.progress
         self._settle_sums()
-        row = {"epoch": progress.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"],
+        self._check_loss()
+        self._check_weights(f"after epoch {progress.epoch + 1}")
+        row = {"epoch": progress.epoch + 1, "lr": self._rate(progress.batch - 1),
                "loss": progress.loss_sum / progress.seen, "accuracy": progress.correct / progress.seen,
                "train_s": round(progress.train_s, 3), **self._measured(progress.epoch + 1)}
         progress.rows.append(row)
@@ -247,54 +231,6 @@ class Training:
         self.save()  # an interruption of the measurement costs the measurement alone
         evaluation = self.evaluate("val")
         return {"val_accuracy": evaluation.accuracy, "val_loss": evaluation.loss}
-
-    def refresh_norms(self) -> None:
-        """Precise batch-norm statistics, from fresh train clips. In a group every process looks at them all, since a
-        variance is corrected by the number of clips in a batch."""
-        batches = min(self.job.recipe.precise_bn_batches, self.updates)
-        if batches:
-            with self.watch.phase("norms_s"), self._train_batches(whole=True) as fresh:
-                clips = (x for x, _ in self._stoppable(fresh.epoch(self.job.recipe.epochs)))
-                measure_norms(self.result, clips, batches, self.runtime)
-
-    def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """`batches` for as long as nobody asks to stop; the training itself is on disk by then."""
-        for batch in batches:
-            if self.hooks.stop():
-                raise Interrupted("stopped", where=self.job.id)
-            yield batch
-
-    def evaluate(self, split: str) -> Evaluation:
-        """Measures the network on `split` (`val` or `test`); in smaller batches where the memory does not suffice."""
-        try:
-            with self.watch.phase("evaluate_s"):
-                return self._evaluation(split)
-        except (MemoryError, RuntimeError) as error:
-            if not lacks_memory(error) or self.progress.parts >= self.job.recipe.batch_size or self.group.size > 1:
-                raise
-        self._halve(self.job.recipe.batch_size)
-        return self.evaluate(split)
-
-    def _evaluation(self, split: str) -> Evaluation:
-        clips, factors, recipe = getattr(self.data, split), self.job.factors, self.job.recipe
-        mine = self.group.share(len(clips))
-        batches = eval_loader(clips[mine.start:mine.stop], frames=factors.frames, stride=factors.stride,
-                              resolution=factors.resolution, views=recipe.eval_clips,
-                              batch_size=max(1, recipe.batch_size // self.progress.parts),
-                              config=self.job.data_config, workers=self.runtime.loader_workers,
-                              device=self.runtime.device)
-        scores, labels = score_videos(self.result, self._stoppable(batches), len(mine), len(self.data.classes),
-                                      self.runtime)
-        return judged(*self._gathered(scores, labels, len(clips), mine))
-
-    def _gathered(self, scores: torch.Tensor, labels: torch.Tensor, clips: int,
-                  mine: range) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores and labels of all clips, from those of each process's."""
-        if self.group.size == 1:
-            return scores, labels
-        all_scores, all_labels = scores.new_zeros(clips, scores.shape[1]), labels.new_zeros(clips)
-        all_scores[mine.start:mine.stop], all_labels[mine.start:mine.stop] = scores, labels
-        return self.group.sum(all_scores), self.group.sum(all_labels)
 
 
 def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.SGD:

@@ -28,5 +28,5 @@ class Metrics:
         writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomic(self._path, text.getvalue())
+        write_atomic(self._path, text.getvalue(), above=False)
         self._written = self._clock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable
 
@@ -18,8 +19,13 @@ with warnings.catch_warnings():  # fvcore compiles its losses with torch.jit on 
 
 def measure_norms(model: X3D, clips: Iterable[Tensor], batches: int, runtime: Runtime) -> None:
     """Sets the running statistics of `model` to those of `batches` of `clips` (B x 3 x T x H x W each), with fvcore; it
-    is left in training mode."""
+    is left in training mode. Batches may differ in size.
+
+    An exception leaves the statistics as they were: fvcore works on a copy, where it may leave its hooks behind.
+    """
     if get_bn_modules(model.train()):
+        work = copy.deepcopy(model)
         with runtime.autocast():
             inputs = (x_BCTHW.to(runtime.device, memory_format=runtime.memory_format) for x_BCTHW in clips)
-            update_bn_stats(model, inputs, num_iters=batches)
+            update_bn_stats(work, inputs, num_iters=batches)
+        model.load_state_dict(work.state_dict())

@@ -34,14 +34,16 @@ class Runtime:
 
     @classmethod
     def of(cls, run: RunConfig) -> Runtime:
-        """The runtime that a settled configuration asks for. Raises `UsageError` where the machine lacks it."""
-        if run.device == "cuda" and not torch.cuda.is_available():
+        """The runtime that a settled configuration asks for. Raises `UsageError` where the machine lacks it; of a Ray
+        cluster the nodes count, which the executor looks at."""
+        is_here = run.executor != "ray"
+        if is_here and run.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("no CUDA device is usable here", where="run.device",
                              fix="use --device cpu, or check the driver with nvidia-smi")
         if run.precision == "tf32" and run.device != "cuda":
             raise UsageError("tf32 is a precision of GPUs", where="run.precision", fix="use fp32, or --device cuda")
         device = _device(run.device)
-        if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        if is_here and device.type == "cuda" and device.index >= torch.cuda.device_count():
             raise UsageError(f"more processes than this machine's {torch.cuda.device_count()} GPUs", where="torchrun",
                              fix="start one for each: torchrun --nproc-per-node gpu ...")
         return cls(device, run.threads, run.precision, run.cuda_graphs and device.type == "cuda")

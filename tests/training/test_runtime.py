@@ -65,6 +65,8 @@ def test_a_gpu_that_is_not_there_is_refused(gpus):
     gpus(0)
     with pytest.raises(UsageError, match="no CUDA device"):
         Runtime.of(RunConfig(device="cuda", threads=1, precision="fp32"))
+    of_a_cluster = Runtime.of(RunConfig(device="cuda", threads=1, precision="fp32", executor="ray"))
+    assert of_a_cluster.device.type == "cuda"  # the nodes may have one, and are looked at
 
 
 def test_graphs_are_for_gpus_alone(gpus):

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expand.training import checkpoint
 from expand.training.stopwatch import CLIPS, OTHER, STEP, Stopwatch
 
 
@@ -77,8 +76,3 @@ def test_a_later_start_adds_to_what_an_earlier_one_spent():
     earlier = {"a": 10.0, "b": 1.0}
     watch.go_on(earlier)
     assert earlier["a"] == 11 and earlier["b"] == 1 and watch.seconds is earlier
-
-
-def test_a_checkpoint_from_before_there_were_phases_keeps_its_times():
-    progress = checkpoint._progress({"epoch": 2, "wall_s": 30.0, "train_s": 20.0, "clips": 40})
-    assert (progress.wall_s, progress.train_s, progress.epoch) == (30, 20, 2)

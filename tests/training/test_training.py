@@ -2,8 +2,6 @@
 
 import csv
 import math
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -73,40 +71,6 @@ def test_a_batch_in_parts_has_the_same_gradients_where_norms_do_not_mix_clips(jo
     assert sum(gradient.abs().sum() for gradient in found[0]) > 1
     for whole, split in zip(*found, strict=True):
         torch.testing.assert_close(split, whole, rtol=1e-3, atol=1e-5)
-
-
-SMALL_MEMORY = """
-import resource, sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from tests.training.test_training import *
-from tests.training.small import clips
-from expand.config.schema import RecipeConfig
-from expand.space.factors import Factors
-from expand.space.network import Network
-data = clips()
-factors = Factors.of(frames=16, stride=1, resolution=64, width=1.0, bottleneck=2.0, depth=0.4)
-recipe = RecipeConfig(epochs=1, batch_size=32, eval_clips=1, precise_bn_batches=0)
-lines = []
-job = Job("final", Network("large", factors, 16), 0.1, recipe, CONFIG, 7, CandidatePaths(Path({folder!r})), 1000.0)
-training = Training(job, data, RUNTIME, Hooks(log=lines.append))
-x_BCTHW, y_B = next(iter(training._train_batches().epoch(0)))
-training._update(x_BCTHW[:2], y_B[:2], 2)  # what torch sets up once is there before the limit
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + {spare}, resource.RLIM_INFINITY))
-loss, hits = training._update(x_BCTHW, y_B, 32)
-print(training.progress.parts, math.isfinite(loss), *lines, sep="\\n")
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="limits the process's memory as Linux does")
-def test_where_the_memory_does_not_suffice_the_batch_goes_through_in_parts(tmp_path, pytestconfig):
-    script = SMALL_MEMORY.format(root=str(pytestconfig.rootpath), folder=str(tmp_path), spare=300_000_000)
-    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    parts, is_finite, *lines = done.stdout.splitlines()
-    assert int(parts) in (2, 4, 8, 16) and is_finite == "True"
-    assert f"batches of 32 go through the network in {parts} parts from now on" in lines[-1]
 
 
 def test_a_batch_whose_parts_do_not_fit_goes_down_to_single_clips(job, data, monkeypatch):
