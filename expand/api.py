@@ -56,19 +56,24 @@ def search(config: str | Path | Config | None = None, *, overrides: Overrides = 
     return status(begin(settings, Path(run_dir) if run_dir else None, name or "default", display, confirm))
 
 
-def resume(run_dir: str | Path, *, display: Display | None = None) -> dict[str, Any]:
+def resume(run_dir: str | Path, *, values: Mapping[str, Any] | None = None,
+           display: Display | None = None) -> dict[str, Any]:
     """Goes on with a run after an interruption of any kind; returns its `status`. A finished run is left as it is.
 
-    For a training that belongs to no search, returns what `train` does. Raises as `search` does; `RunError` where the
-    configuration or the clips were changed since the run began.
+    `values`: options by dotted key for this time only, such as `{"run.workers": 4}`. For a training that belongs to no
+    search, returns what `train` does. Raises as `search` does; `RunError` where the configuration or the clips were
+    changed since the run began, or `values` could alter a result.
     """
     if RunPaths(Path(run_dir)).training.exists():
         from expand import train_session
 
+        if any(value is not None for value in (values or {}).values()):
+            raise UsageError("a single training has no options to change", where=str(run_dir),
+                             fix=f"go on with it as it was begun: x3d-expand resume {run_dir}")
         return train_session.go_on(Path(run_dir), display)
     from expand.session import go_on
 
-    return status(go_on(Path(run_dir), display))
+    return status(go_on(Path(run_dir), display, values))
 
 
 def train(network: str | Path | Network, config: str | Path | Config | None = None, *, init: str | Path | None = None,

@@ -8,13 +8,16 @@ last checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from expand.config import Config
 from expand.data import PreparedData
 from expand.errors import CandidateFailed, ExpandError, Interrupted, RunError
-from expand.executors.local import Listener, LocalExecutor
+from expand.executors import make_executor
+from expand.executors.base import Executor, Listener
+from expand.executors.nursery import Nursery
 from expand.expansion.rules import Space
 from expand.expansion.state import Done, Record, SearchState, Stuck, Train, TrainFinal, decide
 from expand.expansion.types import Candidate
@@ -23,8 +26,7 @@ from expand.rundir.files import write_atomic
 from expand.rundir.journal import Journal
 from expand.rundir.paths import RunPaths
 from expand.space.network import Network, dump_network, load_network
-from expand.training.candidate import train_final
-from expand.training.job import Hooks, Job, Tick, candidate_seed
+from expand.training.job import Job, Tick, candidate_seed
 from expand.training.runtime import Runtime
 
 FINAL = "final"
@@ -60,27 +62,46 @@ class Driver:
     state: SearchState
     display: Display
     stop: Callable[[], bool] = lambda: False
+    nursery: Nursery | None = None
+    """Of `executors.early_start`."""
+    check: Callable[[], None] = lambda: None
+    """Raises where the run's directory is no longer there (`RunLock.check`): asked at every update and before an event
+    is written."""
 
     def run(self) -> None:
         """Works until the search is done.
 
         Raises `Interrupted` when asked to stop, `RunError` where the search cannot go on; either is in the journal.
         """
-        listener = Listener(self._begin, self.display.tick, self.display.say, self.stop)
+        listener = Listener(self._begin, self._retry, self.display.tick, self.display.say,
+                            self._is_to_stop)
         try:
-            with LocalExecutor(self.data, self.runtime, self.config.run.workers, listener) as executor:
+            with make_executor(self.config.run, self.data, self.runtime, self.paths, listener,
+                               self.nursery) as executor:
                 while not isinstance(action := decide(self.state, self.space), Done):
                     self._carry_out(action, executor)
         except Interrupted as interruption:
-            self.record("run_interrupted", reason=interruption.what)
+            self._record_end("run_interrupted", reason=interruption.what)
             raise Interrupted("stopped; all work so far is kept", where=str(self.paths.root),
                               fix=f"go on with: x3d-expand resume {self.paths.root}") from None
         except ExpandError as error:
-            self.record("run_failed", reason=str(error))
+            self.check()  # where the whole directory is gone, a training may have met that first, at a file of its own
+            self._record_end("run_failed", reason=str(error))
             raise
+
+    def _is_to_stop(self) -> bool:
+        self.check()
+        return self.stop()
+
+    def _record_end(self, event: str, reason: str) -> None:
+        """Writes down why work ends, where that is still possible: on a full disk it may not be, and no decision
+        depends on it."""
+        with suppress(ExpandError):
+            self.record(event, reason=reason)
 
     def record(self, event: str, **fields: Any) -> None:
         """Writes an event down and folds it into the state."""
+        self.check()
         written = self.journal.append(event, **fields)
         self.state = self.state.apply(written)
         self.display.event(written, self.state)
@@ -95,7 +116,7 @@ class Driver:
                     file.unlink(missing_ok=True)
             self.record("step_retried", step=action.step.number, ids=[c.id for c in action.step.candidates])
 
-    def _carry_out(self, action: Any, executor: LocalExecutor) -> None:
+    def _carry_out(self, action: Any, executor: Executor) -> None:
         if self.stop():
             raise Interrupted("stopped")
         if isinstance(action, Record):
@@ -103,10 +124,10 @@ class Driver:
                 self._write_network(action)
             self.record(action.event, **action.fields)
         elif isinstance(action, Train):
-            for outcome in executor.run([self._job(candidate) for candidate in action.candidates]):
-                self.record("candidate_finished", **outcome.as_dict())
+            for finished in executor.run([self._job(candidate) for candidate in action.candidates]):
+                self.record("candidate_finished", **finished.fields)
         elif isinstance(action, TrainFinal):
-            self._train_final(action.winner, executor.listener.hooks(FINAL))
+            self._train_final(action.winner, executor)
         elif isinstance(action, Stuck):
             raise RunError(action.reason, where=str(self.paths.root),
                            fix=f"x3d-expand resume {self.paths.root} trains them again; look at the recipe "
@@ -125,17 +146,24 @@ class Driver:
         return Job(candidate.id, network, candidate.gflops, self.config.candidate, self.config.data,
                    candidate_seed(self.config.run.seed, candidate.id), paths, self.config.run.checkpoint_every_s)
 
-    def _begin(self, job: Job) -> None:
-        self.record("candidate_started", id=job.id, resumed=job.paths.checkpoint.exists())
+    def _begin(self, job: Job, worker: str) -> None:
+        resumed = job.paths.checkpoint.exists()
+        if job.id == FINAL:
+            self.record("final_started", resumed=resumed, worker=worker)
+        else:
+            self.record("candidate_started", id=job.id, resumed=resumed, worker=worker)
 
-    def _train_final(self, winner: Candidate, hooks: Hooks) -> None:
+    def _retry(self, job: Job, attempt: int, reason: str) -> None:
+        self.record("candidate_retried", id=job.id, attempt=attempt, reason=reason)
+
+    def _train_final(self, winner: Candidate, executor: Executor) -> None:
         job = replace(self._job(winner), id=FINAL, network=load_network(self.paths.network), recipe=self.config.final,
-                      paths=self.paths.final_candidate, seed=candidate_seed(self.config.run.seed, FINAL))
-        self.record("final_started", resumed=job.paths.checkpoint.exists())
+                      paths=self.paths.final_candidate, seed=candidate_seed(self.config.run.seed, FINAL),
+                      weights=self.paths.weights)
         try:
-            result = train_final(job, self.data, self.runtime, self.paths.weights, hooks)
+            [finished] = executor.run([job])
         except CandidateFailed as error:
             raise RunError(f"the winner's final training failed: {error.what}", where=str(self.paths.root),
                            fix="its network is in final/network.yaml; change the final recipe in a new run") from error
         write_card(self.paths)
-        self.record("final_finished", **result)
+        self.record("final_finished", **finished.fields)

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import re
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from expand import __version__
-from expand.config import Config, dump_config, parse_config
+from expand.config import Config, document, dump_config, parse_config
 from expand.config.checks import RUN_NAME
 from expand.data import ClipList, PreparedData, list_clips, prepare
 from expand.data.sources import keep_clips, kept_clips
 from expand.driver import Display, Driver
-from expand.errors import ExpandError, RunError, UsageError
+from expand.environment import environment
+from expand.errors import RunError, UsageError
+from expand.executors import early_start
+from expand.executors.nursery import Nursery
 from expand.expansion.forecast import check_target, forecast, largest_resolution
 from expand.expansion.rules import Space
 from expand.expansion.state import SearchState
@@ -41,8 +41,6 @@ from expand.settle import check_unchanged, settle
 from expand.training.estimate import estimate_seconds
 from expand.training.runtime import Runtime, settle_run
 
-PACKAGES = ("torch", "torchvision", "av", "numpy", "pandas", "fvcore", "pyyaml", "click")
-
 
 class Quiet:
     """A display that shows nothing."""
@@ -61,10 +59,15 @@ class Quiet:
 
 
 class Logged:
-    """A display that also writes everything to the run's log.txt, with the time."""
+    """A display that also writes everything to the run's log.txt, with the time.
+
+    The log is for people and no result depends on it: where it cannot be written (a full disk, a directory that is
+    gone), that is said once, and the work goes on until something that matters meets the same.
+    """
 
     def __init__(self, display: Display, paths: RunPaths) -> None:
         self.display, self.paths, self.tick = display, paths, display.tick
+        self.has_failed = False
 
     def opened(self, paths: RunPaths) -> None:
         """Passes it on."""
@@ -82,8 +85,13 @@ class Logged:
         self.display.event(event, state)
 
     def _write(self, line: str) -> None:
-        with open(self.paths.log, "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        try:
+            with open(self.paths.log, "a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        except (OSError, RunError) as error:
+            if not self.has_failed:
+                self.has_failed = True
+                self.display.say(one_line(f"log.txt of {self.paths.root} cannot be written: {error}"))
 
 
 @dataclass(frozen=True)
@@ -107,30 +115,32 @@ def begin(config: Config, run_dir: Path | None, name: str, display: Display | No
     runtime = Runtime.of(settle_run(config.run))
     paths = RunPaths(run_dir or choose_dir(config, name))
     check_free(paths)
-    data = _prepare(config, listed, space, display)
-    config = settle(config, data, paths.root.resolve().name)
-    estimate = _estimate(config, space, data, runtime)
-    display.say(f"{estimate.candidates} candidates in {estimate.steps} steps, "
-                f"{estimate.gflops:.3g} GFLOPs a clip in all; roughly {_rough(estimate.seconds)}")
-    if not confirm(estimate):
-        raise UsageError("the search was not started", fix="a smaller --target-gflops, or fewer epochs "
-                         "(--set candidate.epochs=N), makes it shorter")
-    make_dir(paths.root)
-    with RunLock(paths):
-        check_free(paths)
-        write_json(paths.env, environment(config))
-        keep_clips(paths.clips, config.data, data.listed)
-        write_atomic(paths.config, dump_config(config))
-        _work(config, paths, data, runtime, display)
+    with early_start(config.run) as nursery:
+        data = _prepare(config, listed, space, display)
+        config = settle(config, data, paths.root.resolve().name)
+        estimate = _estimate(config, space, data, runtime)
+        display.say(f"{estimate.candidates} candidates in {estimate.steps} steps, "
+                    f"{estimate.gflops:.3g} GFLOPs a clip in all; roughly {_rough(estimate.seconds)}")
+        if not confirm(estimate):
+            raise UsageError("the search was not started", fix="a smaller --target-gflops, or fewer epochs "
+                             "(--set candidate.epochs=N), makes it shorter")
+        make_dir(paths.root)
+        with RunLock(paths) as lock:
+            check_free(paths)
+            write_json(paths.env, environment(config))
+            keep_clips(paths.clips, config.data, data.listed)
+            write_atomic(paths.config, dump_config(config))
+            _work(config, paths, data, runtime, display, nursery, lock)
     return paths.root
 
 
-def go_on(run_dir: Path, display: Display | None) -> Path:
-    """Works on an existing run to its end; returns its directory."""
+def go_on(run_dir: Path, display: Display | None, values: Mapping[str, Any] | None = None) -> Path:
+    """Works on an existing run to its end; returns its directory. `values`: options by dotted key for this time only,
+    of those that cannot alter a result."""
     display, paths = display or Quiet(), RunPaths(run_dir)
     stored_config(paths)  # before the lock, which is a file: there is none in what is no run
-    with RunLock(paths):
-        config = stored_config(paths)
+    with RunLock(paths) as lock:
+        config = stored_config(paths, values)
         events = read_events(paths.journal)
         if SearchState.from_events(events).finished:
             if not paths.card.exists():  # it was deleted, or an older version ran
@@ -141,8 +151,9 @@ def go_on(run_dir: Path, display: Display | None) -> Path:
             check_unchanged(started["config"], config, str(paths.config))
         runtime = Runtime.of(config.run)
         listed = kept_clips(paths.clips, config.data)
-        data = _prepare(config, listed, Space(config.search, len(listed.classes)), display)
-        _work(config, paths, data, runtime, display)
+        with early_start(config.run) as nursery:
+            data = _prepare(config, listed, Space(config.search, len(listed.classes)), display)
+            _work(config, paths, data, runtime, display, nursery, lock)
     return paths.root
 
 
@@ -175,13 +186,13 @@ def check_free(paths: RunPaths) -> None:
                        fix="choose another --name or --run-dir")
 
 
-def stored_config(paths: RunPaths) -> Config:
-    """The configuration that a run was begun with, as it stands there now."""
+def stored_config(paths: RunPaths, values: Mapping[str, Any] | None = None) -> Config:
+    """The configuration that a run was begun with, as it stands there now, with other `values` by dotted key."""
     try:
-        return parse_config(paths.config.read_text(encoding="utf-8"), str(paths.config))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError("has no configuration that can be read, so it is no run or was never begun",
-                       where=str(paths.root), fix="start one with: x3d-expand search") from error
+        return parse_config(document.read_kept(paths.config), str(paths.config), values)
+    except document.NotYaml as error:
+        raise RunError(f"has no configuration that can be read ({paths.config.name} {error.what}), so it is no run or "
+                       "was never begun", where=str(paths.root), fix="start one with: x3d-expand search") from error
 
 
 def _prepare(config: Config, listed: ClipList, space: Space, display: Display) -> PreparedData:
@@ -203,7 +214,8 @@ def _rough(seconds: float) -> str:
     return duration(max(unit, round(seconds / unit) * unit))
 
 
-def _work(config: Config, paths: RunPaths, data: PreparedData, runtime: Runtime, display: Display) -> None:
+def _work(config: Config, paths: RunPaths, data: PreparedData, runtime: Runtime, display: Display,
+          nursery: Nursery | None, lock: RunLock) -> None:
     """Drives the run from where its journal ends; the report is renewed whatever happens."""
     display, journal, events = Logged(display, paths), Journal(paths.journal), read_events(paths.journal)
     display.opened(paths)
@@ -215,23 +227,33 @@ def _work(config: Config, paths: RunPaths, data: PreparedData, runtime: Runtime,
             raise RunError("the clips were changed since the run began", where=config.data.source,
                            fix="put the old clips back, or start a new run with the new ones")
         written = journal.append("run_resumed")
+    make_dir(paths.candidates)  # trainings make their own folders in it, and nothing above
     display.event(written, SearchState())
     for remark in runtime.remarks(config.run.workers):
         display.say(remark)
     space = Space(config.search, len(data.classes))
     with stop_signals() as stop:
         driver = Driver(config, space, paths, data, runtime, journal, SearchState.from_events(events), display,
-                        stop.is_set)
+                        stop.is_set, nursery, lock.check)
         try:
             driver.retry_failed()
             driver.run()
         finally:
-            with contextlib.suppress(ExpandError):
-                write_report(paths)
+            renew_report(paths, display.say)
+
+
+def renew_report(paths: RunPaths, say: Callable[[str], None]) -> None:
+    """Writes the report at the end of work, however that ended. What goes wrong is said and no more: the report can be
+    had again at any time, and an error that ended the work must stay the one that the user sees."""
+    try:
+        write_report(paths)
+    except Exception as error:  # noqa: BLE001 - nothing that a drawing meets may take the place of what ended the work
+        say(f"the report was not written ({str(error).partition(chr(10))[0]}); "
+            f"x3d-expand plot {paths.root} draws it again")
 
 
 def write_report(paths: RunPaths) -> None:
-    """Derives `report/` anew from the journal."""
+    """Derives `report/` anew from the journal. Raises `RunError` where that is impossible."""
     summary = summarize(paths.root)
     write_atomic(paths.steps_csv, steps_frame(summary).to_csv(index=False))
     for out in (paths.plot_png, paths.plot_svg):
@@ -269,25 +291,3 @@ def stop_signals(*, patient: bool = False) -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def environment(config: Config) -> dict[str, Any]:
-    """What a result may depend on besides the configuration, for env.json."""
-    import torch
-
-    device = torch.cuda.get_device_name() if config.run.device == "cuda" else platform.processor() or platform.machine()
-    return {"x3d_expand": __version__, "git": _git_revision(), "python": platform.python_version(),
-            "packages": {name: metadata.version(name) for name in PACKAGES}, "platform": platform.platform(),
-            "device": device, "cores": available_cores(), "threads": config.run.threads, "seed": config.run.seed,
-            "kernels": library.status().build, "cuda": torch.version.cuda if config.run.device == "cuda" else None}
-
-
-def _git_revision() -> str | None:
-    """The source's commit, where it runs from a checkout."""
-    checkout = Path(__file__).resolve().parents[1]
-    if not (checkout / ".git").exists():  # an installed package may lie inside somebody else's checkout
-        return None
-    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip() or None
-    return None

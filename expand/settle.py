@@ -13,8 +13,8 @@ from expand.errors import RunError
 from expand.training.recipe import settle as settle_recipe
 from expand.training.runtime import settle_run
 
-HARMLESS = ("run.name", "run.workers", "run.runs_dir", "run.checkpoint_every_s", "data.cache_dir", "data.cache_gb",
-            "data.timeout_s")
+HARMLESS = ("run.name", "run.executor", "run.workers", "run.runs_dir", "run.checkpoint_every_s", "run.heartbeat_s",
+            "run.retries", "data.cache_dir", "data.cache_gb", "data.timeout_s")
 """Options that cannot alter a result, so that a run may be continued with other values."""
 
 

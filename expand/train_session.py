@@ -20,6 +20,7 @@ from expand.config.schema import DataConfig
 from expand.data import ClipList, PreparedData, list_clips, prepare
 from expand.data.sources import counted, keep_clips, kept_clips
 from expand.driver import FINAL, Display
+from expand.environment import environment
 from expand.errors import CandidateFailed, Interrupted, RunError
 from expand.exports.card import write_card
 from expand.kernels import library
@@ -31,15 +32,8 @@ from expand.report.words import percent
 from expand.rundir.files import make_dir, read_json, write_atomic, write_json
 from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
-from expand.session import (
-    Logged,
-    Quiet,
-    check_free,
-    choose_dir,
-    environment,
-    stop_signals,
-    stored_config,
-)
+from expand.rundir.training import check_outcome, read_training
+from expand.session import Logged, Quiet, check_free, choose_dir, stop_signals, stored_config
 from expand.settle import check_unchanged, settle
 from expand.space.complexity import complexity_of
 from expand.space.factors import Factors
@@ -69,7 +63,7 @@ def begin(network: Network, config: Config, init: Path | None, run_dir: Path | N
 def go_on(run_dir: Path, display: Display | None) -> dict[str, Any]:
     """Trains on from the last checkpoint; a finished training is left as it is."""
     paths = RunPaths(run_dir)
-    runtime = Runtime.of(_config(paths, _spec(paths)).run)
+    runtime = Runtime.of(_config(paths, read_training(paths)).run)
     with process_group() as group:
         return _work(paths, runtime, group, display if display and group.is_first else Quiet(), [])
 
@@ -125,7 +119,7 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
     """Trains from where the files are; every process of `group` does the same."""
     with ExitStack() as stack:
         group.from_first(lambda: stack.enter_context(RunLock(paths)) and None)
-        spec = _spec(paths)
+        spec = read_training(paths)
         group.from_first(lambda: _lay_out(paths, spec))
         config, network = _config(paths, spec), load_network(paths.network)
         check_unchanged(spec["config"], config, str(paths.config))
@@ -148,15 +142,6 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
             display.say(remark)
         _train(paths, job, data, runtime, group, display)
         return group.from_first(lambda: _finished(paths))
-
-
-def _spec(paths: RunPaths) -> dict[str, Any]:
-    try:
-        spec = yaml.safe_load(paths.training.read_text(encoding="utf-8"))
-        return {name: spec[name] for name in ("network", "config", "fingerprint", "splits", "init")}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise RunError("cannot be read, so nobody can tell what was to be trained", where=str(paths.training),
-                       fix="take it back from a copy, or start a new training") from error
 
 
 def _config(paths: RunPaths, spec: dict[str, Any]) -> Config:
@@ -216,7 +201,7 @@ def _finished(paths: RunPaths) -> dict[str, Any]:
     """What a finished training gave, as `api.train` returns it; its card is there."""
     if not paths.card.exists():
         write_card(paths)
-    network, outcome = load_network(paths.network), read_json(paths.final_candidate.outcome)
+    network, outcome = load_network(paths.network), read_json(paths.final_candidate.outcome, check_outcome)
     result, cost = outcome["result"], complexity_of(network.factors, network.classes)
     videos = sum(map(sum, outcome["confusion"][result["split"]]))
     return {"run": str(paths.root), "network": network.name, "gflops": cost.gflops, "params": cost.params,

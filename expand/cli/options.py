@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from expand.config.schema import EXECUTORS
+
 Command = Callable[..., Any]
 data_root_option = click.option("--data-root", metavar="DIR",
                                 help="Where the relative paths in lists start.  [default: the list's own folder]")
@@ -61,11 +63,29 @@ def keeping(command: Command) -> Command:
         return command(run_dir=run_dir, run_values=values, **rest)
 
     for decorate in (
-        click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: all cores]"),
+        click.option("--threads", type=int, metavar="N",
+                     help="CPU threads of each process.  [default: the cores, shared by the workers]"),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.  [default: auto]"),
         click.option("--seed", type=int, metavar="N", help="Seed of everything random.  [default: 0]"),
         click.option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Keep it in DIR instead."),
         click.option("--name", metavar="N", help="Its name; it is kept in runs/N."),
+    ):
+        called = decorate(called)
+    return called
+
+
+def spreading(command: Command) -> Command:
+    """--executor and --workers: in which processes candidates are trained. The command gets `executor_values`, options
+    by dotted key."""
+
+    @functools.wraps(command)
+    def called(*, executor: str | None, workers: int | None, **rest: Any) -> Any:
+        return command(executor_values={"run.executor": executor, "run.workers": workers}, **rest)
+
+    for decorate in (
+        click.option("--workers", type=int, metavar="N", help="Candidates trained at the same time.  [default: 1]"),
+        click.option("--executor", type=click.Choice(EXECUTORS),
+                     help="Processes of this machine, or a Ray cluster (docs/cluster.md).  [default: local]"),
     ):
         called = decorate(called)
     return called

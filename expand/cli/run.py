@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from expand.cli.options import clip_source, configuration, is_first_process, keeping
+from expand.cli.options import clip_source, configuration, is_first_process, keeping, spreading
 
 if TYPE_CHECKING:
     from expand.session import Estimate
@@ -19,10 +19,11 @@ ASK_ABOVE_S = 1800
 
 @click.command()
 @configuration
+@spreading
 @keeping
 @click.option("--yes", is_flag=True, help="Do not ask before a long search.")
 def search(config: str | None, clips: dict[str, Any], target_gflops: float | None, overrides: tuple[str, ...],
-           run_dir: Path | None, run_values: dict[str, Any], yes: bool) -> None:
+           run_dir: Path | None, run_values: dict[str, Any], executor_values: dict[str, Any], yes: bool) -> None:
     """Search from the smallest network to the budget, and train the winner.
 
     CONFIG is a YAML file or the name of a ready configuration (default, quickstart, folder, kinetics).
@@ -30,7 +31,7 @@ def search(config: str | None, clips: dict[str, Any], target_gflops: float | Non
     from expand import api
     from expand.cli.display import make_display
 
-    values = {**clips, "search.target_gflops": target_gflops, **run_values}
+    values = {**clips, "search.target_gflops": target_gflops, **run_values, **executor_values}
     with make_display() as display:
         summary = api.search(config, overrides=overrides, values=values, run_dir=run_dir, display=display,
                              confirm=lambda estimate: yes or _confirm(estimate, display))
@@ -39,13 +40,14 @@ def search(config: str | None, clips: dict[str, Any], target_gflops: float | Non
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-def resume(run: Path) -> None:
-    """Go on with a run after an interruption of any kind."""
+@spreading
+def resume(run: Path, executor_values: dict[str, Any]) -> None:
+    """Go on with a run after an interruption of any kind, with other workers where it is said."""
     from expand import api
     from expand.cli.display import make_display
 
     with make_display() as display:
-        summary = api.resume(run, display=display)
+        summary = api.resume(run, values=executor_values, display=display)
     _report(summary) if "steps" in summary else _report_training(summary)
 
 

@@ -1,0 +1,90 @@
+"""What a training process of this machine does: it takes jobs from its pipe and answers on it, until the pipe ends.
+
+Messages to it: `("job", Job)` and `("stop", None)`, after a first one of what all its jobs share. Answers, each a pair:
+`hello` with its place (`host:pid`), then for each job `begin` with the same, `alive` at updates, `tick`, `log`, and
+one that ends it: `done` with the fields of its event, `interrupted`, or `error` with an `ExpandError`.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from expand.errors import ExpandError, Interrupted, RunError
+from expand.executors.base import carry_out
+from expand.machine import here
+from expand.training.job import Hooks, Job
+
+ALIVE_EVERY_S = 1.0
+"""Between two signs of life, at least."""
+
+
+def serve(pipe: Connection) -> None:
+    """Trains one job after another. The process ends with its pipe, whatever it does then, before a resumed run can
+    train the same candidate."""
+    try:
+        pipe.send(("hello", here()))
+        data, runtime = pipe.recv()
+    except (EOFError, OSError):
+        return
+    jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+    stop = threading.Event()
+    threading.Thread(target=_listen, args=(pipe, jobs, stop), daemon=True).start()
+    while (job := jobs.get()) is not None:
+        pipe.send(("begin", here()))
+        pipe.send(_answer(lambda hooks, job=job: carry_out(job, data, runtime, hooks), job, pipe, stop))
+
+
+def _listen(pipe: Connection, jobs: queue.SimpleQueue, stop: threading.Event) -> None:
+    while True:
+        try:
+            kind, content = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(1)
+        if kind == "stop":
+            stop.set()
+        jobs.put(content)
+
+
+def _answer(work: Callable[[Hooks], dict[str, Any]], job: Job, pipe: Connection,
+            stop: threading.Event) -> tuple[str, Any]:
+    hooks = Hooks(tick=lambda tick: pipe.send(("tick", tick)), log=lambda text: pipe.send(("log", text)),
+                  stop=SignOfLife(lambda: pipe.send(("alive", None)), stop.is_set))
+    return answer(lambda: work(hooks), job, hooks.log)
+
+
+def answer(work: Callable[[], dict[str, Any]], job: Job, log: Callable[[str], None]) -> tuple[str, Any]:
+    """How `work` ended, as a message. A mistake of this program becomes a `RunError` that says so, its traceback a
+    remark."""
+    try:
+        return "done", work()
+    except Interrupted:
+        return "interrupted", None
+    except ExpandError as error:
+        return "error", error
+    except Exception as error:  # noqa: BLE001 - a person on another machine has no other way to see it
+        log(traceback.format_exc())
+        what = (str(error) or repr(error)).splitlines()[0]
+        return "error", RunError(f"an unexpected error in the training of {job.id}: {type(error).__name__}: {what}",
+                                 where=str(job.paths.dir), fix="log.txt of the run has the details; please report them")
+
+
+class SignOfLife:
+    """A training's question whether to stop, which it asks at every update and every batch that it measures, passed on
+    as a sign of life now and then."""
+
+    def __init__(self, send: Callable[[], None], is_to_stop: Callable[[], bool]) -> None:
+        self._send, self._is_to_stop, self._sent = send, is_to_stop, time.monotonic()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._sent >= ALIVE_EVERY_S:
+            self._sent = now
+            self._send()
+        return self._is_to_stop()

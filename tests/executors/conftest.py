@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+
+import pytest
+
+from expand.config.schema import RunConfig
+from expand.executors import early_start, make_executor
+from expand.executors.base import Executor
+from expand.rundir.paths import RunPaths
+from tests.executors.ray_nodes import ray_nodes
+from tests.executors.suite import Heard
+from tests.training.small import RUNTIME, clips
+
+RUN = RunConfig(device="cpu", threads=1, precision="fp32", workers=2)
+
+
+@pytest.fixture(scope="session")
+def data(own_cache):
+    return clips()
+
+
+@pytest.fixture(scope="module", params=["local", "ray"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def started(kind):
+    """What every executor of the module can use."""
+    with early_start(replace(RUN, executor=kind)) as nursery, ray_nodes(2) if kind == "ray" else nullcontext():
+        yield nursery
+
+
+@pytest.fixture
+def executor(kind, started, data, tmp_path) -> Iterator[Callable[..., Executor]]:
+    """Makes an executor that tells `heard`; `options` are those of the section `run`."""
+    with ExitStack() as stack:
+        def make(heard: Heard, **options) -> Executor:
+            run = replace(RUN, executor=kind, **options)
+            return stack.enter_context(
+                make_executor(run, data, RUNTIME, RunPaths(tmp_path), heard.listener(), started))
+
+        yield make
