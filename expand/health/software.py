@@ -17,7 +17,7 @@ from expand.kernels import builds
 DISTRIBUTION = "x3d-expand"
 NATIVE = ("torch", "torchvision", "av")
 """Packages of compiled code, which may be there and still not load."""
-EXTRAS = ("onnx", "onnxruntime", "tensorboard", "pytorchvideo")
+EXTRAS = ("onnx", "onnxruntime", "tensorboard", "ray", "pytorchvideo")
 REINSTALL = "scripts/setup installs versions that work together; else: pip install --upgrade "
 COMPILER_TIMEOUT_S = 5
 
