@@ -88,8 +88,8 @@ def test_lines_as_many_as_pixels_make_x_spatial_worth_it(tmp_path):
 def test_more_papers_than_features_make_x_bottleneck_worth_it(tmp_path):
     """The thinnest network hands two numbers (γb 1/8 of 16 channels) to its last layer, which must tell 16 colours.
     X-Bottleneck makes them more than twenty at twice the cost. Frames, pixels and blocks leave them two. X-Width is not
-    tried: it raises them as well, to eight, and which of the two wins changes with the seed. Learnt slowly and averaged:
-    at the other sets' rate two numbers are so little that the last bits of a rounding decide what is learnt."""
+    tried: it raises them as well, to eight, and which of the two wins changes with the seed. Learnt slowly and
+    averaged: at the other sets' rate, two numbers are so little that roundings decide what is learnt."""
     config = dataclasses.replace(NOTHING, appearance=1, patterns=16, train_clips=192, val_clips=160)
     accuracy, first = search(tmp_path, config, target_gflops=0.00038, epochs=30, lr=0.1,
                              more=["search.grid.bottleneck=0.125", "candidate.ema=0.97"],

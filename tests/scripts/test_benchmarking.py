@@ -108,7 +108,7 @@ def test_a_known_error_is_one_line_and_exit_code_1(bench):
 
 
 @pytest.mark.parametrize("name", ["bench_training", "bench_search", "bench_counting", "bench_decode", "bench_feeding",
-                                  "bench_frame_access"])
+                                  "bench_frame_access", "bench_executors", "soak"])
 def test_every_benchmark_says_what_it_measures(pytestconfig, name):
     script = pytestconfig.rootpath / "scripts" / name
     done = subprocess.run([sys.executable, str(script), "--help"], text=True, capture_output=True, check=False)

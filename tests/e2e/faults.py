@@ -1,0 +1,180 @@
+"""What it takes to hurt a run and to look at what is left: a search smaller than `runs.SMALL`, of a second a candidate,
+runs cut in the middle, processes by number, and a library that makes the system's calls fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import expand
+from expand import session
+from expand.executors.nursery import Nursery
+from tests.e2e.runs import events
+
+TINY = [
+    "--target-gflops", "0.00258", "--set", "search.basis.resolution=32", "--set", "search.basis.depth=0.4",
+    "--set", "search.axes=[x_spatial, x_fast, x_width]", "--set", "search.grid.resolution=2",
+    "--set", "data.builtin={size: 32, seconds: 1.0, fps: 12, train_clips: 32, val_clips: 16, test_clips: 16}",
+    "--set", "candidate={epochs: 3, batch_size: 8, eval_clips: 1, precise_bn_batches: 1}",
+    "--set", "final={epochs: 3, batch_size: 8, eval_clips: 1, precise_bn_batches: 1}",
+    "--set", "run.threads=1", "--set", "run.checkpoint_every_s=0"]
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+int flock(int file, int operation) {
+    const char *refusal = getenv("FAULT_FLOCK");  /* an errno */
+    if (!refusal) return syscall(SYS_flock, file, operation);
+    errno = atoi(refusal);
+    return -1;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int answer = syscall(SYS_clock_gettime, clock, now);
+    const char *path = getenv("FAULT_CLOCK");  /* a file with the seconds that the wall clock is off by */
+    FILE *file = path && clock == CLOCK_REALTIME ? fopen(path, "r") : NULL;
+    long seconds = 0;
+    if (file) {
+        if (fscanf(file, "%ld", &seconds) == 1) now->tv_sec += seconds;
+        fclose(file);
+    }
+    return answer;
+}
+"""
+
+
+@contextmanager
+def one_nursery() -> Iterator[Nursery]:
+    """Runs that are carried out in this process share a nursery meanwhile: starting one takes some seconds."""
+    with Nursery() as nursery, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "early_start", lambda run: nullcontext(nursery))
+        yield nursery
+
+
+def search_here(run_dir: Path) -> dict[str, Any]:
+    """The small search in this process; its status."""
+    options = [value for value in TINY if "=" in value]
+    return expand.search(overrides=options, values={"search.target_gflops": float(TINY[1])}, run_dir=run_dir)
+
+
+class Resumed(threading.Thread):
+    """`expand.resume` in a thread of this process; `error` is what ended it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(daemon=True)
+        self.run_dir, self.error = run_dir, None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            expand.resume(self.run_dir)
+        except BaseException as error:  # noqa: BLE001 - whatever ended it is what a test asks for
+            self.error = error
+
+    def poll(self) -> int | None:
+        """As a process's."""
+        return None if self.is_alive() else 1
+
+    def communicate(self) -> tuple[str, str]:
+        """What it said, for `until`."""
+        return "", repr(self.error)
+
+
+def build_shim(folder: Path) -> Path | None:
+    """The library to preload (LD_PRELOAD); None where it cannot be built."""
+    compiler = shutil.which("cc")
+    if compiler is None or not Path("/proc/self").exists():
+        return None
+    (folder / "shim.c").write_text(SHIM)
+    built = subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "shim.so", folder / "shim.c"], check=False)
+    return folder / "shim.so" if built.returncode == 0 else None
+
+
+def until(condition: Callable[[], object], process: subprocess.Popen | Resumed | None = None,
+          seconds: float = 60.0) -> object:
+    """What `condition` gives once that is true. Fails where `process` ends first, or after so many seconds."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        if process is not None and process.poll() is not None:
+            raise AssertionError("it ended too early: " + "".join(process.communicate()))
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.01)
+    return found
+
+
+def named(run_dir: Path, kind: str) -> list[dict]:
+    """The events of that name."""
+    return [event for event in events(run_dir) if event["event"] == kind]
+
+
+def in_training(run_dir: Path) -> dict[str, int]:
+    """The process of each candidate that is in training and has a checkpoint, by id."""
+    found: dict[str, int] = {}
+    for event in events(run_dir):
+        if event["event"] == "candidate_started":
+            found[event["id"]] = int(event["worker"].rpartition(":")[2])
+        elif event["event"] in ("candidate_finished", "candidate_retried"):
+            found.pop(event["id"], None)
+        elif event["event"] == "run_resumed":
+            found.clear()
+    return {name: pid for name, pid in found.items() if (run_dir / "candidates" / name / "checkpoint.pt").exists()}
+
+
+def below(pid: int) -> set[int]:
+    """The processes that a process has started, and theirs."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found |= {child, *below(child)}
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those of the processes that have not ended."""
+    return {pid for pid in pids if _state(pid) not in ("", "Z", "X")}
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def hit(run_dir: Path, process: subprocess.Popen, number: signal.Signals) -> str:
+    """Sends a signal to a process in the midst of a training; the candidate's id."""
+    name, pid = next(iter(until(lambda: in_training(run_dir), process).items()))
+    os.kill(pid, number)
+    return name
+
+
+def cut(run_dir: Path, target: Path, count: int, *, retrain: bool = True) -> Path:
+    """A copy of a run as it was when its journal had `count` events; with `retrain` the files of what had not ended by
+    then are gone too, so that it is trained again."""
+    shutil.copytree(run_dir, target)
+    lines = (target / "journal.jsonl").read_bytes().splitlines(keepends=True)[:count]
+    (target / "journal.jsonl").write_bytes(b"".join(lines))
+    if retrain:
+        ended = {event["id"] for event in events(target) if event["event"] == "candidate_finished"}
+        for folder in (target / "candidates").iterdir():
+            if folder.name not in ended:
+                shutil.rmtree(folder)
+        for name in ("final", "report"):
+            shutil.rmtree(target / name, ignore_errors=True)
+    return target
