@@ -7,6 +7,8 @@ import os
 import stat
 from pathlib import Path
 
+LARGEST_YAML = 1_000_000
+"""Bytes of a configuration, a network's description, or anything else in YAML."""
 KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
          (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
 

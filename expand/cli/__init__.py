@@ -1,35 +1,44 @@
 """The command line. Each command is one call of the function of the same name in `expand`.
 
-Nothing heavy is imported here, so that `--help` answers at once.
+Nothing heavy is imported here, and of the commands only the one that is asked for, so that it answers at once.
 """
 
 from __future__ import annotations
 
 import os
+import pkgutil
 import sys
 import warnings
 
 import click
 
 from expand import __version__
-from expand.cli.data import data
-from expand.cli.doctor import doctor
-from expand.cli.handover import export
-from expand.cli.inspect import complexity, plan, plot, status
-from expand.cli.judge import predict, test
 from expand.cli.options import is_first_process
-from expand.cli.run import resume, search, train
 from expand.errors import ExpandError
 
+_HOMES = {"search": "run", "resume": "run", "train": "run", "status": "inspect", "plot": "inspect", "plan": "inspect",
+          "complexity": "inspect", "test": "judge", "predict": "judge", "export": "handover", "data": "data",
+          "doctor": "doctor"}
+"""The module of each command."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+class _Commands(click.Group):
+    """Imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for name in (cmd_name,) if cmd_name in _HOMES else _HOMES:  # all of them where click looks for a similar name
+            if name not in self.commands:
+                self.add_command(pkgutil.resolve_name(f"expand.cli.{_HOMES[name]}:{name}"))
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="x3d-expand")
 def cli() -> None:
     """Finds the X3D-family network that spends a compute budget best on your clips."""
-
-
-for _command in (search, resume, status, plot, plan, complexity, train, test, predict, export, data, doctor):
-    cli.add_command(_command)
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ def echo_status(summary: dict[str, Any]) -> None:
 @as_json
 def status(run: Path, json_: bool) -> None:
     """Say what a run has done and is doing, from any shell."""
-    from expand import api
+    from expand.report.summary import summarize  # as `api.status`, without all that `api` imports
 
-    summary = api.status(run)
+    summary = summarize(run)
     print_json(summary) if json_ else echo_status(summary)
 
 

@@ -14,12 +14,15 @@ from typing import Any
 
 import yaml
 
-from expand.bounded import read_bounded
+from expand.bounded import LARGEST_YAML, read_bounded
 from expand.errors import Problem
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = LARGEST_YAML
 MAX_DEPTH = 16
 MAX_ALIASES = 32
+MOST_ODD = 100_000
+"""Characters of a text with names that are no UTF-8 (`\\udce9`): the C parser does not read them, and the other one
+takes seconds for as much."""
 
 # The C parser reads the largest file that is allowed in well under a second; without libyaml it takes some seconds.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -29,6 +32,7 @@ _TRUE = re.compile(r"(?i:true|yes|on)\Z")
 _FALSE = re.compile(r"(?i:false|no|off)\Z")
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _NOT_FINITE = re.compile(r"[-+]?\.?(?i:inf|nan)\Z")
 
 
@@ -79,13 +83,13 @@ def decoded(raw: bytes) -> str:
         raise NotYaml("not UTF-8 text", line, "save the file as UTF-8") from error
 
 
-def parse(text: str) -> yaml.Node | None:
+def parse(text: str, loader: Any = _Loader) -> yaml.Node | None:
     """The root node of a text (None: empty); NotYaml for a syntax error or one of YAML's traps."""
     if len(text) > MAX_BYTES:
         raise NotYaml("larger than 1 MB, which no configuration is")
     try:
-        _refuse_traps(text)
-        return yaml.compose(text, Loader=_Loader)
+        _refuse_traps(text, loader)
+        return yaml.compose(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = f"not valid YAML: {error.problem or error.context}"
@@ -102,10 +106,10 @@ def _syntax_hint(text: str, mark: Any) -> str:
     return "check the indentation and the quotes"
 
 
-def _refuse_traps(text: str) -> None:
+def _refuse_traps(text: str, loader: Any) -> None:
     """Bounds depth and aliases before any node is made, so that no text costs more than its length."""
     depth = aliases = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for event in yaml.parse(text, Loader=loader):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
@@ -134,10 +138,11 @@ def value_of(node: yaml.Node) -> Any:
     if isinstance(node, yaml.SequenceNode):
         # An inner list stays empty: nothing takes lists of lists, and an alias may make them endless.
         return [[] if isinstance(item, yaml.SequenceNode) else value_of(item) for item in node.value]
-    return node.value if node.style else _resolve(node.value)
+    return node.value if node.style else resolved(node.value)
 
 
-def _resolve(text: str) -> Any:
+def resolved(text: str) -> Any:
+    """What a plain scalar stands for."""
     if _NULL.match(text):
         return None
     if _TRUE.match(text) or _FALSE.match(text):
@@ -151,14 +156,30 @@ def _resolve(text: str) -> Any:
     return float(text.replace(".", "")) if _NOT_FINITE.match(text) else text
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text with a NEL, which comes back as a space otherwise."""
+
+    def represent_text(self, text: str) -> yaml.Node:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def dump(value: Any) -> str:
+    """Plain values as YAML text, of which `values` makes them again."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def values(text: str) -> Any:
     """All of a text as plain values: null, booleans, numbers, text, lists, and mappings with such keys. For what a
-    program wrote with `yaml.safe_dump` and reads again, so that scalars are what they were by its rules (YAML 1.1);
-    dates and numbers to the base of 60, which it never writes plain, are text.
+    program wrote with `dump` or `yaml.safe_dump` and reads again, so that scalars are what they were by its rules
+    (YAML 1.1); dates and numbers to the base of 60, which it never writes plain, are text.
 
     Raises NotYaml for a syntax error or one of YAML's traps; no text costs more than its length.
     """
-    node = parse(text)
+    is_odd = len(text) <= MOST_ODD and _SURROGATE.search(text)
+    node = parse(text, yaml.SafeLoader if is_odd else _Loader)
     return None if node is None else _Values().of(node)
 
 

@@ -182,9 +182,14 @@ class _Reader:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists on one line, sections as blocks."""
+    """Lists on one line, sections as blocks, and text in quotes that would be taken for something else."""
+
+    def represent_text(self, text: str) -> yaml.Node:
+        is_text = isinstance(document.resolved(text), str)
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_text else "'")
 
 
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_sequence(
     "tag:yaml.org,2002:seq", value, flow_style=True))
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from expand.config.document import MAX_BYTES
+from expand.bounded import LARGEST_YAML
 from expand.expansion.types import BASIS_AXIS, CANDIDATE_ID
 from expand.fields import (
     Check,
@@ -82,7 +82,7 @@ def _candidate_finished(value: Any, name: str) -> None:
 FIELDS: dict[str, Check] = {
     "run_started": record(
         {"name": text(1000), "target_gflops": number(1e-9, 1e9), "criterion": _word, "fingerprint": text(1000),
-         "classes": list_of(text(LONGEST_NAME), MOST_CLASSES, least=1), "config": text(MAX_BYTES),
+         "classes": list_of(text(LONGEST_NAME), MOST_CLASSES, least=1), "config": text(LARGEST_YAML),
          "splits": record({}, {split: whole(0, 10**9) for split in ("train", "val", "test")})},
         {"version": text(100), "tolerance": number(0, 1), "workers": whole(1, 10**6), "final_weight": number(0, 1e9)}),
     "run_resumed": record({}),

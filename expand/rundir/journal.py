@@ -19,7 +19,7 @@ from typing import Any
 
 from expand.bounded import kind_of, read_bounded, size_text
 from expand.errors import RunError
-from expand.expansion.events import Course, event_name
+from expand.expansion.events import FIELDS, Course, event_name
 from expand.fields import Wrong
 from expand.rundir.files import cannot_write, from_json, sync_dir, to_json
 
@@ -35,6 +35,7 @@ CHANGED = ("Take the journal back from a copy. If this is its last line, delete 
            "work again.")
 OTHER = ("The journal was written by another version, or changed by hand; use the version that wrote it, or take the "
          "journal back from a copy.")
+WITHHELD = "All that was written before is whole, and `x3d-expand resume` goes on from there."
 
 
 class Journal:
@@ -49,14 +50,26 @@ class Journal:
     def append(self, event: str, **fields: Any) -> Event:
         """Adds one event and returns it as `read_events` will give it; it is on the disk when this returns.
 
-        Repairs a torn last line first. Raises `RunError` where the disk refuses; what is in the journal then stays.
+        Repairs a torn last line first. Raises `RunError` where the disk refuses, and for an event that nobody could
+        read again; what is in the journal then stays.
         """
         line = to_json({"event": event, "time": self.clock(), **fields}).encode("utf-8")
+        written = from_json(line)
+        self._check(written, len(line))
         try:
             self._append_line(line)
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        return from_json(line)
+        return written
+
+    def _check(self, event: Event, size: int) -> None:
+        try:
+            if size > LONGEST:
+                raise Wrong(f"it is longer than {size_text(LONGEST)}")
+            FIELDS.get(event["event"], _anything)(event, "")
+        except Wrong as error:
+            raise RunError(f"the event {event_name(event)} was not written, since it cannot be: {error}",
+                           where=str(self.path), fix=WITHHELD) from error
 
     def _append_line(self, line: bytes) -> None:
         is_new = not self.path.exists()
@@ -110,6 +123,10 @@ def _lines(path: Path) -> list[bytes]:
             raise RunError(f"is longer than {size_text(LONGEST)}, which no event is", where=f"{path}, line {number}",
                            fix=CHANGED)
     return lines
+
+
+def _anything(value: Any, name: str) -> None:
+    """Of an event that decides nothing here, every field is right."""
 
 
 def _take(course: Course, event: Event, where: str) -> None:

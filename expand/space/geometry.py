@@ -33,6 +33,16 @@ def evaluation_crop(resolution: int) -> int:
     return resolution * 8 // 7
 
 
+def stage_widths(gamma_w: float, gamma_b: float) -> list[tuple[int, int]]:
+    """Channels of each stage's blocks: outside, and inside of the bottleneck, where 0 makes no network."""
+    widths, width = [], BASE_WIDTH
+    for _ in BASE_DEPTHS:
+        outer = round_width(width, WIDTH_FACTOR * gamma_w)
+        widths.append((outer, int(round(gamma_b * outer, _EXACT))))
+        width = round_width(width, 2.0)
+    return widths
+
+
 @dataclass(frozen=True)
 class Block:
     """A residual block: 1x1x1 to `inner`, depthwise 3x3x3 with spatial `stride`, 1x1x1 to `outer`.
@@ -78,13 +88,9 @@ class Geometry:
 
         Raises `UsageError` where gamma_b leaves a block without a filter.
         """
-        outers, width = [], BASE_WIDTH
-        for _ in BASE_DEPTHS:
-            outers.append(round_width(width, WIDTH_FACTOR * factors.gamma_w))
-            width = round_width(width, 2.0)
-        stem, stages, outer_in = outers[0], [], outers[0]
-        for outer, base_depth in zip(outers, BASE_DEPTHS, strict=True):
-            inner = int(round(factors.gamma_b * outer, _EXACT))
+        widths = stage_widths(factors.gamma_w, factors.gamma_b)
+        stem, stages, outer_in = widths[0][0], [], widths[0][0]
+        for (outer, inner), base_depth in zip(widths, BASE_DEPTHS, strict=True):
             if inner < 1:
                 raise UsageError(f"gamma_b {factors.gamma_b:g} leaves blocks of {outer} channels without a filter",
                                  where="bottleneck", fix=f"it must be at least {1 / outer:g} at this width")

@@ -8,16 +8,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from expand.config import document
+from expand.bounded import LARGEST_YAML, size_text
 from expand.errors import UsageError, did_you_mean
 from expand.fields import SHOWN, shown
 from expand.space.complexity import complexity_of
 from expand.space.factors import BASE_RESOLUTION, PRESETS, PUBLISHED_CLASSES, Factors
-from expand.space.geometry import BASE_DEPTHS, BASE_WIDTH, WIDTH_FACTOR, Geometry
+from expand.space.geometry import BASE_DEPTHS, BASE_WIDTH, WIDTH_FACTOR, Geometry, stage_widths
 
-MAX_BYTES = document.MAX_BYTES
+MAX_BYTES = LARGEST_YAML
 BOUNDS = {"gamma_tau": (1, 10_000), "gamma_t": (1, 10_000), "gamma_s": (32 / 112, 100.0), "gamma_w": (0.01, 100.0),
           "gamma_b": (0.01, 100.0), "gamma_d": (0.01, 100.0)}
 WEIGHTS = (".pt", ".pth", ".pyth", ".safetensors", ".pt2", ".onnx")
@@ -75,11 +73,17 @@ class Network:
 
 
 def dump_network(network: Network) -> str:
-    """The YAML of a network; `load_network` reads it back. The costs are for the reader and are not read."""
+    """The YAML of a network; `load_network` reads it back. The costs are for the reader and are not read. Raises
+    `UsageError` where it would be larger than may be read."""
+    from expand.config import document
+
     factors, cost = network.factors, complexity_of(network.factors, network.classes)
-    text = yaml.safe_dump(network.as_dict(), sort_keys=False, allow_unicode=True)
-    return (f"# X3D network: {factors.frames} frames x stride {factors.stride}, {factors.resolution} px; "
-            f"{cost.gflops:.6g} GFLOPs, {cost.params:,} parameters\n{text}")
+    text = (f"# X3D network: {factors.frames} frames x stride {factors.stride}, {factors.resolution} px; "
+            f"{cost.gflops:.6g} GFLOPs, {cost.params:,} parameters\n{document.dump(network.as_dict())}")
+    if len(text.encode("utf-8")) > MAX_BYTES:  # nobody could read it again
+        raise UsageError(f"the names of its {network.classes:,} classes take more than {size_text(MAX_BYTES)}",
+                         where=network.name, fix="shorten them")
+    return text
 
 
 def preset(name: str, classes: int = PUBLISHED_CLASSES) -> Network:
@@ -107,6 +111,8 @@ def find_network(source: str) -> Network:
 
 def load_network(path: Path) -> Network:
     """Reads a network's YAML. Raises `UsageError` naming everything that is wrong with it."""
+    from expand.config import document  # a YAML reader, which those that know their networks do without
+
     try:
         content = document.values(document.read_kept(path))
     except document.NotYaml as error:
@@ -167,7 +173,7 @@ def _excess(factors: dict[str, Any]) -> Iterator[str]:
                  for width, depth in zip(widths, BASE_DEPTHS, strict=True))
     if params > LARGEST_PARAMS:
         yield f"it would have {params:.2g} weights, more than {LARGEST_PARAMS:,}"
-    if factors["gamma_b"] * widths[0] < 1:
+    if any(inner < 1 for _, inner in stage_widths(factors["gamma_w"], factors["gamma_b"])):
         yield f"'factors.gamma_b' is {factors['gamma_b']:g}, which leaves blocks without a filter"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from expand.config import Config, config_diff, dump_config, flatten, load_config, parse_config, with_values
@@ -56,6 +56,7 @@ def configs(draw: st.DrawFn) -> Config:
 
 
 @given(configs())
+@example(with_values(Config(), {"data.path": "NAN", "data.root": ".inf", "run.runs_dir": "010"}))
 @settings(max_examples=150)
 def test_a_dumped_configuration_loads_as_the_same(config: Config) -> None:
     assert parse_config(dump_config(config)) == config

@@ -227,6 +227,7 @@ def test_another_network_is_refused_before_it_is_built(model, tmp_path):
 # Directories and names.
 
 def test_a_finished_run_is_loaded_from_its_directory_or_its_final_folder(model, tmp_path):
+    (tmp_path / "run").mkdir()
     save_weights(tmp_path / "run" / "final" / "weights.pt", X3D.of(replace(NETWORK, name="other")))
     save_weights(tmp_path / "run" / "final" / "weights.pt", model)
     (tmp_path / "run" / "final" / "network.yaml").write_text(dump_network(NETWORK))

@@ -235,7 +235,9 @@ def test_a_folder_far_from_any_run_tells_how_to_start_one(tmp_path: Path) -> Non
 
 def test_an_event_of_another_version_is_an_error_and_no_traceback(fake_search: Make) -> None:
     search = fake_search()
-    search.event("step_proposed", step=0, candidates=[{"axis": "basis"}])
+    with open(search.paths.journal, "a", encoding="utf-8") as file:
+        event = {"event": "step_proposed", "time": 1.0, "step": 0, "candidates": [{"axis": "basis"}]}
+        file.write(to_json(event) + "\n")
     with pytest.raises(RunError, match="the event 'step_proposed' cannot be: .* is missing") as caught:
         summarize(search.paths.root)
     assert "journal.jsonl, line 2" in str(caught.value)

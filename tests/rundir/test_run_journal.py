@@ -108,7 +108,7 @@ def test_a_line_separator_inside_a_text_does_not_end_the_line(tmp_path: Path) ->
 
 def test_a_number_that_is_not_finite_is_written_as_null(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    assert Journal(path).append("candidate_finished", loss=float("nan"))["loss"] is None
+    assert Journal(path).append("counted", loss=float("nan"))["loss"] is None
     assert b"NaN" not in path.read_bytes()
 
 

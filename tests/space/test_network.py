@@ -3,8 +3,9 @@
 import pytest
 
 from expand.errors import UsageError
-from expand.space.factors import PRESETS
-from expand.space.network import Network, dump_network, find_network, load_network
+from expand.space.factors import PRESETS, Factors
+from expand.space.geometry import Geometry
+from expand.space.network import Network, dump_network, find_network, is_within_bounds, load_network
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -46,3 +47,10 @@ def test_a_wrong_file_is_explained(tmp_path, text, words):
     with pytest.raises(UsageError) as error:
         load_network(path)
     assert words in str(error.value) and str(path) in str(error.value)
+
+
+def test_the_thinnest_network_that_can_be_built_can_be_described_and_the_next_thinner_cannot():
+    """One filter in a bottleneck of 8 channels; rounded widths count, not γw times the base."""
+    thin = Factors.of(frames=1, stride=8, resolution=32, width=0.05, bottleneck=0.125)
+    assert Geometry.of(thin, 2).head_inner == 2 and is_within_bounds(thin)
+    assert not is_within_bounds(Factors.of(frames=1, stride=8, resolution=32, width=0.05, bottleneck=0.06))

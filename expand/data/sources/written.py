@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from expand.bounded import read_bounded
+from expand.bounded import read_bounded, size_text
 from expand.data.sources.base import MOST_DIGITS, SPLITS, Clip, ClipList, is_number
 from expand.data.sources.reading import LONGEST, csv_bytes
 from expand.errors import DataError
@@ -25,14 +25,18 @@ def write_clips(path: Path, listed: ClipList) -> None:
     """Writes `listed` as the CSV `path`: absolute paths, class names, splits, groups and the classes' numbers.
 
     `read_clips` gives back the same clips and classes in the same order; notes are not kept. Raises `RunError` where
-    the disk refuses.
+    the disk refuses, `DataError` for a list that is larger than `read_clips` reads.
     """
     rows = [(_rooted(clip.path), listed.classes[clip.label], clip.split, clip.group or "", clip.label)
             for clip in listed.clips]
     used = {clip.label for clip in listed.clips}
     empty = [(f"# class {number} has no clip: {name}",) for number, name in enumerate(listed.classes)
              if number not in used]
-    write_atomic(Path(path), csv_bytes([HEADER, *rows, *empty]))
+    content = csv_bytes([HEADER, *rows, *empty])
+    if len(content) > LARGEST:  # the run could not go on after an interruption
+        raise DataError(f"the list of its {len(rows):,} clips is larger than {size_text(LARGEST)}", where=str(path),
+                        fix="Use fewer clips, or a folder with a shorter path.")
+    write_atomic(Path(path), content)
 
 
 def _rooted(path: Path) -> str:

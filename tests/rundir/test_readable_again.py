@@ -1,0 +1,71 @@
+"""Nothing is written into a run that the same run would refuse to read."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from expand.config import document
+from expand.data.sources import written
+from expand.data.sources.base import Clip, ClipList
+from expand.errors import DataError, RunError, UsageError
+from expand.rundir import journal as journal_
+from expand.rundir.journal import Journal, read_events
+from expand.space.network import MAX_BYTES, dump_network, load_network, preset
+
+ANY_TEXT = st.text(st.characters(exclude_categories=[]), min_size=1, max_size=20)
+SURPRISES = ["1:30", "1e3", "0o7", "=", "<<", "no", "~", "2001-01-01", "a\r\nb", "\n", "\x85", "\u2028", "'\"", ": #",
+             "*a", "&a", "!t", "caf\udce9", "\ufeff", "\U0001F3C3 跑步", "दौड़ना", "\x00", "\x1b[2J"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ANY_TEXT | st.sampled_from(SURPRISES), min_size=1, max_size=4), ANY_TEXT)
+@example(["caf\udce9"], "a folder whose name is Latin-1")
+@example(["a\x85b"], "\x85")
+def test_a_network_comes_back_with_class_names_in_any_script(names: list[str], own: str) -> None:
+    network = replace(preset("xs", len(names)), class_names=tuple(names), name=own)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.yaml"
+        path.write_bytes(dump_network(network).encode("utf-8"))
+        assert load_network(path) == network
+
+
+def test_names_that_are_no_utf8_are_read_only_from_texts_that_cost_little() -> None:
+    odd = document.dump({"names": ["caf\udce9"], "more": "x" * document.MOST_ODD})
+    with pytest.raises(document.NotYaml):
+        document.values(odd)
+
+
+def test_a_network_that_nobody_could_read_again_is_not_written() -> None:
+    names = tuple(f"{number:0100d}" for number in range(MAX_BYTES // 100))
+    with pytest.raises(UsageError, match="more than 1 MB"):
+        dump_network(replace(preset("xs", len(names)), class_names=names))
+
+
+def test_a_list_of_clips_that_could_not_be_read_again_is_not_written(tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(written, "LARGEST", 1000)
+    listed = ClipList(("run",), tuple(Clip(Path(f"/clips/{number}.mp4"), 0, "train") for number in range(100)))
+    with pytest.raises(DataError, match="100 clips is larger than 1 kB"):
+        written.write_clips(tmp_path / "clips.csv", listed)
+    assert not (tmp_path / "clips.csv").exists()
+
+
+@pytest.mark.parametrize(("event", "fields"), [
+    ("candidate_finished", {"id": "s00-basis", "state": "finished", "accuracy": float("nan"), "stderr": None,
+                            "wall_s": 1.0, "clips_per_s": 1.0}),
+    ("run_failed", {"reason": "x" * 200_000}), ("said", {"text": "x" * 2000})])
+def test_an_event_that_could_not_be_read_again_is_not_written(event: str, fields: dict, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.jsonl"
+    before = Journal(path).append("counted")
+    if event == "said":
+        monkeypatch.setattr(journal_, "LONGEST", 1000)
+    with pytest.raises(RunError, match="was not written"):
+        Journal(path).append(event, **fields)
+    assert read_events(path) == [before]
