@@ -18,19 +18,17 @@ from expand.errors import CandidateFailed, ExpandError, Interrupted, RunError
 from expand.executors import make_executor
 from expand.executors.base import Executor, Listener
 from expand.executors.nursery import Nursery
+from expand.expansion.events import FINAL
 from expand.expansion.rules import Space
 from expand.expansion.state import Done, Record, SearchState, Stuck, Train, TrainFinal, decide
 from expand.expansion.types import Candidate
 from expand.exports.card import write_card
-from expand.rundir.files import write_atomic
+from expand.rundir.files import cannot_write, write_atomic
 from expand.rundir.journal import Journal
 from expand.rundir.paths import RunPaths
 from expand.space.network import Network, dump_network, load_network
 from expand.training.job import Job, Tick, candidate_seed
 from expand.training.runtime import Runtime
-
-FINAL = "final"
-"""The id of the winner's last training."""
 
 
 class Display(Protocol):
@@ -112,8 +110,11 @@ class Driver:
         if isinstance(action, Stuck):
             for candidate in action.step.candidates:
                 paths = self.paths.candidate(candidate.id)
-                for file in (paths.outcome, paths.checkpoint):
-                    file.unlink(missing_ok=True)
+                for file in (paths.outcome, paths.checkpoint, paths.checkpoint_before):
+                    try:
+                        file.unlink(missing_ok=True)
+                    except OSError as error:
+                        raise cannot_write(file, error) from error
             self.record("step_retried", step=action.step.number, ids=[c.id for c in action.step.candidates])
 
     def _carry_out(self, action: Any, executor: Executor) -> None:

@@ -19,9 +19,10 @@ from expand.config import Config, dump_config, parse_config
 from expand.config.schema import DataConfig
 from expand.data import ClipList, PreparedData, list_clips, prepare
 from expand.data.sources import counted, keep_clips, kept_clips
-from expand.driver import FINAL, Display
+from expand.driver import Display
 from expand.environment import environment
 from expand.errors import CandidateFailed, Interrupted, RunError
+from expand.expansion.events import FINAL
 from expand.exports.card import write_card
 from expand.kernels import library
 from expand.machine import available_cores

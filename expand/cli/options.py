@@ -83,9 +83,11 @@ def spreading(command: Command) -> Command:
         return command(executor_values={"run.executor": executor, "run.workers": workers}, **rest)
 
     for decorate in (
-        click.option("--workers", type=int, metavar="N", help="Candidates trained at the same time.  [default: 1]"),
+        click.option("--workers", type=int, metavar="N",
+                     help="Candidates trained at the same time.  [default: 1, or as the run was begun]"),
         click.option("--executor", type=click.Choice(EXECUTORS),
-                     help="Processes of this machine, or a Ray cluster (docs/cluster.md).  [default: local]"),
+                     help="Processes of this machine, or a Ray cluster (docs/cluster.md).  "
+                          "[default: local, or as the run was begun]"),
     ):
         called = decorate(called)
     return called

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from expand import __version__
 from expand.errors import ExpandError, RunError, UsageError
 from expand.executors.ray_task import NodeFacts, Shared, look, token_complaint, versions, wait_until
+from expand.executors.ray_wanted import Wanted
 from expand.rundir.files import TEMPORARY, write_atomic
 
 LOOK_S = 120.0
@@ -33,20 +34,6 @@ STORE_BYTES = 100e6
 PRECISION = 1e-4
 """Of Ray's resources."""
 FIRST = "start the cluster's processes (`ray start`) with the very Python that has x3d-expand; docs/cluster.md"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the run asks of a cluster: `workers` trainings at a time, each with `threads` CPUs, and a GPU or a share of
-    one where they train `on_gpu`."""
-
-    workers: int
-    threads: int
-    on_gpu: bool
-    root: Path
-    """The run directory."""
-    folder: str
-    """Where the command was started."""
 
 
 @dataclass(frozen=True)

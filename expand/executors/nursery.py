@@ -7,7 +7,6 @@ forks are free to use threads and a GPU.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -17,20 +16,19 @@ from multiprocessing.connection import Connection
 from typing import Self
 
 from expand.errors import RunError
+from expand.executors.program import ignore_group_signals, start_program
 
 CAN_FORK = sys.platform == "linux"
 """Elsewhere the system's own libraries start threads at import; a process is then started anew each time."""
-GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-_PROGRAM = ("import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-            "from expand.executors.nursery import {name}; {name}(int(sys.argv[2]))")
 
 
 class Nursery:
     """Starts training processes (`expand.executors.worker`), itself from the moment on that it is made. A context
-    manager: leaving it ends the nursery, not what it started."""
+    manager: leaving it ends the nursery, not what it started. `number` counts the starts: one that was killed, or of
+    which nothing comes, is replaced."""
 
     def __init__(self) -> None:
+        self.number = 0
         self._process: subprocess.Popen | None = None
         self._control: socket.socket | None = None
         self._start()
@@ -42,16 +40,24 @@ class Nursery:
         self._end()
 
     def worker(self) -> Connection:
-        """A new training process's pipe. It ends when the pipe does. Raises `RunError` where the system has none."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                self._order(theirs)
-            except OSError:  # it was killed
-                self._end()
-                self._start()
-                self._order(theirs)
+        """A new training process's pipe. It ends when the pipe does; the pipe of one that never came to be ends without
+        a word. Raises `RunError` where the system has none."""
+        try:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                try:
+                    self._order(theirs)
+                except OSError:  # it was killed
+                    self.renew()
+                    self._order(theirs)
+        except OSError as error:
+            raise _no_process(error) from error
         return Connection(ours.detach())
+
+    def renew(self) -> None:
+        """Starts another in its place; what it was told to start and has not started yet is lost."""
+        self._end()
+        self._start()
 
     def _order(self, theirs: socket.socket) -> None:
         socket.send_fds(self._control, [b"1"], [theirs.fileno()])
@@ -60,10 +66,10 @@ class Nursery:
         try:
             self._control, theirs = socket.socketpair()
             with theirs:
-                self._process = _program("main", theirs)
+                self._process = start_program(__name__, "main", theirs)
         except OSError as error:
-            raise RunError(f"no process can be started to train in: {error.strerror}",
-                           fix="free memory, or raise `ulimit -u` or `ulimit -n`, then start again") from error
+            raise _no_process(error) from error
+        self.number += 1
 
     def _end(self) -> None:
         self._control.close()
@@ -71,21 +77,9 @@ class Nursery:
         self._process.wait()
 
 
-def _program(name: str, end: socket.socket) -> subprocess.Popen:
-    command = [sys.executable, "-c", _PROGRAM.format(name=name), json.dumps(sys.path), str(end.fileno())]
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)  # they wait until the program ignores them
-    try:
-        return subprocess.Popen(command, pass_fds=[end.fileno()], stdin=subprocess.DEVNULL)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def ignore_group_signals() -> None:
-    """Leaves Ctrl-C and SIGTERM, which go to a whole group of processes, to the one with the run's lock, which tells
-    the others."""
-    for number in GROUP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
+def _no_process(error: OSError) -> RunError:
+    return RunError(f"no process can be started to train in: {error.strerror}",
+                    fix="free memory, or raise `ulimit -u` or `ulimit -n`, then start again")
 
 
 def main(control_fd: int) -> None:
@@ -102,12 +96,15 @@ def main(control_fd: int) -> None:
             if not order:
                 return
             with socket.socket(fileno=ends[0]) as pipe:
-                _begin(pipe, control)
+                try:
+                    _begin(pipe, control)
+                except OSError as error:  # the pipe's end says so to the driver
+                    print(f"no training process could be started: {error.strerror}", file=sys.stderr, flush=True)
 
 
 def _begin(pipe: socket.socket, control: socket.socket) -> None:
     if not CAN_FORK:
-        _program("work", pipe)
+        start_program(__name__, "work", pipe)
     elif os.fork() == 0:
         control.close()
         work(pipe.detach())

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import pickle
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from types import TracebackType
 from typing import Any, Self
 
 from expand.config.schema import RunConfig
 from expand.data import PreparedData
 from expand.errors import ExpandError, Interrupted, RunError, UsageError
 from expand.executors.base import Finished, Listener
+from expand.executors.program import start_program
+from expand.executors.ray_wanted import Wanted
 from expand.executors.supervisor import Supervisor, Worker
 from expand.rundir.paths import RunPaths
 from expand.training.runtime import Runtime
@@ -31,9 +32,8 @@ END_S = 5.0
 RAYS_WORDS = {"Failed to connect to GCS": "its head does not answer",
               "Raylet is terminated": "Ray's processes on this machine ended"}
 """What Ray writes before it ends the process of its caller, and what that means."""
-
-_PROGRAM = ("import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-            "from expand.executors.ray_front import main; main(int(sys.argv[2]))")
+MOST_SAID = 1_000_000
+"""Bytes that are read of what Ray wrote."""
 
 
 def check_installed() -> None:
@@ -68,15 +68,14 @@ class RayExecutor(Supervisor):
             raise
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         try:
-            super().__exit__(*exception)
+            super().__exit__(kind, error, trace)
         finally:
             self._front.end()
 
-    def _wanted(self) -> Any:
-        from expand.executors.cluster import Wanted
-
+    def _wanted(self) -> Wanted:
         return Wanted(self.config.workers, self.runtime.threads, self.runtime.device.type == "cuda", self.paths.root,
                       os.getcwd())
 
@@ -89,6 +88,13 @@ class RayExecutor(Supervisor):
     def _died(self, worker: Worker) -> tuple[str, bool]:
         raise self._cluster_lost()
 
+    def _never_began(self, worker: Worker) -> None:
+        raise self._cluster_lost()  # it waited for a place
+
+    def _hear_anew(self) -> None:
+        super()._hear_anew()
+        self._front.hear_anew()
+
     def _heard(self, worker: Worker, kind: str, content: Any) -> Finished | None:
         if kind == "lost":  # by Ray, which goes on
             self._bury(worker)
@@ -96,9 +102,9 @@ class RayExecutor(Supervisor):
         return super()._heard(worker, kind, content)
 
     def _look_after(self) -> Iterator[Finished]:
+        yield from super()._look_after()
         if self._busy and self._deadline is None and self._front.is_silent():
             raise self._cluster_lost()
-        yield from super()._look_after()
 
     def _cluster_lost(self) -> ExpandError:
         for worker in list(self._workers):
@@ -118,41 +124,32 @@ class _FrontProcess:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen | None = None
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self._heard = time.monotonic()
         self._reason: str | None = None
 
     def start(self) -> None:
         """Starts it. Raises `RunError` where the system has no process."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-c", _PROGRAM, json.dumps(sys.path), str(theirs.fileno())]
-            try:
-                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-                                                 stdout=self._said, stderr=self._said)
-            except OSError as error:
-                raise RunError(f"no process can be started to speak with Ray: {error.strerror}",
-                               fix="free memory, or raise `ulimit -u` or `ulimit -n`, then start again") from error
-        self._socket, self._pipe = ours, Connection(os.dup(ours.fileno()))
+        try:
+            self._said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._process = start_program("expand.executors.ray_front", "main", theirs, self._said)
+            self._socket, self._pipe = ours, Connection(os.dup(ours.fileno()))
+        except OSError as error:
+            raise RunError(f"no process can be started to speak with Ray: {error.strerror}",
+                           fix="free memory, or raise `ulimit -u` or `ulimit -n`, then start again") from error
 
-    def ready(self, wanted: Any, shared: tuple[PreparedData, Runtime], stop: Any) -> list[str]:
+    def ready(self, wanted: Wanted, shared: tuple[PreparedData, Runtime],
+              stop: Callable[[], bool]) -> list[str]:
         """Waits until the cluster is there and was looked at; remarks. Raises its `ExpandError`, `Interrupted` when
         asked to stop, and `RunError` where it takes too long."""
         end = time.monotonic() + START_S
-        with suppress(OSError):
-            self._pipe.send_bytes(pickle.dumps(wanted))
-            self._pipe.send_bytes(pickle.dumps(shared))
-        while not self._pipe.poll(0.1):
-            if stop():
-                raise Interrupted("stopped")
-            if time.monotonic() > end:
-                raise RunError(f"the Ray cluster did not answer within {START_S:g} s", where="ray",
-                               fix="look at it with `ray status`")
-        try:
-            kind, content = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            raise RunError(f"the connection to Ray was lost ({self.last_words()})", where="ray",
-                           fix="look at the cluster with `ray status`; docs/cluster.md") from error
+        kind, content = self._answer(end, stop)
+        if kind == "hello":  # from now on somebody reads: the clips of a large set do not fit into a pipe
+            with suppress(OSError):
+                self._pipe.send_bytes(pickle.dumps(wanted))
+                self._pipe.send_bytes(pickle.dumps(shared))
+            kind, content = self._answer(end, stop)
         if kind == "error":
             raise content
         if kind == "lost":
@@ -160,13 +157,28 @@ class _FrontProcess:
                            fix="look at the cluster with `ray status`; docs/cluster.md")
         return content
 
+    def _answer(self, end: float, stop: Callable[[], bool]) -> tuple[str, Any]:
+        while not self._pipe.poll(0.1):
+            if stop():
+                raise Interrupted("stopped")
+            if time.monotonic() > end:
+                raise RunError(f"the Ray cluster did not answer within {START_S:g} s", where="ray",
+                               fix="look at it with `ray status`")
+        try:
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            return "lost", self.last_words()
+
     def slot(self) -> Connection:
         """A pipe for one training after another. Raises `OSError` where the process is gone."""
         ours, theirs = socket.socketpair()
         with theirs:
             socket.send_fds(self._socket, [b"1"], [theirs.fileno()])
-        self._heard = time.monotonic()
         return Connection(ours.detach())
+
+    def hear_anew(self) -> None:
+        """Its silence counts from now on."""
+        self._heard = time.monotonic()
 
     def is_silent(self) -> bool:
         """Whether nothing was heard for too long while there was work, or the cluster is lost in its own words."""
@@ -185,8 +197,7 @@ class _FrontProcess:
         """Why it ended, as far as is known: by its own message, or else by what Ray wrote before it ended it."""
         self._listen()
         if self._reason is None:
-            self._said.seek(0)
-            said = self._said.read().decode("utf-8", "replace")
+            said = os.pread(self._said.fileno(), MOST_SAID, 0).decode("utf-8", "replace")
             lines = [line.strip() for line in said.splitlines() if line.strip()]
             self._reason = next((reason for words, reason in RAYS_WORDS.items() if words in said),
                                 lines[-1] if lines else "no reason was given")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import socket
 import sys
 import time
@@ -23,9 +22,12 @@ from typing import Any
 
 import ray
 
-from expand.errors import ExpandError
+from expand import __version__
+from expand.errors import ExpandError, RunError
 from expand.executors import cluster
+from expand.executors.program import ignore_group_signals
 from expand.executors.ray_task import Mailbox, Shared, kill, train
+from expand.executors.ray_wanted import Wanted
 from expand.training.job import Job
 
 POLL_S = 0.1
@@ -74,7 +76,7 @@ class Front:
                 if ready is self._fds:
                     if not self._take_pipe():
                         return None
-                else:
+                elif ready in self._pipes:  # a stop that came on another has closed those without work
                     self._take_message(ready)
             self._collect()
             self._take_results()
@@ -141,6 +143,8 @@ class Front:
         if (task := self._tasks.get(number)) is None:
             return
         if kind == "begin":
+            if task.node is not None:
+                return
             task.node, task.process = content["node"], content["process"]
             content = content["where"]
         self._send(task, kind, content)
@@ -164,6 +168,10 @@ class Front:
             task = by_result[result]
             try:
                 kind, content, rest = ray.get(result)
+            except ray.exceptions.RayTaskError as error:  # not of the training, whose errors are results
+                self._end(task, "error", RunError(
+                    f"a training could not begin on a node of the Ray cluster: {cluster.first_line(error)}",
+                    where="ray", fix=f"install x3d-expand {__version__} on every node; {cluster.FIRST}"))
             except ray.exceptions.RayError as error:
                 self._end(task, "lost", why(error))
             else:
@@ -208,12 +216,12 @@ def why(error: ray.exceptions.RayError) -> tuple[str, bool]:
 
 
 def main(control_fd: int) -> None:
-    """Serves the driver. What it wants comes first, pickled, then the clips; the answer is `ready` with remarks, or
-    `error`."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they go to the whole group; the driver decides
-        signal.signal(number, signal.SIG_IGN)
+    """Serves the driver. To a `hello` it sends what it wants, pickled, then the clips; the answer is `ready` with
+    remarks, or `error`."""
+    ignore_group_signals()
     fds, control = socket.socket(fileno=control_fd), Connection(os.dup(control_fd))
     try:
+        control.send(("hello", None))
         wanted, content = pickle.loads(control.recv_bytes()), control.recv_bytes()
     except (EOFError, OSError):
         return
@@ -238,10 +246,9 @@ def main(control_fd: int) -> None:
         os._exit(0)  # nothing of Ray's is worth waiting for
 
 
-def _serve(wanted: cluster.Wanted, content: bytes, fds: socket.socket, control: Connection) -> tuple[Front, Any]:
+def _serve(wanted: Wanted, content: bytes, fds: socket.socket, control: Connection) -> tuple[Front, Any]:
     is_own = cluster.connect(wanted, len(content))
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ray took them
-        signal.signal(number, signal.SIG_IGN)
+    ignore_group_signals()  # Ray took them
     nodes = cluster.fitting_nodes(ray.nodes(), wanted)
     share = cluster.shares(nodes, wanted)
     token_path, token = cluster.new_token(wanted.root)
@@ -257,5 +264,3 @@ def _serve(wanted: cluster.Wanted, content: bytes, fds: socket.socket, control: 
     place = "started on this machine" if is_own else f"of {len(nodes)} nodes"
     control.send(("ready", [f"training on a Ray cluster {place}", *said]))
     return front, token_path
-
-

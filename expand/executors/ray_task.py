@@ -120,7 +120,8 @@ def train(number: int, job: Job, shared: Shared, mailbox: Any) -> tuple[str, Any
     from expand.training.job import Hooks
 
     line = Line(number, mailbox)
-    line.say("begin", {"where": here(), "node": node_id(), "process": this_process()})
+    begin = {"where": here(), "node": node_id(), "process": this_process()}
+    line.say("begin", begin)
     line.send()
     hooks = Hooks(tick=lambda tick: line.say("tick", tick), log=lambda text: line.say("log", text),
                   stop=SignOfLife(line.send, line.is_to_stop))
@@ -135,7 +136,8 @@ def train(number: int, job: Job, shared: Shared, mailbox: Any) -> tuple[str, Any
             runtime = replace(runtime, device=torch.device("cuda", 0), sharers=shared.sharers)
         return carry_out(job, data, runtime, hooks)
 
-    return *answer(work, job, hooks.log), line.rest()
+    kind, content = answer(work, job, hooks.log)
+    return kind, content, [(number, "begin", begin), *line.rest()]  # a result may overtake what is in the mailbox
 
 
 def node_id() -> str:

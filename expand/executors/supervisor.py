@@ -6,6 +6,7 @@ What a process is, and where, is an executor's own: of it only a pipe is known, 
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
+from types import TracebackType
 from typing import Any, Self
 
 from expand.config.schema import RunConfig
@@ -26,6 +28,9 @@ POLL_S = 0.1
 """Seconds between two looks at whether to stop."""
 START_S = 120.0
 """What a process may take, beyond its heartbeat, to begin: the first one waits for torch's import."""
+AWAY_S = 30.0
+"""Seconds between two looks at the workers after which this process itself had stood still (Ctrl-Z, a disk that hangs):
+how long they were silent meanwhile is not known."""
 
 
 @dataclass(eq=False)
@@ -39,11 +44,14 @@ class Worker:
     job: Job | None = None
     heard: float = field(default_factory=time.monotonic)
 
+    def hello(self, place: str) -> None:
+        """It is there."""
+        self.place = place
+
     def give(self, job: Job) -> None:
-        """Has it train a job."""
+        """Has it train a job. Raises `OSError` where it died while it waited for one."""
+        self.pipe.send(("job", job))
         self.job, self.heard = job, time.monotonic()
-        with suppress(OSError):  # it died while it waited for work; the pipe's end says so
-            self.pipe.send(("job", job))
 
     def tell_to_stop(self) -> None:
         """Asks it to write its checkpoint and end."""
@@ -64,6 +72,7 @@ class Supervisor(ABC):
         self._waiting: deque[Job] = deque()
         self._tries: Counter[str] = Counter()
         self._deadline: float | None = None
+        self._looked = 0.0
 
     @abstractmethod
     def _start(self, number: int) -> Worker:
@@ -74,11 +83,19 @@ class Supervisor(ABC):
         """Why a busy worker's pipe ended: a reason, and whether it was for lack of memory. Raises `ExpandError` where
         that is no fault of its job."""
 
+    @abstractmethod
+    def _never_began(self, worker: Worker) -> None:
+        """A worker died, or is silent, that never said where it is: its job is another's. Raises `ExpandError` where
+        that would be in vain."""
+
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         self._stop()  # after an error here, trainings end at their next update rather than at their end
+        if kind is not None and not issubclass(kind, Exception):  # a second Ctrl-C: at once
+            self._deadline = -math.inf
         while self._workers and time.monotonic() < self._deadline:
             for worker, _, _ in self._messages():
                 worker.job = None
@@ -89,6 +106,7 @@ class Supervisor(ABC):
         """See `Executor`."""
         self._waiting.extend(sorted(jobs, key=lambda job: -job.gflops))
         self._tries.clear()
+        self._hear_anew()
         failure: ExpandError | None = None
         while self._waiting or self._busy:
             if self._deadline is None and (failure or self.listener.stop()):
@@ -119,8 +137,13 @@ class Supervisor(ABC):
 
     def _hand_out(self) -> None:
         while self._waiting and len(self._busy) < self.config.workers:
-            idle = next((worker for worker in self._workers if worker.job is None), None)
-            (idle or self._new()).give(self._waiting.popleft())
+            worker = next((worker for worker in self._workers if worker.job is None), None) or self._new()
+            try:
+                worker.give(self._waiting[0])
+            except OSError:  # it died while it waited: the job is another's
+                self._bury(worker)
+            else:
+                self._waiting.popleft()
 
     def _new(self) -> Worker:
         taken = {worker.number for worker in self._workers}
@@ -133,6 +156,8 @@ class Supervisor(ABC):
         of_pipe = {worker.pipe: worker for worker in self._workers}
         for pipe in wait(list(of_pipe), POLL_S):
             worker = of_pipe[pipe]
+            if worker not in self._workers:  # buried since, for what another said
+                continue
             try:
                 kind, content = pipe.recv()
             except (EOFError, OSError):
@@ -149,7 +174,7 @@ class Supervisor(ABC):
         """Acts on a message. Raises a job's `ExpandError`, and `Interrupted` where it was."""
         job = worker.job
         if kind == "hello":
-            worker.place = content
+            worker.hello(content)
         elif kind == "begin":
             worker.place = content
             self.listener.begin(job, content)
@@ -158,7 +183,7 @@ class Supervisor(ABC):
         elif kind == "log":
             self.listener.log(content)
         elif kind == "died" and job is not None and self._deadline is None:
-            return self._lost(worker, *self._died(worker))
+            return self._lost(worker, *self._died(worker)) if worker.place else self._begin_another(worker)
         elif kind in ("done", "error", "interrupted"):
             worker.job = None
             if kind == "done":
@@ -169,15 +194,36 @@ class Supervisor(ABC):
     def _look_after(self) -> Iterator[Finished]:
         """Ends workers that are silent for too long, or that do not stop in time."""
         now, silence_s = time.monotonic(), self.config.heartbeat_s
+        if now - self._looked > AWAY_S:
+            self._hear_anew()
+        self._looked = now
         for worker in self._busy:
             if self._deadline is not None and now > self._deadline:
                 self._bury(worker)
                 self.listener.log(f"{worker.job.id} did not stop in time; it will go on from its last checkpoint")
-            elif silence_s and now - worker.heard > silence_s + (START_S if worker.place is None else 0):
+                continue
+            silent_s = 0 if worker.pipe.poll() else now - worker.heard
+            if silence_s and worker.place is None and silent_s > silence_s + START_S:
+                self._bury(worker)
+                self._begin_another(worker)
+            elif silence_s and worker.place is not None and silent_s > silence_s:
                 self._bury(worker)
                 finished = self._lost(worker, f"it gave no sign of life for {silence_s:g} s", False)
                 if finished is not None:
                     yield finished
+
+    def _hear_anew(self) -> None:
+        """The silence of all counts from now on."""
+        self._looked = time.monotonic()
+        for worker in self._workers:
+            worker.heard = self._looked
+
+    def _begin_another(self, worker: Worker) -> None:
+        """Has another worker take the job of one that never began; that is no try of it."""
+        if self._deadline is None:
+            self._never_began(worker)
+            self.listener.log("a training process ended before it began; another is started")
+            self._waiting.appendleft(worker.job)
 
     def _lost(self, worker: Worker, reason: str, lacked_memory: bool) -> Finished | None:
         """What becomes of the job of a worker that is gone: it is the next one's, or ends as failed."""

@@ -1,8 +1,9 @@
 """What a training process of this machine does: it takes jobs from its pipe and answers on it, until the pipe ends.
 
-Messages to it: `("job", Job)` and `("stop", None)`, after a first one of what all its jobs share. Answers, each a pair:
-`hello` with its place (`host:pid`), then for each job `begin` with the same, `alive` at updates, `tick`, `log`, and
-one that ends it: `done` with the fields of its event, `interrupted`, or `error` with an `ExpandError`.
+Messages to it, each a pair: `shared` with clips and runtime, which all its jobs share, once; `job` with a `Job`;
+`stop`. Answers: `hello` with its place (`host:pid`), then for each job `begin` with the same, `alive` at updates,
+`tick`, `log`, and one that ends it: `done` with the fields of its event, `interrupted`, or `error` with an
+`ExpandError`.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ ALIVE_EVERY_S = 1.0
 def serve(pipe: Connection) -> None:
     """Trains one job after another. The process ends with its pipe, whatever it does then, before a resumed run can
     train the same candidate."""
-    try:
-        pipe.send(("hello", here()))
-        data, runtime = pipe.recv()
-    except (EOFError, OSError):
-        return
-    jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+    given: queue.SimpleQueue[Any] = queue.SimpleQueue()
     stop = threading.Event()
-    threading.Thread(target=_listen, args=(pipe, jobs, stop), daemon=True).start()
-    while (job := jobs.get()) is not None:
+    threading.Thread(target=_listen, args=(pipe, given, stop), daemon=True).start()
+    pipe.send(("hello", here()))
+    if (shared := given.get()) is None:
+        return
+    data, runtime = shared
+    while (job := given.get()) is not None:
         pipe.send(("begin", here()))
         pipe.send(_answer(lambda hooks, job=job: carry_out(job, data, runtime, hooks), job, pipe, stop))
 
 
-def _listen(pipe: Connection, jobs: queue.SimpleQueue, stop: threading.Event) -> None:
+def _listen(pipe: Connection, given: queue.SimpleQueue, stop: threading.Event) -> None:
+    """Puts what comes into `given`, and None for a stop."""
     while True:
         try:
             kind, content = pipe.recv()
@@ -49,7 +50,7 @@ def _listen(pipe: Connection, jobs: queue.SimpleQueue, stop: threading.Event) ->
             os._exit(1)
         if kind == "stop":
             stop.set()
-        jobs.put(content)
+        given.put(content)
 
 
 def _answer(work: Callable[[Hooks], dict[str, Any]], job: Job, pipe: Connection,

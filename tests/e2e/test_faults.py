@@ -152,7 +152,7 @@ def test_a_clock_that_jumps_changes_no_result_and_no_report(battered, finished):
     steps_s = [after - before for before, after in pairwise(times)]
     assert min(steps_s) < -300 * DAY_S and max(steps_s) > 800 * DAY_S
     assert results(battered.run_dir) == results(finished)
-    summary = json.loads(call("status", battered.run_dir, "--json"))
+    summary = expand.status(battered.run_dir)
     assert summary["state"] == "finished" and summary["remaining_s"] == 0
     assert 0 < summary["elapsed_s"] < 1301 * DAY_S
     assert all(0 < candidate["wall_s"] < 100 for step in summary["steps"] for candidate in step["candidates"])
@@ -210,24 +210,6 @@ def test_kill_9_of_the_driver_ends_its_workers_and_frees_the_run_to_one_of_two_t
 
 # --- disks
 
-def test_a_disk_that_becomes_full_ends_the_search_and_loses_nothing(finished, finish, small_disk):
-    run_dir = cut(finished, small_disk / "run", 6)
-    process = start("resume", run_dir)
-    until(lambda: in_training(run_dir), process)
-    with suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
-        while True:
-            filler.write(bytes(1 << 16))
-    before = events(run_dir)
-    err = _ends(process, 1)
-    assert "No space left on device" in err and str(run_dir) in err and "free space" in err
-    assert json.loads(call("status", run_dir, "--json"))["state"] in ("failed", "interrupted")
-    with pytest.raises(RunError, match="No space left on device"):
-        expand.resume(run_dir)
-    (small_disk / "filler").unlink()
-    assert events(run_dir)[:len(before)] == before
-    finish(run_dir)
-
-
 def _fails(driver: Resumed) -> str:
     """The error of a run in this process, once it has failed as it must, with its training processes ended."""
     trainers = set(in_training(driver.run_dir).values())
@@ -235,6 +217,24 @@ def _fails(driver: Resumed) -> str:
     assert isinstance(driver.error, RunError), driver.error
     until(lambda: not alive(trainers), seconds=5)
     return str(driver.error)
+
+
+def test_a_disk_that_becomes_full_ends_the_search_and_loses_nothing(finished, finish, small_disk):
+    run_dir = cut(finished, small_disk / "run", 6)
+    driver = Resumed(run_dir)
+    until(lambda: in_training(run_dir), driver)
+    with suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(1 << 16))
+    before = events(run_dir)
+    error = _fails(driver)
+    assert "No space left on device" in error and str(run_dir) in error and "free space" in error
+    assert expand.status(run_dir)["state"] in ("failed", "interrupted")
+    with pytest.raises(RunError, match="No space left on device"):
+        expand.resume(run_dir)
+    (small_disk / "filler").unlink()
+    assert events(run_dir)[:len(before)] == before
+    finish(run_dir)
 
 
 def test_a_directory_that_becomes_read_only_ends_the_search_and_loses_nothing(finished, finish, small_disk):

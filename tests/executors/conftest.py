@@ -34,9 +34,24 @@ def started(kind):
         yield nursery
 
 
+@pytest.fixture(scope="module")
+def lasting(kind, started, data, tmp_path_factory) -> Iterator[Callable[..., Executor]]:
+    """Gives one executor to all that do not end it, since on Ray each takes some ten seconds to begin; it tells `heard`
+    now. `options` are those of the section `run` that it looks at while it works."""
+    run = replace(RUN, executor=kind)
+    paths = RunPaths(tmp_path_factory.mktemp("lasting"))
+    with make_executor(run, data, RUNTIME, paths, Heard().listener(), started) as executor:
+        def telling(heard: Heard, **options) -> Executor:
+            executor.listener, executor.config = heard.listener(), replace(run, **options)
+            return executor
+
+        yield telling
+    assert not list(paths.root.iterdir()), "nothing of the executor's own is left"
+
+
 @pytest.fixture
 def executor(kind, started, data, tmp_path) -> Iterator[Callable[..., Executor]]:
-    """Makes an executor that tells `heard`; `options` are those of the section `run`."""
+    """Makes an executor that tells `heard`, for a run that ends it; `options` are those of the section `run`."""
     with ExitStack() as stack:
         def make(heard: Heard, **options) -> Executor:
             run = replace(RUN, executor=kind, **options)

@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
 
-from expand.errors import RunError
-from expand.executors import local
+from expand.errors import Interrupted, RunError
+from expand.executors import local, supervisor
 from expand.executors.local import LocalExecutor
 from expand.executors.nursery import Nursery
 from tests.executors.conftest import RUN
@@ -59,6 +62,69 @@ def test_a_nursery_that_was_killed_is_replaced(data, tmp_path):
     assert sorted(heard.began) == ["a", "b", "c"] and heard.retried == []
 
 
+def test_a_nursery_that_is_killed_with_an_order_in_hand_is_replaced_and_that_is_no_try(data, tmp_path):
+    heard = Heard()
+    with Nursery() as nursery, LocalExecutor(data, RUNTIME, replace(RUN, retries=0), heard.listener(), nursery) as made:
+        ordered = nursery.worker
+
+        def order_and_kill():
+            pipe = ordered()
+            if nursery.number == 1:  # torch's import takes longer
+                os.kill(nursery._process.pid, signal.SIGKILL)
+            return pipe
+
+        nursery.worker = order_and_kill
+        assert [done.fields["state"] for done in made.run([job(tmp_path, name) for name in "ab"])] == ["finished"] * 2
+    assert nursery.number == 2 and heard.retried == [] and "before it began" in heard.said[0]
+
+
+def test_a_process_that_dies_while_it_waits_for_work_is_no_try_of_a_candidate(data, nursery, tmp_path):
+    heard = Heard()
+    with LocalExecutor(data, RUNTIME, replace(RUN, retries=0, workers=1), heard.listener(), nursery) as executor:
+        list(executor.run([job(tmp_path, "a")]))
+        os.kill(int(heard.workers[0].rpartition(":")[2]), signal.SIGKILL)
+        wait([worker.pipe for worker in executor._workers])
+        [finished] = executor.run([job(tmp_path, "b")])
+    assert finished.fields["state"] == "finished" and heard.workers[0] != heard.workers[1]
+
+
+def test_clips_that_no_pipe_holds_do_not_keep_a_driver_that_is_to_stop(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "STOP_S", 0.5)
+    large = replace(data, classes=tuple(f"{number:01000}" for number in range(5000)))
+    heard = Heard(is_to_stop=lambda: bool(executor._workers))
+    with Nursery() as hung, LocalExecutor(large, RUNTIME, RUN, heard.listener(), hung) as executor:
+        os.kill(hung._process.pid, signal.SIGSTOP)  # nothing will ever read what its processes are told
+        with pytest.raises(Interrupted):
+            list(executor.run([job(tmp_path, "a")]))
+
+
+def test_the_silence_while_the_driver_stood_still_does_not_count(data, nursery, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "AWAY_S", 2.0)
+
+    def stand_still(this, pid):
+        """As Ctrl-Z does to the driver and its processes."""
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(4.0)
+        os.kill(pid, signal.SIGCONT)
+
+    heard = Heard(on_begin=stand_still)
+    with LocalExecutor(data, RUNTIME, replace(RUN, heartbeat_s=3.0), heard.listener(), nursery) as executor:
+        list(executor.run([job(tmp_path, "a")]))
+    assert heard.retried == []
+
+
+def test_a_second_ctrl_c_does_not_wait_for_checkpoints(data, nursery, tmp_path):
+    def interrupted(this, pid):
+        os.kill(pid, signal.SIGSTOP)  # it would not write one in time
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    heard = Heard(on_begin=interrupted)
+    with pytest.raises(KeyboardInterrupt), LocalExecutor(data, RUNTIME, RUN, heard.listener(), nursery) as executor:
+        list(executor.run([job(tmp_path, "a", epochs=400)]))
+    assert time.monotonic() - began < supervisor.STOP_S / 2
+
+
 def test_a_callers_script_needs_no_main_guard(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"""
@@ -84,6 +150,6 @@ def test_a_program_that_cannot_even_begin_is_no_fault_of_the_candidates(data, tm
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     heard = Heard()
     with Nursery() as nursery, LocalExecutor(data, RUNTIME, RUN, heard.listener(), nursery) as executor, \
-            pytest.raises(RunError, match="as soon as they begin"):
+            pytest.raises(RunError, match="before they begin"):
         list(executor.run([job(tmp_path, "innocent")]))
     assert heard.retried == [] and not (tmp_path / "innocent").exists()
