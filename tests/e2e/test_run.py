@@ -18,7 +18,7 @@ from expand.space.geometry import Geometry
 from expand.space.network import load_network
 from tests.e2e.runs import SMALL, call, events, kill, results, search, start, wait_for
 
-KILLS = int(os.environ.get("X3D_EXPAND_KILLS", "4"))
+KILLS = int(os.environ.get("X3D_EXPAND_KILLS", "2"))
 """Kills of one run; each costs the start of a process."""
 
 
