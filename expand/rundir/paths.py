@@ -165,7 +165,7 @@ class RunPaths:
     @property
     def final(self) -> Path:
         """The folder of the winner: weights, network YAML, model card, exports."""
-        return self._folder("final")
+        return self._folder(FINAL)
 
     @property
     def network(self) -> Path:
@@ -180,12 +180,12 @@ class RunPaths:
     @property
     def card(self) -> Path:
         """The winner's model card."""
-        return self._file("final", "README.md")
+        return self._file(FINAL, "README.md")
 
     @property
     def latency(self) -> Path:
         """The winner's measured latency."""
-        return self._file("final", "latency.json")
+        return self._file(FINAL, "latency.json")
 
     @property
     def tests(self) -> Path:
