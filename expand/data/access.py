@@ -50,6 +50,8 @@ class CachedClip:
     """Hash of its bytes (`content_hash`); "": unknown, and not checked."""
     state: str = ""
     """Its `file_state` when the content was that."""
+    mirrored: bool = False
+    """Whether its frames were stored mirrored, and are turned back."""
 
     @property
     def length_s(self) -> float:

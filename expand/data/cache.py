@@ -237,7 +237,7 @@ class FrameCache:
             written = 0
         stamps = None if reader.stamps is None else reader.stamps.tolist()
         return {"times_s": times_s, "stamps": stamps, "height": size[0], "width": size[1], "bytes": written,
-                "damaged": reader.damaged}
+                "damaged": reader.damaged, "mirrored": reader.header.mirrored}
 
     def _write(self, file: io.RawIOBase | io.BytesIO, frame_HWC: np.ndarray) -> int:
         try:
@@ -260,7 +260,7 @@ class FrameCache:
         stamps = None if about["stamps"] is None else np.array(about["stamps"], dtype=np.int64)
         return CachedClip(job.path, job.label, np.array(about["times_s"], dtype=np.float64), about["height"],
                           about["width"], store, job.short_side, about["damaged"], stamps, self.frame_rate,
-                          self.timeout_s, job.content, job.state)
+                          self.timeout_s, job.content, job.state, about["mirrored"])
 
     def _unwritable(self, error: OSError) -> DataError:
         return DataError(f"decoded frames cannot be written: {error.strerror}", where=str(self.folder),

@@ -15,10 +15,12 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from expand.data.clock import Stamped
 from expand.data.frame_folder import FrameFolder
+from expand.data.orientation import SQUARE, UPRIGHT, shown_size, turn_upright
 from expand.data.sampling import one_per_tick
 from expand.data.unreadable import KINDS, MAX_PIXELS, MIN_SIDE, UnreadableClip, check_size
-from expand.data.video_file import Header, Stamped, VideoFile
+from expand.data.video_file import Header, VideoFile
 
 __all__ = ["KINDS", "MAX_PIXELS", "MIN_SIDE", "ClipReader", "Header", "UnreadableClip", "stored_size"]
 
@@ -37,11 +39,11 @@ def stored_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 class ClipReader:
     """The frames of one clip, a video file or a folder of pictures, in order: an iterable of (time, frame).
 
-    Times are seconds from the first frame, from the stream's presentation times (right for variable rates); where they
-    are missing or do not ascend, the average rate takes over. Those of AVI, which stand in the order of decoding, are
-    put in order. At most one frame a tick of 1/30 s is given (`one_per_tick`). A frame is an H x W x 3 uint8 array,
-    turned upright where the file says how, and None without `pictures`. The pictures of a folder are `frame_rate` a
-    second.
+    Times are seconds from the first frame, from the stream's presentation times (right for variable rates) as far as
+    these can be believed (`expand.data.clock`). Those of AVI, which stand in the order of decoding, are put in order.
+    At most one frame a tick of 1/30 s is given (`one_per_tick`). A frame is an H x W x 3 uint8 array with square
+    pixels, mirrored and turned upright where the file says how, and None without `pictures`. The pictures of a folder
+    are `frame_rate` a second.
 
     With `wanted`, only the frames of these ascending indices are converted and given, and reading stops after the last
     of them; with the `stamps` of an earlier reading too, it starts at the key frame before the first of them. Neither
@@ -49,10 +51,11 @@ class ClipReader:
 
     After an iteration `damaged` counts the packets or pictures that could not be decoded without an error, `decoded`
     the frames that came of the others, before any was left out; `broken_off` says that the container could not be read
-    to its end. `source_height` and `source_width` are those of the upright source. `stamps` are those of the given
-    frames, one each (int64), or None where they are no way to the same frames again: missing, out of order, of a
-    damaged clip, whose frames are patched up from those before, or of one whose frames' size changes. `header` is what
-    the clip says of itself. Raises `UnreadableClip` where no frame comes at all.
+    to its end. `source_height` and `source_width` are those of the upright source, with square pixels. `stamps` are
+    those of the given frames, one each (int64), or None where they are no way to the same frames and times again:
+    missing, out of order, of a clock that jumps (`jumps` times, by `jumped_s` seconds in all), of a damaged clip, whose
+    frames are patched up from those before, or of one whose frames' size or orientation changes. `header` is what the
+    clip says of itself. Raises `UnreadableClip` where no frame comes at all.
     """
 
     def __init__(self, path: Path, short_side: int, wanted: Sequence[int] | None = None, *, frame_rate: float = 30.0,
@@ -67,7 +70,8 @@ class ClipReader:
         self.damaged, self.decoded, self.broken_off = 0, 0, False
         self.source_height = self.source_width = 0
         self._format: str | None = None
-        self._turns, self._uniform = 0, True
+        self._orientation, self._aspect, self._uniform = UPRIGHT, SQUARE, True
+        self.jumps, self.jumped_s = 0, 0.0
         self.stamps: np.ndarray | None = None
         self.header: Header | None = None
 
@@ -89,30 +93,20 @@ class ClipReader:
 
     def _from_start(self) -> Iterator[tuple[float, np.ndarray | None]]:
         source, index, stamps = self._open(), -1, []
+        clock = source.clock()
         wanted = None if self._wanted is None else frozenset(self._wanted)
-        for index, (time_s, stamped) in enumerate(one_per_tick(self._timed(source))):
+        for index, (time_s, stamped) in enumerate(one_per_tick(clock.timed(self._counted(source.frames())))):
             if wanted is None or index in wanted:
                 stamps.append(stamped.stamp)
-                yield time_s, self._picture(stamped.frame)
+                yield time_s, self._picture(stamped)
             if wanted is not None and index >= self._wanted[-1]:
                 break
-        self._note(source, stamps if source.sound and self._uniform else None)
+        self.jumps, self.jumped_s = clock.jumps, clock.jumped_s
+        self._note(source, stamps if source.sound and self._uniform and not clock.jumps else None)
         if index < 0 and source.oversized:
             raise self._unreadable(f"its frames have more than {MAX_PIXELS:,} pixels", "huge")
         if index < 0:
             raise self._unreadable("no frame in it could be decoded")
-
-    def _timed(self, source: VideoFile | FrameFolder) -> Iterator[tuple[float, Stamped]]:
-        first_s = time_s = None
-        for stamped in self._counted(source.frames()):
-            next_s = 0.0 if time_s is None else time_s + source.step_s
-            if stamped.time_s is None:
-                time_s = next_s
-            else:
-                first_s = stamped.time_s - next_s if first_s is None else first_s
-                stamped_s = stamped.time_s - first_s
-                time_s = stamped_s if time_s is None or stamped_s > time_s else next_s
-            yield time_s, stamped
 
     def _sought(self) -> Iterator[tuple[float, np.ndarray | None]]:
         """The wanted frames by their stamps, as far as they are found; each that is given is the right one."""
@@ -124,7 +118,7 @@ class ClipReader:
             if lost or not source.sound:
                 break  # what it, or a frame after it, builds on may be missing
             if stamped.stamp == stamps[number]:
-                yield source.time_s(stamps[number]) - source.time_s(int(self._known[0])), self._picture(stamped.frame)
+                yield source.time_s(stamps[number]) - source.time_s(int(self._known[0])), self._picture(stamped)
                 number += 1
             if number == len(stamps):
                 break
@@ -138,37 +132,35 @@ class ClipReader:
         first = None
         for stamped in frames:
             frame = stamped.frame
-            shape = (frame.height, frame.width, _quarter_turns(frame))
+            shape = (frame.height, frame.width, stamped.aspect, stamped.orientation)
             if first is None:
                 check_size(frame.height, frame.width, str(self.path))
-                first, self._format, self._turns = shape, frame.format.name, shape[2]
-                self.source_height, self.source_width = shape[:2] if self._turns % 2 == 0 else shape[1::-1]
+                first, self._format = shape, frame.format.name
+                self._aspect, self._orientation = shape[2:]
+                self.source_height, self.source_width = shown_size(*shape)
+                check_size(self.source_height, self.source_width, str(self.path))
             self._uniform = self._uniform and shape == first
             self.decoded += 1
             yield stamped
 
     def _note(self, source: VideoFile | FrameFolder, stamps: list[int] | None) -> None:
         self.damaged, self.broken_off = source.damaged, source.broken_off
-        self.header = replace(source.header, pixel_format=self._format, rotation=self._turns * 90)
+        self.header = replace(source.header, pixel_format=self._format,
+                              rotation=self._orientation.quarter_turns * 90, mirrored=self._orientation.mirrored,
+                              pixel_aspect=float(self._aspect))
         self.stamps = None if stamps is None else np.array(stamps, dtype=np.int64)
 
-    def _picture(self, frame: av.VideoFrame) -> np.ndarray | None:
+    def _picture(self, stamped: Stamped) -> np.ndarray | None:
         if not self._pictures:
             return None
-        turns = _quarter_turns(frame)
         height, width = stored_size(self.source_height, self.source_width, self.short_side)
-        if turns % 2:
+        if stamped.orientation.quarter_turns % 2:
             height, width = width, height
         try:
-            rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR)
-            return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))
+            rgb = self._scaler.reformat(stamped.frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR)
+            return turn_upright(rgb.to_ndarray(), stamped.orientation)
         except (av.FFmpegError, ValueError) as error:
             raise self._unreadable(f"its frames cannot be converted: {error}") from error
 
     def _unreadable(self, reason: str, kind: str = "corrupt") -> UnreadableClip:
         return UnreadableClip(reason, where=str(self.path), kind=kind)
-
-
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """How often a frame is to be turned by 90 degrees, counter-clockwise as np.rot90 counts."""
-    return round(frame.rotation / 90) % 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ LOOKED_AT, PROBED, DECODED = 2000, 200, 5
 """Clips that are at most looked up in the cache, opened, and decoded where their headers say nothing."""
 HASHED_BYTES = 1 << 25
 """Larger files are taken for new, where the memo does not know them, rather than read to find out."""
+LEAST_FRAME_BYTES = 16
+"""A header that leaves less of the file to a frame is not believed. A picture that stands still takes about this."""
 
 
 class _Probe(NamedTuple):
@@ -57,14 +60,15 @@ def _probe(state: tuple[FrameCache, int], clip: Clip) -> _Probe:
     try:
         for _, frame_HWC in reader:
             each = float(frame_HWC.nbytes)
-    except UnreadableClip:
+        most = math.inf if clip.path.is_dir() else clip.path.stat().st_size / LEAST_FRAME_BYTES
+    except (UnreadableClip, OSError):
         return _Probe(0.0, 0.0)
     header = reader.header
-    frames, most = header.frames, None
+    frames = header.frames
     if header.duration_s is not None:
-        most = header.duration_s * REFERENCE_FPS + 1
         frames = frames or (header.fps and header.duration_s * header.fps)
-    return _Probe(None if not frames else each * min(frames, most or frames), each)
+        frames = frames and min(frames, header.duration_s * REFERENCE_FPS + 1)
+    return _Probe(each * frames if frames and 0 < frames <= most else None, each)
 
 
 def _is_there(cache: FrameCache, path: Path, short_side: int) -> bool:

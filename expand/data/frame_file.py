@@ -14,8 +14,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2
-"""Changes with the format and with what a decoded frame is; part of every name, so that no old file is taken."""
+FORMAT = 3
+"""Changes with the format and with what a decoded frame is; part of every name, so that no old file is taken. 3: frames
+are mirrored and stretched as the clip says."""
 MAGIC = b"x3dframe"
 TRAILER = struct.Struct("<Q8s")
 FRAMES, INDEX = ".frames", ".index"

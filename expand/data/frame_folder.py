@@ -6,6 +6,7 @@ frames give the same pictures.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,8 +15,10 @@ from pathlib import Path
 import av
 
 from expand.data.child import beat
+from expand.data.clock import Clock, Stamped
+from expand.data.orientation import orientation_of_frame
 from expand.data.unreadable import UnreadableClip, system_reason
-from expand.data.video_file import LIMIT, TOO_LARGE, Header, Stamped, overheard, says
+from expand.data.video_file import LIMIT, TOO_LARGE, Header, overheard, says
 
 CODECS = {".jpg": "mjpeg", ".jpeg": "mjpeg", ".png": "png"}
 """How pictures are decoded, by their ending."""
@@ -33,10 +36,9 @@ class FrameFolder:
         self.header: Header | None = None
         self.damaged, self.oversized = 0, False
 
-    @property
-    def step_s(self) -> float:
-        """Time between frames, seconds."""
-        return 1 / self.frame_rate
+    def clock(self) -> Clock:
+        """What gives the frames their times: the rate is the user's, and a gap where pictures are damaged is one."""
+        return Clock(lambda: self.frame_rate, longest_s=math.inf)
 
     def time_s(self, stamp: int) -> float:
         """When picture number `stamp` is shown, seconds."""
@@ -52,7 +54,8 @@ class FrameFolder:
         for number in numbers if wanted is None else (number for number in numbers if number in wanted):
             beat()
             if (frame := self._frame_of(pictures[number])) is not None:
-                yield Stamped(number, self.time_s(number), frame)
+                orientation = orientation_of_frame(frame, pictures[number].read_bytes)
+                yield Stamped(number, self.time_s(number), frame, orientation)
 
     def _frame_of(self, file: Path) -> av.VideoFrame | None:
         frame = None

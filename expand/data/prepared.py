@@ -13,7 +13,7 @@ import numpy as np
 
 from expand.config.schema import DataConfig
 from expand.data import synthetic
-from expand.data.cache import FORMAT, CachedClip, FrameCache
+from expand.data.cache import CachedClip, FrameCache
 from expand.data.child import died_of
 from expand.data.decode import UnreadableClip
 from expand.data.estimate import estimate_bytes
@@ -24,6 +24,9 @@ from expand.data.sources.checking import emptied
 from expand.errors import DataError
 
 REPORT_EVERY_S = 10.0
+FINGERPRINT = 2
+"""Changes with what a fingerprint is made of. It is no `FORMAT` of files: most clips' frames stay the same where only
+some are read in another way, and runs on them can be resumed."""
 Progress = Callable[[int, int], None]
 """Called with (clips done, clips in all)."""
 
@@ -43,7 +46,7 @@ class PreparedData:
     """Median over the train clips (over all where there are none) of the time
     from the first to the last frame, seconds."""
     fingerprint: str
-    """Hash of classes, labels, clips' names without their endings, frame times and sizes: the same clips in the same
+    """Hash of classes, labels, clips' names without their endings, frame times, sizes and whether they are mirrored: the same clips in the same
     order, wherever they lie and whatever names them, give the same."""
     listed: ClipList = field(default_factory=lambda: ClipList((), ()))
     """The clips that were kept, as they were listed."""
@@ -225,9 +228,10 @@ def _check_dropped(config: DataConfig, found: _Gathered) -> None:
 
 
 def _fingerprint(classes: Sequence[str], kept: list[tuple[str, CachedClip]]) -> str:
-    digest = hashlib.sha256(repr((FORMAT, tuple(classes))).encode())
+    digest = hashlib.sha256(repr((FINGERPRINT, tuple(classes))).encode())
     for split, clip in kept:
         name = clip.path.name if clip.path.is_dir() else clip.path.stem  # a clip and the folder of its frames agree
         digest.update(repr((split, clip.label, name, clip.height, clip.width)).encode())
         digest.update(np.rint(clip.times_s * 1e6).astype(np.int64).tobytes())
+        digest.update(b"mirrored" if clip.mirrored else b"")
     return digest.hexdigest()[:16]

@@ -9,14 +9,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import av.logging
 from av.stream import Disposition
 
 from expand.data.child import beat
+from expand.data.clock import Clock, Stamped
+from expand.data.orientation import orientation_of_frame, pixel_aspect
 from expand.data.unreadable import MAX_PIXELS, UnreadableClip, check_size, system_reason
 
 SEEKABLE = ("mov", "matroska", "avi")
@@ -44,14 +46,10 @@ class Header:
     pixel_format: str | None = None
     rotation: int = 0
     """By how much frames are turned to be upright, degrees counter-clockwise: 0, 90, 180 or 270."""
-
-
-class Stamped(NamedTuple):
-    """A decoded frame and when it is shown."""
-
-    stamp: int | None
-    time_s: float | None
-    frame: av.VideoFrame
+    mirrored: bool = False
+    """Whether they are mirrored left to right before they are turned."""
+    pixel_aspect: float = 1.0
+    """Width by height of a pixel, before frames are turned."""
 
 
 class VideoFile:
@@ -68,10 +66,9 @@ class VideoFile:
         self.damaged, self.broken_off, self.oversized, self.sound = 0, False, False, True
         self._time_base = Fraction(1)
 
-    @property
-    def step_s(self) -> float:
-        """Time between frames where they do not say, seconds."""
-        return 1 / (self.header.fps or 30.0)
+    def clock(self) -> Clock:
+        """What gives the frames their times."""
+        return Clock(lambda: self.header.fps)
 
     def time_s(self, stamp: int) -> float:
         """The time that `stamp` stands for, seconds."""
@@ -123,14 +120,18 @@ class VideoFile:
 
     def _decoded(self, container: av.container.InputContainer,
                  stream: av.video.stream.VideoStream) -> Iterator[Stamped]:
-        last = None
+        last, codec = None, stream.codec_context
+        declared = stream.sample_aspect_ratio
+        is_containers = bool(declared) and declared != codec.sample_aspect_ratio  # the container's word comes first
         for packet in self._packets(container, stream):
             for frame in self._frames_of(packet):
                 beat()
                 stamp = frame.pts
                 self.sound = self.sound and stamp is not None and (last is None or stamp > last)
                 last = stamp
-                yield Stamped(stamp, None if stamp is None else self.time_s(stamp), frame)
+                aspect = declared if is_containers else codec.sample_aspect_ratio or declared
+                yield Stamped(stamp, None if stamp is None else self.time_s(stamp), frame,
+                              orientation_of_frame(frame, partial(bytes, packet)), pixel_aspect(aspect))
 
     def _frames_of(self, packet: av.Packet) -> list[av.VideoFrame]:
         frames: list[av.VideoFrame] = []

@@ -26,7 +26,9 @@ TITLES = {
     "missing": "not there, or not to be opened", "empty": "nothing in it", "no-video": "no pictures in it",
     "corrupt": "cannot be decoded", "crash": "crash the decoder", "hang": "hang the decoder",
     "tiny": "pictures too small to show anything", "huge": "pictures too large to be decoded safely",
-    "truncated": "damaged, or shorter than announced; used as far as they go", "too-short": "shows next to nothing",
+    "truncated": "damaged, or shorter than announced; used as far as they go",
+    "clock": "time stamps that cannot be; frames follow one another at their usual distance there",
+    "too-short": "shows next to nothing",
     "duplicate": "the same content in two splits, or in two classes: keep the copy whose class is right",
 }
 

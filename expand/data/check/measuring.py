@@ -21,15 +21,19 @@ SMALL_SIDE = 32
 """Short side of the pictures that contents are compared by, pixels."""
 SKETCH = 4
 """Frames that stand for a clip's content."""
+MOST_FRAMES = 2 ** 31 - 1
+"""What a row can hold of a header's word."""
 NEAR = 0.05
 """Share by which a rate may seem to differ from the header's, since the first and the last frame count as one."""
 
 CLIP = np.dtype([("readable", bool), ("frames", "i4"), ("length_s", "f8"), ("fps", "f4"), ("height", "i4"),
                  ("width", "i4"), ("decoded", "i4"), ("damaged", "i4"), ("broken_off", bool),
-                 ("announced_frames", "i4"), ("announced_s", "f4"), ("content", "u8")])
+                 ("announced_frames", "i4"), ("announced_s", "f4"), ("jumps", "i4"), ("jumped_s", "f8"),
+                 ("content", "u8")])
 """What is known of a clip: frames (at most 30 a second are taken), time from the first to the last, the source's frames
 a second and upright size; frames that were decoded, packets that could not be, whether the container breaks off, what
-its header announces (0: nothing); and its content (equal for equal pictures)."""
+its header announces (0: nothing); how often and by how much its clock jumps; and its content (equal for equal
+pictures)."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,11 @@ def measure(frame_rate: float, path: Path) -> tuple | Failure:
     except UnreadableClip as error:
         return Failure(error.kind, error.what)
     header = reader.header
-    fps = source_fps(reader.decoded, length_s, header.fps, bool(reader.damaged))
+    announced_fps = None if reader.jumps else header.fps  # FFmpeg makes it up from the length
+    fps = source_fps(reader.decoded, length_s, announced_fps, bool(reader.damaged))
     return (True, frames, length_s, fps, reader.source_height, reader.source_width, reader.decoded, reader.damaged,
-            reader.broken_off, header.frames or 0, header.duration_s or 0.0, sketch.content)
+            reader.broken_off, min(header.frames or 0, MOST_FRAMES), header.duration_s or 0.0, reader.jumps,
+            reader.jumped_s, sketch.content)
 
 
 def source_fps(decoded: int, length_s: float, announced: float | None, damaged: bool) -> float:

@@ -12,7 +12,7 @@ from expand.data.sources import Clip, ClipList, counted
 from expand.data.sources.base import absolute
 from expand.data.unreadable import KINDS as UNREADABLE
 
-KINDS = (*UNREADABLE, "truncated", "too-short", "duplicate")
+KINDS = (*UNREADABLE, "truncated", "clock", "too-short", "duplicate")
 MUCH_LESS = 0.9
 """A clip that gives less than this share of what its header announces is cut; headers are often off by a little."""
 SLACK_S = 0.1
@@ -44,6 +44,8 @@ def find_problems(listed: ClipList, table: np.ndarray, failures: Mapping[int, Fa
         is_folder = table[index]["damaged"] and listed.clips[index].path.is_dir()
         if reason := truncated(table[index], "picture" if is_folder else "packet"):
             found.append(Problem(index, "truncated", reason))
+        if reason := clock_jumps(table[index]):
+            found.append(Problem(index, "clock", reason))
         if reason := too_short(table[index], median_s):
             found.append(Problem(index, "too-short", reason))
     for group in same_contents(table):
@@ -54,6 +56,7 @@ def find_problems(listed: ClipList, table: np.ndarray, failures: Mapping[int, Fa
 def truncated(clip: np.void, part: str = "packet") -> str | None:
     """How a clip ends early or is damaged; None where it is whole. `part` is what it is made of."""
     announced, announced_s, fps = int(clip["announced_frames"]), float(clip["announced_s"]), float(clip["fps"])
+    announced_s = 0.0 if clip["jumps"] else announced_s  # a length by the same clock
     given_s = float(clip["length_s"]) + (1 / fps if fps else 0.0)  # the last frame is shown for a while too
     if announced and fps:
         announced_s = max(announced_s, announced / fps)
@@ -66,6 +69,15 @@ def truncated(clip: np.void, part: str = "packet") -> str | None:
     if clip["damaged"] > clip["broken_off"]:  # where it breaks off counts as one
         parts.append(f"{counted(int(clip['damaged']), part)} could not be decoded")
     return "; ".join(parts) or None
+
+
+def clock_jumps(clip: np.void) -> str | None:
+    """How a clip's clock jumps; None where it does not."""
+    if not clip["jumps"]:
+        return None
+    jumps = counted(int(clip["jumps"]), "time")
+    return (f"its time stamps jump {jumps}, by {float(clip['jumped_s']):,.3g} s in all, and are not followed there: "
+            f"{int(clip['decoded']):,} frames count as {float(clip['length_s']):.1f} s")
 
 
 def too_short(clip: np.void, median_s: float | None) -> str | None:
