@@ -138,7 +138,9 @@ def _file_lines(file: dict[str, Any]) -> Iterator[str]:
         yield f"{one_line(file['path'])}: cannot be read: {one_line(file['error'])}"
         return
     damaged = f", {file['damaged']} damaged packets skipped" if file["damaged"] else ""
-    yield f"{one_line(file['path'])} ({file['length_s']:.1f} s{damaged})"
+    often = file["clock_jumps"]
+    jumps = f", its clock jumps {often} time{'s' if often > 1 else ''} and is not followed there" if often else ""
+    yield f"{one_line(file['path'])} ({file['length_s']:.1f} s{damaged}{jumps})"
     for guess in file["predictions"]:
         yield f"  {100 * guess['probability']:5.1f} %  {one_line(guess['class'])}"
     for start_s, end_s, name, probability in _merged(file.get("timeline", [])):

@@ -1,7 +1,7 @@
 """The times of a clip's frames, from time stamps that may be missing, out of order, or of a clock that jumps.
 
 What a clock may claim is bounded by the frames that there are: recorders pause, days are joined into one file, counters
-wrap around, and a few frames would otherwise stand for hours (docs/data.md, "Times").
+wrap around, and a few frames would otherwise stand for hours (docs/data.md, "What is read").
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ class PreparedData:
     """Median over the train clips (over all where there are none) of the time
     from the first to the last frame, seconds."""
     fingerprint: str
-    """Hash of classes, labels, clips' names without their endings, frame times, sizes and whether they are mirrored: the same clips in the same
-    order, wherever they lie and whatever names them, give the same."""
+    """Hash of classes, labels, clips' names without their endings, frame times, sizes and mirroring: the same clips in
+    the same order, wherever they lie and whatever names them, give the same."""
     listed: ClipList = field(default_factory=lambda: ClipList((), ()))
     """The clips that were kept, as they were listed."""
 

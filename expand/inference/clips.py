@@ -13,14 +13,15 @@ from expand.data.transforms import centre_box
 from expand.errors import DataError
 
 
-def frame_times(path: Path) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """Of all frames: their times, seconds from the first, their stamps, and the number of damaged packets.
+def frame_times(path: Path) -> tuple[np.ndarray, np.ndarray | None, int, int]:
+    """Of all frames: their times, seconds from the first, their stamps, how many packets are damaged, and how often the
+    clock jumps.
 
     Raises `UnreadableClip` where no frame can be decoded.
     """
     reader = ClipReader(path, short_side=1, pictures=False)
     times_s = np.array([time_s for time_s, _ in reader])
-    return times_s, reader.stamps, reader.damaged
+    return times_s, reader.stamps, reader.damaged, reader.jumps
 
 
 def centre_clips(path: Path, short_side: int, index_NT: np.ndarray,

@@ -26,6 +26,12 @@ from expand.training.evaluate import probabilities_of
 from expand.training.folded import Answering, for_inference
 from expand.training.runtime import Runtime
 
+MOST_VIEWS = 1000
+"""Clips that a prediction can take from a file, beside those of a timeline."""
+LONGEST_WINDOW_S = 86_400.0
+"""Longest window, seconds: a day."""
+MOST_CLIPS = 1_000_000
+"""Clips that can be taken from one file: more are a window or a hop that was not meant, and would take days."""
 BATCH = 8
 """Clips that go through the network at once."""
 SHORTEST_WINDOW_S = 1.0
@@ -45,17 +51,21 @@ def predict(source: str | Path, videos: Sequence[str | Path], *, top: int = 5, v
     least 1 s, and half of the window); a longer window takes more clips. `report` gets each file's answer as it is
     ready, `progress` the clips done and to do in the present file.
 
-    Returns {"network", "classes", "files": [{"path", "length_s", "damaged", "predictions", "timeline"?, "error"?}]} in
-    the order of `videos`. Predictions are [{"class", "label", "probability"}], best first; "class" is the label's
-    number where the names are not known. A timeline is [{"start_s", "end_s", "predictions"}]. "damaged" counts packets
-    that could not be decoded. A file that cannot be read has "error", the reason, and no predictions.
+    Returns {"network", "classes", "files": [{"path", "length_s", "damaged", "clock_jumps", "predictions", "timeline"?,
+    "error"?}]} in the order of `videos`. Predictions are [{"class", "label", "probability"}], best first; "class" is
+    the label's number where the names are not known. A timeline is [{"start_s", "end_s", "predictions"}]. "damaged"
+    counts packets that could not be decoded, "clock_jumps" places where the time stamps were not followed
+    (docs/data.md, "What is read"). A file that cannot be read has "error", the reason, and no predictions.
 
     Raises `UsageError` for options that cannot be meant and `UsageError` or `RunError` for the network.
     """
     if top < 1 or views < 1:
         raise UsageError(f"top and views are at least 1, got {top} and {views}")
+    if views > MOST_VIEWS:
+        raise UsageError(f"{views:,} views", fix=f"take at most {MOST_VIEWS}")
     if not timeline and (window_s, hop_s) != (None, None):
         raise UsageError("a window and its hop belong to a timeline", fix="add --timeline")
+    check_window(window_s, hop_s)
     model, runtime = ready(source, weights, device, threads, log)
     network = model.network
     windows = Windows.of(network.factors, window_s, hop_s) if timeline else None
@@ -67,33 +77,60 @@ def predict(source: str | Path, videos: Sequence[str | Path], *, top: int = 5, v
     return {"network": network.name, "classes": network.classes, "files": files}
 
 
+def check_window(window_s: float | None, hop_s: float | None) -> None:
+    """Raises `UsageError` for a window or a hop, seconds, that no network could be meant to have."""
+    least_s = 1 / REFERENCE_FPS - 1e-3
+    if window_s is not None and not least_s <= window_s <= LONGEST_WINDOW_S:
+        raise UsageError(f"a window of {window_s:g} s", where="--window",
+                         fix="it is at least as long as the network's clip, and at most a day, "
+                             f"{LONGEST_WINDOW_S:,.0f} s")
+    most_s = LONGEST_WINDOW_S if window_s is None else window_s
+    if hop_s is not None and not least_s <= hop_s <= most_s:
+        raise UsageError(f"a hop of {hop_s:g} s", where="--hop",
+                         fix=f"it is at least 1/{REFERENCE_FPS} s and at most the window"
+                             + ("" if window_s is None else f", {window_s:g} s"))
+
+
 @dataclass(frozen=True)
 class Windows:
-    """A window of `window_s` seconds that moves on by `hop_s`, from which `views` clips are taken."""
+    """A window of `window_s` seconds that moves on by `hop_s`."""
 
     window_s: float
     hop_s: float
-    views: int
+    shortest_s: float
+    """Part of a window that a clip is taken from, seconds."""
 
     @classmethod
     def of(cls, factors: Factors, window_s: float | None, hop_s: float | None) -> Windows:
         """The windows asked for, for a network of `factors`. Raises `UsageError` for impossible ones."""
+        check_window(window_s, hop_s)
         shortest = max(factors.span_s, SHORTEST_WINDOW_S)
         window_s = shortest if window_s is None else window_s
         hop_s = window_s / 2 if hop_s is None else hop_s
         least = max(factors.span_s, 1 / REFERENCE_FPS)
-        if not least - 1e-3 <= window_s < math.inf:
+        if window_s < least - 1e-3:
             raise UsageError(f"a window of {window_s:g} s", where="--window",
                              fix=f"it is at least {least:.3f} s long, the span of the network's clip")
-        if not 1 / REFERENCE_FPS - 1e-3 <= hop_s <= window_s:
+        if hop_s > window_s:
             raise UsageError(f"a hop of {hop_s:g} s", where="--hop",
                              fix=f"it is at least 1/{REFERENCE_FPS} s and at most the window, {window_s:g} s")
-        return cls(window_s, hop_s, math.ceil(window_s / shortest - 1e-9))
+        return cls(window_s, hop_s, shortest)
 
     def over(self, length_s: float) -> list[tuple[float, float]]:
         """(start, end) of the windows over a file, seconds."""
         return [(start_s, min(start_s + self.window_s, length_s))
                 for start_s in window_starts_s(length_s, self.window_s, self.hop_s).tolist()]
+
+    def views(self, length_s: float) -> int:
+        """Clips taken from each window of a file: one, and more from a window that holds several."""
+        return max(1, math.ceil(min(self.window_s, length_s) / self.shortest_s - 1e-9))
+
+    def check(self, length_s: float) -> None:
+        """Raises `DataError` where windows over a file would be too many."""
+        clips = (max(0.0, length_s - self.window_s) / self.hop_s + 1) * self.views(length_s)
+        if clips > MOST_CLIPS:
+            raise DataError(f"a timeline of its {length_s:,.0f} s would take {clips:,.0f} clips, more than "
+                            f"{MOST_CLIPS:,}: --hop is too short for it")
 
 
 @dataclass(frozen=True)
@@ -111,10 +148,12 @@ class _Asked:
 
 
 def _answer(asked: _Asked, top: int) -> dict[str, Any]:
-    answer = {"path": str(asked.path), "length_s": None, "damaged": 0, "predictions": []}
+    answer = {"path": str(asked.path), "length_s": None, "damaged": 0, "clock_jumps": 0, "predictions": []}
     try:
-        times_s, stamps, answer["damaged"] = asked.child.call(frame_times, asked.path)
+        times_s, stamps, answer["damaged"], answer["clock_jumps"] = asked.child.call(frame_times, asked.path)
         answer["length_s"] = float(times_s[-1])
+        if asked.windows:
+            asked.windows.check(answer["length_s"])
         spans = asked.windows.over(answer["length_s"]) if asked.windows else []
         best = {part: _best(scores_K, asked.model.network, top)
                 for part, scores_K in _mean_scores(asked, times_s, stamps, spans)}
@@ -132,7 +171,7 @@ def _mean_scores(asked: _Asked, times_s: np.ndarray, stamps: np.ndarray | None,
     """(part, mean class probabilities) as the parts are complete: 0 is the whole file, the windows follow."""
     factors, length_s = asked.model.network.factors, float(times_s[-1])
     starts_s = [view_starts_s(length_s, factors.span_s, asked.views)]
-    starts_s += [start_s + view_starts_s(end_s - start_s, factors.span_s, asked.windows.views)
+    starts_s += [start_s + view_starts_s(end_s - start_s, factors.span_s, asked.windows.views(length_s))
                  for start_s, end_s in spans]
     part_N = np.repeat(np.arange(len(starts_s)), [len(starts) for starts in starts_s])
     start_N = np.concatenate(starts_s)

@@ -39,6 +39,8 @@ from expand.training.runtime import Runtime, lacks_memory
 TIMES = 10
 CROPS = {10: 1, 30: 3}
 """Crops of each of the `TIMES` clips, by the number of views."""
+MOST_BATCH = 100_000
+"""Clips of a batch, at most."""
 DESCRIBED = ("data.mean", "data.std")
 """Options of the data that the network's own description settles."""
 
@@ -69,8 +71,8 @@ def test(source: str | Path, *, views: int = 10, data: str | Path | None = None,
     """
     if views not in CROPS:
         raise UsageError(f"{views} views", fix=f"choose {' or '.join(map(str, CROPS))}")
-    if batch_size < 1:
-        raise UsageError(f"a batch of {batch_size} clips")
+    if not 1 <= batch_size <= MOST_BATCH:
+        raise UsageError(f"a batch of {batch_size:,} clips", where="--batch-size", fix=f"1 to {MOST_BATCH:,}")
     if out and Path(out).exists() and not Path(out).is_dir():
         raise UsageError("is not a folder", where=str(out), fix="name a folder for the results: --out DIR")
     model, runtime = ready(source, weights, device, threads, log)

@@ -33,6 +33,25 @@ def write_clip(path: Path, times_s: Sequence[float], height: int = 32, width: in
     return path
 
 
+def write_stamped(path: Path, times_s: Sequence[float]) -> Path:
+    """A clip with frames at these times, which may be those of a clock that jumps."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.time_base, stream.codec_context.time_base = Fraction(1, 90_000), Fraction(1, 30)
+        stream.options = {"bf": "0", "tune": "zerolatency"}
+        ticks = iter(np.rint(np.array(times_s) * 90_000).astype(int).tolist())
+        for number in range(len(times_s) + 1):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 4 * number, np.uint8), format="rgb24")
+            frame.pts = number
+            for packet in stream.encode(frame if number < len(times_s) else None):
+                packet.time_base = Fraction(1, 90_000)
+                packet.pts = packet.dts = next(ticks)
+                packet.duration = 3000
+                container.mux(packet)
+    return path
+
+
 def steady(fps: float, seconds: float) -> list[float]:
     return [number / fps for number in range(round(seconds * fps))]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -27,6 +28,7 @@ from expand.data.orientation import (
     shown_size,
     turn_upright,
 )
+from expand.data.prepared import _fingerprint
 from tests.data.cached import frames_of
 from tests.data.clips import FULL
 
@@ -242,6 +244,12 @@ def test_stored_frames_and_those_decoded_at_each_access_are_the_same(tmp_path, t
         clip = FrameCache(tmp_path / str(limit_bytes), limit_bytes).get(path, 0, 24)
         assert (clip.height, clip.width) == every.shape[1:3] and clip.mirrored == ("hflip" in turned)
         assert (frames_of(clip) == every).all()
+
+
+def test_a_run_begun_while_mirrored_clips_were_read_otherwise_is_not_taken_for_one_on_the_same_clips(tmp_path):
+    clip = FrameCache(tmp_path / "c", 1e9).get(write_video(tmp_path / "a.mp4"), 0, 24)
+    plain, mirrored = (_fingerprint(("a",), [("train", replace(clip, mirrored=is_it))]) for is_it in (False, True))
+    assert plain != mirrored
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the made clips in {SHARED}")

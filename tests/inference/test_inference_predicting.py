@@ -16,7 +16,7 @@ from expand.errors import RunError, UsageError
 from expand.inference import predicting, testing
 from expand.inference.clips import centre_clips, frame_times
 from expand.model.load import load_model
-from tests.data.clips import steady, write_clip, write_folder
+from tests.data.clips import steady, write_clip, write_folder, write_stamped
 from tests.inference.networks import FACTORS, save_network
 
 NAMES = ("jump", "run", "walk")
@@ -129,8 +129,8 @@ def test_windows_are_a_hop_apart_and_the_last_ends_with_the_file(length_s, windo
 
 def test_clips_come_before_the_frames_after_them_are_read_and_share_frames(tmp_path):
     path = write_clip(tmp_path / "a.mp4", steady(10, 3))
-    times_s, stamps, damaged = frame_times(path)
-    assert times_s == pytest.approx(steady(10, 3)) and damaged == 0
+    times_s, stamps, damaged, jumps = frame_times(path)
+    assert times_s == pytest.approx(steady(10, 3)) and (damaged, jumps) == (0, 0)
     index_NT = np.array([[0, 0, 4], [2, 4, 6], [29, 29, 29]])
     greys = [clip_THWC[:, 0, 0, 0].astype(float) for clip_THWC in centre_clips(path, 32, index_NT, stamps)]
     assert np.stack(greys) == pytest.approx(20 + 6 * index_NT, abs=4)
@@ -139,12 +139,44 @@ def test_clips_come_before_the_frames_after_them_are_read_and_share_frames(tmp_p
 @pytest.mark.parametrize(("options", "message"), [
     ({"top": 0}, "at least 1"), ({"views": 0}, "at least 1"), ({"hop_s": 1.0}, "belong to a timeline"),
     ({"timeline": True, "window_s": 0.05}, "span of the network's clip"),
-    ({"timeline": True, "window_s": float("inf")}, "a window of inf s"),
+    *(({"timeline": True, "window_s": window_s}, f"a window of {window_s:g} s")
+      for window_s in (1e308, 86_401, float("inf"), float("nan"), 0.0, -1.0, 1e-300)),
+    *(({"timeline": True, "hop_s": hop_s}, f"a hop of {hop_s:g} s")
+      for hop_s in (1e308, float("inf"), float("nan"), -1.0, 1e-300, 0.01)),
+    ({"views": 10 ** 9}, "1,000,000,000 views"),
     ({"timeline": True, "hop_s": 0.0}, "at least 1/30 s"), ({"timeline": True, "hop_s": 1.5}, "at most the window")])
 def test_options_that_cannot_be_meant_are_refused(weights, options, message):
     with pytest.raises(UsageError) as raised:
         predict(weights, ["a.mp4"], **options)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("options", [{"views": 1001}, {"timeline": True, "window_s": 1e308},
+                                     {"timeline": True, "hop_s": float("nan")}])
+def test_options_that_no_network_could_mean_are_refused_before_it_is_loaded(tmp_path, options):
+    with pytest.raises(UsageError, match="views|--window|--hop"):
+        predict(tmp_path / "no-network.pt", ["a.mp4"], **options)
+
+
+def test_a_window_longer_than_the_file_takes_no_more_clips_than_the_file_has(weights, tmp_path):
+    path, done = write_clip(tmp_path / "a.mp4", steady(10, 3.1)), []
+    file, = predict(weights, [path], views=3, timeline=True, window_s=86_400,
+                    progress=lambda clips, total: done.append(total))["files"]
+    assert len(file["timeline"]) == 1 and set(done) == {6}
+    assert probabilities(file["timeline"][0]) == pytest.approx(probabilities(file))
+
+
+def test_a_timeline_that_would_never_end_is_refused_before_the_work(weights, tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "a.mp4", steady(10, 3))
+    monkeypatch.setattr(predicting, "MOST_CLIPS", 50)
+    file, = predict(weights, [path], timeline=True, hop_s=1 / 30)["files"]
+    assert "more than 50" in file["error"] and "--hop" in file["error"] and "timeline" not in file
+
+
+def test_a_clock_that_jumps_makes_no_windows(weights, tmp_path):
+    path = write_stamped(tmp_path / "a.mkv", [number / 30 + 3600 * (number > 29) for number in range(60)])
+    file, = predict(weights, [path], timeline=True)["files"]
+    assert file["length_s"] < 2.1 and file["clock_jumps"] == 1 and len(file["timeline"]) <= 4
 
 
 def test_a_network_without_weights_is_refused_with_the_way_out(tmp_path):

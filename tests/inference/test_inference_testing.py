@@ -179,6 +179,7 @@ def test_progress_counts_every_view(judge):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"views": 20}, "choose 10 or 30"), ({"batch_size": 0}, "a batch of 0 clips"), ({"data": None}, "add --data"),
+    ({"batch_size": 10 ** 9}, "1 to 100,000"),
     ({"overrides": ["run.seed=1"]}, "data.* only"), ({"overrides": ["data.mean=0.5"]}, "own description"),
     ({"overrides": ["data.cache=x"]}, "data.cache"), ({"device": "gpu"}, "run.device"), ({"threads": 0}, "run.threads"),
     ({"data": "nowhere"}, "no such folder")])

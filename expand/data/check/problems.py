@@ -76,7 +76,9 @@ def clock_jumps(clip: np.void) -> str | None:
     if not clip["jumps"]:
         return None
     jumps = counted(int(clip["jumps"]), "time")
-    return (f"its time stamps jump {jumps}, by {float(clip['jumped_s']):,.3g} s in all, and are not followed there: "
+    jumped_s = float(clip["jumped_s"])
+    by = f"{jumped_s:,.0f}" if jumped_s >= 10 else f"{jumped_s:.1f}"
+    return (f"its time stamps jump {jumps}, by {by} s in all, and are not followed there: "
             f"{int(clip['decoded']):,} frames count as {float(clip['length_s']):.1f} s")
 
 
