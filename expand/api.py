@@ -143,8 +143,9 @@ def plan(config: str | Path | Config | None = None, *, overrides: Overrides = ()
     published, where it names none.
     """
     settings = _settings(config, overrides, values)
-    space = Space(settings.search,
-                  classes or _classes(settings, named=config is not None or settings.data != DataConfig()))
+    named = config is not None or settings.data != DataConfig()
+    counted, notes = (classes, []) if classes else _classes(settings, named)
+    space = Space(settings.search, counted)
     check_target(space)
     planned = follow(space, path)
     last = planned.steps[-1] if planned.steps else planned.basis
@@ -157,20 +158,26 @@ def plan(config: str | Path | Config | None = None, *, overrides: Overrides = ()
         "candidates": [] if is_done else [c.as_dict() for c in planned.next.candidates],
         "excluded": [] if is_done else [{"axis": e.axis, "reason": e.reason} for e in planned.next.excluded],
         "to_come": {"steps": len(to_come), "candidates": sum(map(len, to_come)),
-                    "gflops": sum(c.gflops for step in to_come for c in step)}}
+                    "gflops": sum(c.gflops for step in to_come for c in step)},
+        "notes": notes}
 
 
 def _settings(config: str | Path | Config | None, overrides: Overrides, values: Mapping[str, Any] | None) -> Config:
     return config if isinstance(config, Config) else load_config(config, overrides, values)
 
 
-def _classes(config: Config, named: bool) -> int:
+def _classes(config: Config, named: bool) -> tuple[int, list[str]]:
+    """The number of classes of the clips that `config` names, and what is to be said of these clips."""
     if not named and config.data.is_builtin:
-        return PUBLISHED_CLASSES
-    from expand.data.sources import count_classes
+        return PUBLISHED_CLASSES, []
+    from expand.data.sources import count_classes, list_clips
+    from expand.data.sources.balance import balance, balance_notes
 
     try:
-        return count_classes(config.data)
+        if config.data.is_builtin:
+            return count_classes(config.data), []
+        listed = list_clips(config.data)
+        return len(listed.classes), [*listed.notes, *balance_notes(balance(listed))]
     except DataError as error:
         raise UsageError(error.what, where=error.where, fix="the classes of these clips are counted, so that the costs "
                          "are right; without the clips, say how many there are: --classes N") from error

@@ -116,7 +116,7 @@ def begin(config: Config, run_dir: Path | None, name: str, display: Display | No
     paths = RunPaths(run_dir or choose_dir(config, name))
     check_free(paths)
     with early_start(config.run) as nursery:
-        data = _prepare(config, listed, space, display)
+        data = _prepare(config, listed, space, display, begins=True)
         config = settle(config, data, paths.root.resolve().name)
         estimate = _estimate(config, space, data, runtime)
         display.say(f"{estimate.candidates} candidates in {estimate.steps} steps, "
@@ -195,10 +195,11 @@ def stored_config(paths: RunPaths, values: Mapping[str, Any] | None = None) -> C
                        "was never begun", where=str(paths.root), fix="start one with: x3d-expand search") from error
 
 
-def _prepare(config: Config, listed: ClipList, space: Space, display: Display) -> PreparedData:
-    """Frames kept at the largest short side that the search can come to need."""
+def _prepare(config: Config, listed: ClipList, space: Space, display: Display, *, begins: bool = False) -> PreparedData:
+    """Frames kept at the largest short side that the search can come to need; `begins`: see `prepare`."""
     short_side = int(largest_resolution(space) * config.data.jitter_max) + 1
-    return prepare(config.data, short_side=short_side, workers=available_cores(), report=display.say, listed=listed)
+    return prepare(config.data, short_side=short_side, workers=available_cores(), report=display.say, listed=listed,
+                   begins=begins)
 
 
 def _estimate(config: Config, space: Space, data: PreparedData, runtime: Runtime) -> Estimate:

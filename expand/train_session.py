@@ -77,7 +77,7 @@ def _create(network: Network, config: Config, init: Path | None, run_dir: Path |
     if init:
         read_checkpoint(weights_at(init))  # what is wrong with it is said before the clips are decoded
     config = replace(config, data=_normalised_as(network, config.data))
-    data = _prepared(config, list_clips(config.data), network.factors, display)
+    data = _prepared(config, list_clips(config.data), network.factors, display, begins=True)
     found.append(data)
     config = settle(config, data, paths.root.resolve().name)
     network = replace(network, name=paths.root.resolve().name, classes=len(data.classes), class_names=data.classes,
@@ -110,9 +110,10 @@ def _first_weights(network: Network, config: Config, init: Path, display: Displa
     return model
 
 
-def _prepared(config: Config, listed: ClipList, factors: Factors, display: Display) -> PreparedData:
+def _prepared(config: Config, listed: ClipList, factors: Factors, display: Display, *,
+              begins: bool = False) -> PreparedData:
     return prepare(config.data, short_side=int(factors.resolution * config.data.jitter_max) + 1,
-                   workers=available_cores(), report=display.say, listed=listed)
+                   workers=available_cores(), report=display.say, listed=listed, begins=begins)
 
 
 def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,

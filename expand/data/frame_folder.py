@@ -1,4 +1,4 @@
-"""A folder of pictures as a clip: JPEG or PNG files, one a frame, in natural order, at a given rate.
+"""A folder of pictures as a clip: JPEG, PNG or other files, one a frame, in natural order, at a given rate.
 
 The pictures are decoded by the same library as videos are, into the same kind of frames: a clip and the folder of its
 frames give the same pictures.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,12 +17,16 @@ import av
 
 from expand.data.child import beat
 from expand.data.clock import Clock, Stamped
+from expand.data.file_kinds import OTHER_PICTURES, suffix_of
+from expand.data.file_kinds import PICTURES as CODECS
 from expand.data.orientation import orientation_of_frame
 from expand.data.unreadable import UnreadableClip, system_reason
 from expand.data.video_file import LIMIT, TOO_LARGE, Header, overheard, says
 
-CODECS = {".jpg": "mjpeg", ".jpeg": "mjpeg", ".png": "png"}
-"""How pictures are decoded, by their ending."""
+NO_FRAME = re.compile(r"(?<![a-z])(?:masks?|depth|(?:optical)?flow|seg|segm|segmentation|semantic|instances?|labels?|gt"
+                      r"|annotations?|normals?|disp|disparity|alpha|matte|thumbs?|thumbnail|cover|poster|preview|folder"
+                      r"|albumart|heatmap|thermal|pose|skeleton|keypoints|overlay)(?![a-z])|^[xy]_\d+\.")
+"""Names of pictures about the frames (masks, depth, optical flow) or about the clip, which may lie beside them."""
 
 
 class FrameFolder:
@@ -73,12 +78,36 @@ def frame_files(folder: Path) -> list[Path]:
     Raises `UnreadableClip` where the folder cannot be read or has none.
     """
     try:
-        files = [file for file in folder.iterdir() if file.suffix.lower() in CODECS and not file.name.startswith(".")]
+        inside = [file for file in folder.iterdir() if not file.name.startswith(".")]
     except OSError as error:
         raise UnreadableClip(system_reason(error), where=str(folder), kind="missing") from error
+    files = [file for file in inside if file.suffix.lower() in CODECS]
     if not files:
-        raise UnreadableClip("is a folder without a JPEG or PNG picture", where=str(folder), kind="empty")
-    return sorted(files, key=_natural)
+        others = sorted({suffix_of(file.name) for file in inside} & OTHER_PICTURES)
+        raise UnreadableClip("is a folder without a JPEG or PNG picture"
+                             + (f"; {', '.join(others)} are not read: convert them" if others else ""),
+                             where=str(folder), kind="empty")
+    return sorted(_of_one_kind(files), key=_natural)
+
+
+def _of_one_kind(files: Sequence[Path]) -> Sequence[Path]:
+    """Those of a folder's pictures that are its frames: no masks and the like beside frames, and of pictures in two
+    formats with the same numbers those of the format that has more of them, else of the one that comes first."""
+    files = [file for file in files if not NO_FRAME.search(file.name.lower())] or files
+    codecs = Counter(CODECS[file.suffix.lower()] for file in files)
+    if len(codecs) == 1:
+        return files
+    numbers = {codec: {_number(file) for file in files if CODECS[file.suffix.lower()] == codec} for codec in codecs}
+    order = list(dict.fromkeys(CODECS.values()))
+    best = min(codecs, key=lambda codec: (-codecs[codec], order.index(codec)))
+    return [file for file in files if (codec := CODECS[file.suffix.lower()]) == best
+            or 2 * len(numbers[codec] & numbers[best]) < len(numbers[codec])]
+
+
+def _number(file: Path) -> str:
+    """The last number in a picture's name, else the name."""
+    found = re.findall(r"\d+", file.stem)
+    return found[-1].lstrip("0") if found else file.stem.lower()
 
 
 def decode_picture(file: Path) -> av.VideoFrame:

@@ -20,6 +20,7 @@ from expand.data.estimate import estimate_bytes
 from expand.data.lengths import median_length_s
 from expand.data.pool import process_map
 from expand.data.sources import SHOWN, SPLITS, Clip, ClipList, cache_dir, counted, list_clips, shown
+from expand.data.sources.balance import balance, balance_notes
 from expand.data.sources.checking import emptied
 from expand.errors import DataError
 
@@ -59,17 +60,24 @@ class PreparedData:
 
 def prepare(config: DataConfig, *, short_side: int, workers: int, report: Callable[[str], None],
             splits: Sequence[str] = SPLITS, listed: ClipList | None = None,
-            progress: Progress | None = None) -> PreparedData:
+            progress: Progress | None = None, begins: bool = False) -> PreparedData:
     """List the clips, render the built-in ones if needed, and decode what is not yet in the frame cache.
 
     Frames are kept at min(source's short side, `short_side`) pixels, aspect kept; `workers` processes share the work;
     of `splits` alone. `listed` takes the place of what `config` names. `report` gets lines for people. Several
-    processes may do the same at once: they share the work. Raises `DataError` for whatever is wrong with the clips,
-    among it more unreadable ones than `config.max_unreadable` of all allows.
+    processes may do the same at once: they share the work. Where a search or training `begins`, clips of a
+    single frame are left out, and uneven classes are said; one that goes on has the clips that it began with. Raises
+    `DataError` for whatever is wrong with the clips, among it more unreadable ones than `config.max_unreadable` of all
+    allows, and single frames alone where it `begins`.
     """
     listed = listed or list_clips(config, to_train="train" in splits)
     found = _gather(config, _only(listed, splits), short_side, workers, report, progress)
     _check_dropped(config, found)
+    if begins:
+        found = _without_stills(found, report)
+        kept = [isinstance(outcome, CachedClip) for outcome in found.outcomes]
+        for note in balance_notes(balance(found.listed, kept)):
+            report(note)
     train, val, test = (tuple(clip for split, clip in found.kept if split == wanted)
                         for wanted in ("train", "val", "test"))
     median_s = median_length_s((split, clip.length_s) for split, clip in found.kept)
@@ -225,6 +233,27 @@ def _check_dropped(config: DataConfig, found: _Gathered) -> None:
     if gone := emptied(listed, (isinstance(outcome, CachedClip) for outcome in found.outcomes)):
         raise DataError(f"no readable clip is left for {', '.join(gone)}:\n{lines}", fix="mend these clips, or take "
                         "the split or class away")
+
+
+def _without_stills(found: _Gathered, report: Callable[[str], None]) -> _Gathered:
+    """`found` without the clips of a single frame, which show no motion. Raises `DataError` where no other is left, or
+    none for a split or a class."""
+    single = [isinstance(outcome, CachedClip) and len(outcome.times_s) == 1 for outcome in found.outcomes]
+    paths = [clip.path for clip, is_single in zip(found.listed.clips, single) if is_single]
+    if not paths:
+        return found
+    if len(paths) == len(found.kept):
+        raise DataError(f"all {counted(len(paths), 'clip')} have a single frame: these are pictures and no videos, the "
+                        f"first is {paths[0]}", fix="a clip is a video file, or a folder with the pictures of one "
+                        "recording: <class>/<clip>/<picture>")
+    report(f"left out {counted(len(paths), 'clip')} of a single frame, which shows no motion: {paths[0]}"
+           + (" and others" if len(paths) > 1 else ""))
+    outcomes = ["has one frame only" if is_single else outcome for outcome, is_single in zip(found.outcomes, single)]
+    if gone := emptied(found.listed, (isinstance(outcome, CachedClip) for outcome in outcomes)):
+        lines = shown([str(path) for path in paths])
+        raise DataError(f"no clip of more than a single frame is left for {', '.join(gone)}:\n{lines}",
+                        fix="give them videos, or take the split or class away")
+    return replace(found, outcomes=outcomes)
 
 
 def _fingerprint(classes: Sequence[str], kept: list[tuple[str, CachedClip]]) -> str:

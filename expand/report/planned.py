@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expand.report.words import axis_name, number, value_text
+from expand.report.words import axis_name, number, one_line, value_text
 
 ROW = "{:>4}  {:24}  {:26}  {:>12}  {:>6}  {:>12}"
 
@@ -32,6 +32,8 @@ def plan_text(planned: Mapping[str, Any]) -> str:
         cost = number(to_come["gflops"])
         rounds = f"about {to_come['candidates']} candidates in {to_come['steps']} rounds"
         lines += ["", f"To come: {rounds}, {cost} GFLOPs a clip in all"]
+    if planned["notes"]:
+        lines += ["", "The clips:", *(f"  {one_line(note)}" for note in planned["notes"])]
     return "\n".join(lines)
 
 

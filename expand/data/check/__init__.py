@@ -21,6 +21,7 @@ from expand.data.check.places import Row, find_places, rows_by_hand, write_list
 from expand.data.check.problems import Problem, copies_within, find_problems
 from expand.data.lengths import median_length_s
 from expand.data.sources import ClipList, cache_dir, counted, list_clips, quarantine_file
+from expand.data.sources.balance import balance, balance_notes
 from expand.data.sources.base import absolute
 from expand.data.sources.checking import emptied
 from expand.errors import DataError
@@ -39,7 +40,7 @@ def check_clips(config: DataConfig, *, out: Path | None = None, workers: int = 1
     made anew, but for lines of other kinds than a check's: such clips are left out here too. `progress` gets the clips
     done and to do. After an interruption the same call goes on where it stopped.
 
-    Returns {"data", "classes", "splits", "limits", "problems", "notes", "report", "quarantine", "honoured"}
+    Returns {"data", "classes", "splits", "balance", "limits", "problems", "notes", "report", "quarantine", "honoured"}
     (docs/json.md). Raises `DataError` for a set that cannot be listed, `UsageError` where nothing can be written.
     """
     listed, places = list_clips(config, quarantine=False), find_places(config, out)
@@ -54,11 +55,12 @@ def check_clips(config: DataConfig, *, out: Path | None = None, workers: int = 1
     kept[[problem.index for problem in problems if problem.quarantined]] = False
     rows = [(listed.clips[problem.index].path, problem.kind, problem.reason)
             for problem in problems if problem.quarantined] + by_hand
-    notes = [*listed.notes, *_notes(listed, table, kept, whole - len(listed.clips))]
+    evenness = balance(listed, kept)
+    notes = [*listed.notes, *_notes(listed, table, kept, whole - len(listed.clips)), *balance_notes(evenness)]
     if said := write_list(places.quarantine, rows):
         notes.append(said)
     classes, splits = by_class_and_split(listed, table)
-    checked = {"data": config.source, "classes": classes, "splits": splits,
+    checked = {"data": config.source, "classes": classes, "splits": splits, "balance": evenness,
                "limits": limits(table, kept, _median_s(listed, table, kept), config),
                "problems": [_shown(listed, problem) for problem in problems], "notes": notes, "report": places.report,
                "quarantine": places.quarantine if rows else None, "honoured": places.honoured}
@@ -93,6 +95,8 @@ def _notes(listed: ClipList, table: np.ndarray, kept: np.ndarray, by_hand: int) 
         notes.append(f"{counted(by_hand, 'clip')} left out by hand, in the quarantine list")
     if copies := copies_within(listed, table):
         notes.append(f"{counted(copies, 'clip')} with the same content as another of the same split and class")
+    if len(listed.clips) and not (table["frames"] > 1).any() and table["readable"].any():
+        notes.append("every clip that can be read has a single frame: these are pictures, and a search refuses them")
     if gone := emptied(listed, kept):
         notes.append("without a clip that can be used, so that a search would not start: " + ", ".join(gone))
     return notes

@@ -35,10 +35,10 @@ def find_problems(listed: ClipList, table: np.ndarray, failures: Mapping[int, Fa
                   median_s: float | None) -> list[Problem]:
     """Everything that is wrong, in the order of the list; `table` has a row of `CLIP` for each of its clips.
 
-    Quarantined are clips that cannot be read (unless none can: then it is rather the disk or the paths), and train's
-    copy of a clip that is also in val or test.
+    Quarantined are clips that cannot be read (unless none can: then it is rather the disk or the paths), those of a
+    single frame (unless all have one), and train's copy of a clip that is also in val or test.
     """
-    some = bool(table["readable"].any())
+    some, moving = bool(table["readable"].any()), bool((table["frames"] > 1).any())
     found = [Problem(index, failure.kind, failure.reason, some) for index, failure in failures.items()]
     for index in np.flatnonzero(table["readable"]).tolist():
         is_folder = table[index]["damaged"] and listed.clips[index].path.is_dir()
@@ -47,7 +47,7 @@ def find_problems(listed: ClipList, table: np.ndarray, failures: Mapping[int, Fa
         if reason := clock_jumps(table[index]):
             found.append(Problem(index, "clock", reason))
         if reason := too_short(table[index], median_s):
-            found.append(Problem(index, "too-short", reason))
+            found.append(Problem(index, "too-short", reason, moving and int(table[index]["frames"]) == 1))
     for group in same_contents(table):
         found += _copies(listed, group.tolist())
     return sorted(found, key=lambda problem: (problem.index, KINDS.index(problem.kind)))

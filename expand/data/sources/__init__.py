@@ -15,6 +15,7 @@ from expand.data import synthetic
 from expand.data.sources.base import SHOWN, SPLITS, Clip, ClipList, Entry, Found, absolute, counted, is_number, shown
 from expand.data.sources.checking import checked, refuse_missing
 from expand.data.sources.location import cache_dir
+from expand.data.sources.qualities import keep_together
 from expand.data.sources.quarantine import left_out, quarantine_file, read_quarantine, write_quarantine
 from expand.data.sources.recognise import find_clips
 from expand.data.sources.split import make_splits
@@ -45,6 +46,7 @@ def list_clips(config: DataConfig, *, to_train: bool = True, quarantine: bool = 
         refuse_missing(found)
     if config.group:
         _set_groups(found, config)
+    keep_together(found)
     checked(found)
     if to_train:
         make_splits(found, val_share=config.val_share, test_share=config.test_share, seed=config.split_seed)

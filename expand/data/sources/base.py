@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,10 @@ SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
                "validate": "val", "test": "test", "testing": "test"}
 """What published sets and people call the three splits; compared in lower case."""
+_SPLIT_PARTS = re.compile(r"(?:(?P<before>{0})[ ._-]*(?:sets?|splits?|data|dataset|videos?|clips?|frames|rawframes"
+                          r"|images)|(?:sets?|splits?|data|dataset|videos?|clips?|frames|rawframes|images)[ ._-]+"
+                          r"(?P<after>{0}))".format("|".join(sorted(SPLIT_NAMES, key=len, reverse=True))),
+                          re.IGNORECASE)
 SHOWN = 10
 """Mistakes named in an error; the rest are counted."""
 MOST_DIGITS = 18
@@ -71,6 +76,14 @@ class Found:
 def absolute(path: str | Path) -> str:
     """`path` from the root of the file system, `~` expanded and links kept."""
     return os.path.abspath(os.path.expanduser(path))
+
+
+def split_named(folder: str) -> str | None:
+    """The split that a folder is called by, also as in `train_videos`, `Val-Set` or `rawframes_test`; None for none."""
+    if split := SPLIT_NAMES.get(folder.lower()):
+        return split
+    match = _SPLIT_PARTS.fullmatch(folder)
+    return SPLIT_NAMES[(match["before"] or match["after"]).lower()] if match else None
 
 
 def is_number(text: str) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
-from expand.data.sources.walk import SIDE_FILES, clips_below, files_in, folders_in, stem_of
+from expand.data.file_kinds import is_clip_file
+from expand.data.sources.walk import clips_below, files_in, folders_in, stem_of
 
 
 class Finder:
@@ -49,11 +50,9 @@ class Finder:
         if not os.path.isdir(folder):
             return {}
         names = {name: name for name in folders_in(folder)}
-        for name in files_in(folder):
-            if os.path.splitext(name)[1].lower() not in SIDE_FILES:
-                names[name] = name  # files come after folders: a video goes before its frames
-                names[stem_of(name)] = name
-        return names
+        files = [name for name in files_in(folder) if is_clip_file(name)]
+        names |= {stem_of(name): name for name in files}  # files come after folders: a video goes before its frames
+        return names | {name: name for name in files}
 
     def _anywhere(self, name: str) -> list[str]:
         if self._index is None:

@@ -1,31 +1,52 @@
-"""Clips in folders: `{train,val[,test]}/<class>/<clip>`, or `<class>/<clip>`."""
+"""Clips in folders: `{train,val[,test]}/<class>/<clip>`, `<class>/{train,val[,test]}/<clip>`, or `<class>/<clip>`."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
-from expand.data.sources.base import SHOWN, SPLIT_NAMES, Entry, Found, in_order
-from expand.data.sources.walk import clips_below, files_in, folders_in
+from expand.data.sources.base import SHOWN, SPLIT_NAMES, Entry, Found, in_order, shown, split_named
+from expand.data.sources.qualities import without_proxies
+from expand.data.sources.walk import PassedOver, clips_below, count_system_folders, files_in, folders_in
 from expand.errors import DataError
 
 LAYOUT = ("clips are expected as {train,val[,test]}/<class>/<clip> or <class>/<clip>, or listed in train.csv and "
           "val.csv as lines of `path label`; data.path may also be a list itself, of any name")
+MOVE = "put all clips as {train,val}/<class>/<clip>, or as <class>/{train,val}/<clip>"
+Splits = dict[str, str]
+"""The folders that are splits, by split."""
 
 
-def split_folders(root: str) -> dict[str, str]:
+def split_folders(root: str, *, loosely: bool = False) -> Splits:
     """The names of the folders in `root` that are splits, by split; none where no such folder holds class folders.
 
-    Raises `DataError` where two of them are the same split.
+    `loosely`: where none is called by a split alone, as in `train_videos` and `val_videos`; a train and another one are
+    needed then. Raises `DataError` where two of them are the same split.
     """
-    named: dict[str, list[str]] = {}
-    for name in folders_in(root):
-        if split := SPLIT_NAMES.get(name.lower()):
-            named.setdefault(split, []).append(name)
-    if not any(folders_in(os.path.join(root, name)) for names in named.values() for name in names):
+    names = folders_in(root)
+    found = _splits_among(names, root) if _exact(names) else {}
+    if not found and loosely:
+        found = _splits_among(names, root)
+        found = found if len(found) > 1 and "train" in found else {}
+    if not any(folders_in(os.path.join(root, name)) for name in found.values()):
         return {}  # they hold the clips of lists, or are classes themselves
-    for split, names in named.items():
-        if len(names) > 1:
-            raise DataError(f"both {' and '.join(names)} are {split}", where=root,
+    return found
+
+
+def _exact(names: Iterable[str]) -> list[str]:
+    """Those of `names` that are a split's alone."""
+    return [name for name in names if name.lower() in SPLIT_NAMES]
+
+
+def _splits_among(names: Iterable[str], where: str) -> Splits:
+    """The folders that are splits; those that are called by a split alone, where there are such."""
+    named: dict[str, list[str]] = {}
+    for name in _exact(names) or names:
+        if split := split_named(name):
+            named.setdefault(split, []).append(name)
+    for split, own in named.items():
+        if len(own) > 1:
+            raise DataError(f"both {' and '.join(own)} are {split}", where=where,
                             fix="keep one of them, or name lists with data.train and data.val")
     return {split: named[split][0] for split in in_order(named)}
 
@@ -37,14 +58,34 @@ def has_splits(root: str) -> bool:
 
 
 def read_folders(root: str) -> Found:
-    """The clips of the class folders in `root`, by split where it has split folders, else all as train.
+    """The clips of the class folders in `root`: by split where it has split folders or they have, else all as train.
 
-    Raises `DataError` where there are neither, or no clips in class folders, or splits a level down.
+    Raises `DataError` where there are neither, no clips in class folders, splits a level down, or clips both in the
+    split folders of classes and beside them.
     """
-    splits, names = split_folders(root), folders_in(root)
-    if not splits:
-        return _read_classes(root, names)
-    entries = [entry for split, name in splits.items() for entry in _entries(root, name + "/", split)]
+    names, passed = folders_in(root), PassedOver()
+    count_system_folders(root, passed)
+    inner = _splits_of_classes(root, names)
+    if inner is not None:
+        found = _read_splits_of_classes(root, inner, passed)
+    elif splits := split_folders(root, loosely=True):
+        found = _read_splits(root, names, splits, passed)
+    else:
+        found = _read_classes(root, names, passed)
+    if passed.unread:
+        lines = [f"{folder}: {suffix}" for folder, suffix in passed.unread.items()]
+        raise DataError(f"folders of pictures of a kind that is not read:\n{shown(lines)}", where=root,
+                        fix="convert them to JPEG or PNG, or take them away")
+    found.entries = without_proxies(found.entries, passed)
+    found.notes += passed.notes()
+    return found
+
+
+def _read_splits(root: str, names: list[str], splits: Splits, passed: PassedOver) -> Found:
+    """The clips of `{train,val[,test]}/<class>/<clip>`."""
+    for name in splits.values():
+        count_system_folders(os.path.join(root, name), passed)
+    entries = [entry for split, name in splits.items() for entry in _entries(root, name + "/", split, passed)]
     others = [name for name in names if name not in splits.values()]
     unused = f"; not used: {', '.join(others[:SHOWN])}" if others else ""
     is_plain = not others and all(split == name for split, name in splits.items())
@@ -53,7 +94,7 @@ def read_folders(root: str) -> Found:
                  lacks=f"has no folder {{splits}}; found {', '.join(names[:SHOWN]) or 'none'}")
 
 
-def _read_classes(root: str, names: list[str]) -> Found:
+def _read_classes(root: str, names: list[str], passed: PassedOver) -> Found:
     """The clips of `<class>/<clip>`, all of them as train."""
     if all(name.lower() in SPLIT_NAMES for name in names):
         found = (f"only {', '.join(names)}, and no class folders in them" if names else
@@ -63,17 +104,111 @@ def _read_classes(root: str, names: list[str]) -> Found:
         if split_folders(inner := os.path.join(root, name)):
             raise DataError(f"{name} is no class: it has splits of its own", where=root, fix=f"is data.path={inner} "
                             "meant?")
-    entries = _entries(root, "", "train")
+    entries = _entries(root, "", "train", passed)
     if not entries:
-        raise DataError(f"has no clips in its folders {', '.join(names[:SHOWN])}", where=root, fix=LAYOUT)
-    return Found(root, ("train",), entries, notes=["read as class folders"])
+        what = "; ".join([f"has no clips in its folders {', '.join(names[:SHOWN])}", *passed.notes()])
+        raise DataError(what, where=root, fix=LAYOUT)
+    return Found(root, ("train",), entries, notes=["read as class folders", *_without_clips(names, entries)])
 
 
-def _entries(root: str, prefix: str, split: str) -> list[Entry]:
+def _without_clips(names: list[str], entries: list[Entry]) -> list[str]:
+    used = {entry.label for entry in entries}
+    empty = [name for name in names if name not in used]
+    some = ", ".join(empty[:SHOWN]) + (", ..." if len(empty) > SHOWN else "")
+    return [f"no clips in {some}: not among the classes"] if empty else []
+
+
+def _splits_of_classes(root: str, names: list[str]) -> dict[str, Splits] | None:
+    """The split folders in each class folder of `root`, where it is `<class>/{train,val[,test]}/<clip>`; else None.
+
+    A folder `train` alone is no sign of that (a class of vehicles may have one), and neither is a folder of which a
+    data set was meant. Raises `DataError` where it cannot be told which, or where only some of the classes have them.
+    """
+    below = {name: folders_in(os.path.join(root, name)) for name in names}
+    splits = {name: _splits_of_class(inner, os.path.join(root, name)) for name, inner in below.items()}
+    if not any({"val", "test"} & set(own) for own in splits.values()):
+        return None
+    outer = _exact(names)
+    if outer and any(set(below[name]) - set(_exact(below[name])) for name in outer):
+        return None  # {train,val}/<class>/<clip>, with classes that may have any name
+    holding = [name for name in names if {"val", "test"} & set(splits[name])]
+    direct = [name for name in holding if _has_clips_of_its_own(os.path.join(root, name), splits[name])]
+    if not direct:
+        if len(holding) == 1:
+            return None  # a data set within a folder
+        if all(_are_classes(os.path.join(root, name), splits[name]) for name in holding):
+            raise DataError(f"{', '.join(holding[:SHOWN])} have {' and '.join(splits[holding[0]].values())} each, with "
+                            "the same folders in both: they may be classes or data sets", where=root,
+                            fix=f"if they are data sets, name one: --data {os.path.join(root, holding[0])}; if they "
+                            "are classes, put all clips as {train,val}/<class>/<clip>")
+    return _all_split(root, below, splits)
+
+
+def _splits_of_class(names: list[str], where: str) -> Splits:
+    """The split folders among the folders of a class; `train_videos` and the like only with another one."""
+    found = _splits_among(names, where)
+    return found if _exact(names) or "train" in found and len(found) > 1 else {}
+
+
+def _has_clips_of_its_own(folder: str, splits: Splits) -> bool:
+    """Whether clips, or folders of pictures, lie directly in the split folders of `folder`."""
+    for name in splits.values():
+        inside = os.path.join(folder, name)
+        clips = clips_below(inside)
+        if any("/" not in clip for clip in clips):
+            return True
+    return False
+
+
+def _are_classes(folder: str, splits: Splits) -> bool:
+    """Whether the folders in one split are those of another one, as classes would be, and not groups of clips."""
+    each = [set(folders_in(os.path.join(folder, name))) for name in splits.values()]
+    return len(each) > 1 and all(some and some <= each[0] for some in each[1:])
+
+
+def _all_split(root: str, below: dict[str, list[str]], splits: dict[str, Splits]) -> dict[str, Splits]:
+    """`splits` of the folders that have clips. Raises `DataError` where some have no splits, or clips beside them."""
+    whole, wrong = {}, []
+    for name, own in splits.items():
+        clips = clips_below(os.path.join(root, name))
+        if not clips:
+            continue
+        whole[name] = own
+        inside = tuple(f"{folder}/" for folder in own.values())
+        beside = [clip for clip in clips if not clip.startswith(inside)] if own else clips
+        if not own:
+            wrong.append(f"{os.path.join(root, name)}: no folder train or val")
+        elif beside and beside[0] in own.values():
+            wrong.append(f"{os.path.join(root, name, beside[0])}: pictures, and no folder of them a clip")
+        elif beside:
+            more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
+            wrong.append(f"{os.path.join(root, name)}: {beside[0]}{more} beside {', '.join(own.values())}")
+    if wrong:
+        having = [name for name, own in splits.items() if own]
+        raise DataError(f"{', '.join(having[:SHOWN])} have folders of splits, but not all clips lie in such:\n"
+                        f"{shown(wrong)}", where=root, fix=MOVE)
+    return whole
+
+
+def _read_splits_of_classes(root: str, classes: dict[str, Splits], passed: PassedOver) -> Found:
+    """The clips of `<class>/{train,val[,test]}/<clip>`."""
+    entries = []
+    for name, splits in classes.items():
+        count_system_folders(os.path.join(root, name), passed)
+        for split, folder in splits.items():
+            place = os.path.join(root, name, folder)
+            entries += [Entry(f"{place}/{clip}", name, split, place, f"{name}/{folder}/{clip}")
+                        for clip in clips_below(place, passed)]
+    splits = in_order(split for own in classes.values() for split in own)
+    return Found(root, splits, entries, notes=[f"read as class folders with {', '.join(splits)} in each"],
+                 lacks="has no folder {splits} in its class folders")
+
+
+def _entries(root: str, prefix: str, split: str, passed: PassedOver) -> list[Entry]:
     """The clips of the class folders in `root`/`prefix`, which ends in a slash or is empty."""
     found = []
     for name in folders_in(os.path.join(root, prefix)):
         place = os.path.join(root, prefix + name)
         found += [Entry(f"{place}/{clip}", name, split, place, f"{prefix}{name}/{clip}")
-                  for clip in clips_below(place)]
+                  for clip in clips_below(place, passed)]
     return found

@@ -6,17 +6,20 @@ import os
 from pathlib import Path
 
 from expand.config.schema import DataConfig
-from expand.data.sources.base import SPLIT_NAMES, Found
+from expand.data.sources.base import SPLIT_NAMES, Found, split_named
 from expand.data.sources.folders import has_splits, read_folders
 from expand.data.sources.lists import is_frame_list, read_lists
 from expand.data.sources.location import lists_of
 from expand.data.sources.names import read_names
 from expand.data.sources.published import FORMATS, Annotations, kind_of, survey
 from expand.data.sources.reading import PEEK
-from expand.data.sources.walk import files_in
+from expand.data.sources.walk import files_in, folders_in
 from expand.errors import DataError
 
 LIST_SUFFIXES = (".csv", ".txt", ".tsv")
+LIST_NAMES = ("metadata", "labels", "label", "annotations", "annotation", "list", "index", "clips", "videos", "data",
+              *SPLIT_NAMES)
+"""What a list is called that lies beside its clips in a split's folder."""
 WORDS = {"folders": "folders of classes", "lists": "lists", **FORMATS}
 
 
@@ -103,12 +106,17 @@ def _kind(wanted: str, root: str, published: dict[str, Annotations], lists: dict
     if wanted != "auto":
         return wanted
     kinds = [*published, *(["lists"] if lists else [])]
-    if kinds and has_splits(root):
+    if kinds and has_splits(root) and not _in_splits(lists, root):
         kinds.append("folders")
     if len(kinds) > 1:
         raise DataError(f"may be read as {' or as '.join(WORDS[kind] for kind in kinds)}", where=root,
                         fix=f"say which is meant: {' or '.join(f'--set data.format={kind}' for kind in kinds)}")
     return kinds[0] if kinds else "folders"
+
+
+def _in_splits(lists: dict[str | None, Path], root: str) -> bool:
+    """Whether `lists` lie in split folders, which then hold no classes."""
+    return any(path.parent != Path(root) for path in lists.values())
 
 
 def _listed_in(config: DataConfig, root: str) -> dict[str | None, Path]:
@@ -124,7 +132,24 @@ def _listed_in(config: DataConfig, root: str) -> dict[str | None, Path]:
         if len(paths) > 1:
             raise DataError(f"both {' and '.join(path.name for path in paths)} are lists of {split}", where=root,
                             fix=f"keep one of them, or name it: --set data.{split}=FILE")
-    return {split: found[split][0] for split in ("train", "val", "test") if split in found}
+    return ({split: found[split][0] for split in ("train", "val", "test") if split in found}
+            or _listed_in_splits(root))
+
+
+def _listed_in_splits(root: str) -> dict[str | None, Path]:
+    """`train/metadata.csv`, `val/metadata.csv` and the like, by split, where every split folder has such a list and no
+    class folders."""
+    found: dict[str | None, Path] = {}
+    for name in folders_in(root):
+        split, folder = split_named(name), os.path.join(root, name)
+        if split is None:
+            continue
+        lists = [Path(folder, file) for file in files_in(folder) if os.path.splitext(file)[1].lower() in LIST_SUFFIXES]
+        named = [path for path in lists if path.stem.lower() in LIST_NAMES] or lists
+        if len(named) != 1 or split in found or len(folders_in(folder)) > 1 or not _is_list(named[0]):
+            return {}
+        found[split] = named[0]
+    return found if "train" in found else {}
 
 
 def _is_list(path: Path) -> bool:
