@@ -16,9 +16,9 @@ PICTURES = {
 """FFmpeg's decoder of the pictures that may be the frames of a clip, by their suffix."""
 OTHER_PICTURES = frozenset((
     ".heic", ".heif", ".hif", ".avif", ".jxl", ".jxr", ".psd", ".psb", ".xcf", ".svg", ".svgz", ".ai", ".eps", ".ico",
-    ".icns", ".cur", ".exr", ".dpx", ".hdr", ".pfm", ".dds", ".ktx", ".pcx", ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr",
-    ".dng", ".erf", ".fff", ".gpr", ".iiq", ".insp", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef",
-    ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f", ".dcm", ".nii", ".fits", ".flo"))
+    ".icns", ".cur", ".exr", ".dpx", ".hdr", ".pfm", ".dds", ".ktx", ".pcx", ".3fr", ".arw", ".cr2", ".cr3", ".crw",
+    ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".insp", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf",
+    ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f", ".dcm", ".nii", ".fits", ".flo"))
 """Pictures that are not read. EXR, HDR and DPX hold light, and no shades of a screen as frames are."""
 VIDEOS = frozenset((
     ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".wmv", ".asf", ".flv", ".f4v", ".mpg", ".mpeg",
@@ -69,10 +69,10 @@ NO_CLIPS = {
 """Suffixes of files that are no clips, by what they are."""
 SYSTEM_FILES = frozenset((
     "desktop.ini", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "picasa.ini", "folder.htt", "icon\r",
-    "iconcache.db", "sonydesc", "synofile_thumb", "readme", "license", "licence", "copying", "copyright", "notice", "authors",
-    "changelog", "changes", "contributing", "citation", "makefile", "dockerfile", "version", "md5sum", "md5sums",
-    "sha1sum", "sha1sums", "sha256sum", "sha256sums", "sha512sums", "checksum", "checksums", "manifest", "_success",
-    "core", "nohup.out", "filelist", "untitled folder"))
+    "iconcache.db", "sonydesc", "synofile_thumb", "readme", "license", "licence", "copying", "copyright", "notice",
+    "authors", "changelog", "changes", "contributing", "citation", "makefile", "dockerfile", "version", "md5sum",
+    "md5sums", "sha1sum", "sha1sums", "sha256sum", "sha256sums", "sha512sums", "checksum", "checksums", "manifest",
+    "_success", "core", "nohup.out", "filelist", "untitled folder"))
 """Whole names of files that are no clips."""
 SPOILT_NAME = re.compile(
     r"~$|^~\$|^#.*#$|\.part-frag\d+(\.part)?$|\.part\d+$|\.[rz]\d\d$|\.sync-conflict-\d{8}-\d{6}|\.(swp|swo)$"

@@ -271,6 +271,7 @@ def test_a_rate_is_what_came_and_the_headers_where_that_agrees(decoded, length_s
 def test_clips_that_show_next_to_nothing_are_too_short(folder):
     film(folder / "train" / "run" / "one.mp4", 80, frames=1)
     assert found(checked(folder)) == {"train/run/one.mp4": ("too-short", True)}
+    assert "train/run/one.mp4" not in clips_left(folder)
     assert "less than a tenth" in too_short(header(length_s=0.3), 4.0) and too_short(header(length_s=0.5), 4.0) is None
 
 

@@ -157,3 +157,37 @@ def test_a_folder_without_a_picture_is_named_with_its_reason(tmp_path, name, kin
     with pytest.raises(UnreadableClip, match=reason) as raised:
         list(ClipReader(path, 32))
     assert raised.value.kind == kind and raised.value.where == str(path)
+
+
+@pytest.mark.parametrize(("suffix", "codec", "pixels"), [
+    ("bmp", "bmp", "bgr24"), ("tif", "tiff", "rgb24"), ("ppm", "ppm", "rgb24"), ("tga", "targa", "bgr24"),
+    ("jp2", "jpeg2000", "rgb24"), ("qoi", "qoi", "rgb24"), ("sgi", "sgi", "rgb24")])
+def test_pictures_of_other_formats_are_the_clip_to_the_bit(clip, tmp_path, suffix, codec, pixels):
+    (tmp_path / "a").mkdir()
+    _, _, frames = read(clip)
+    for number, picture_HWC in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(picture_HWC, format="rgb24").reformat(format=pixels)
+        frame.pts = None
+        (tmp_path / "a" / f"{number}.{suffix}").write_bytes(encode(frame, codec, pixels))
+    assert (read(tmp_path / "a")[2] == frames).all()
+
+
+@pytest.mark.parametrize(("files", "frames"), [
+    (["img_1.jpg", "img_1_mask.png", "img_2.jpg", "img_2_mask.png"], ["img_1.jpg", "img_2.jpg"]),
+    (["1.jpg", "1.png", "2.jpg", "2.png"], ["1.jpg", "2.jpg"]), (["1.png", "2.png", "depth1.tif"], ["1.png", "2.png"]),
+    (["1.png", "2.png", "1.tif", "2.tif"], ["1.png", "2.png"]),
+    (["1.bmp", "2.bmp", "3.bmp", "2.jpg"], ["1.bmp", "2.bmp", "3.bmp"]),
+    (["img_1.jpg", "x_1.jpg", "y_1.jpg", "flow_x_1.jpg"], ["img_1.jpg"]),
+    (["depth_1.png", "depth_2.png"], ["depth_1.png", "depth_2.png"]),
+    (["cover.jpg", "f1.jpg", "f2.jpg", "Thumbs.db", "._f1.jpg"], ["f1.jpg", "f2.jpg"]),
+    (["img_1.jpg", "img_2.png", "img_3.jpeg"], ["img_1.jpg", "img_2.png", "img_3.jpeg"])])
+def test_masks_depth_and_copies_beside_frames_are_no_frames(tmp_path, files, frames):
+    for name in files:
+        (tmp_path / name).write_bytes(b"x")
+    assert [file.name for file in frame_files(tmp_path)] == frames
+
+
+def test_a_folder_of_pictures_that_are_not_read_names_their_format(tmp_path):
+    (tmp_path / "1.heic").write_bytes(b"x")
+    with pytest.raises(UnreadableClip, match=r"\.heic are not read: convert them"):
+        frame_files(tmp_path)

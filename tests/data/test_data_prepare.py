@@ -280,3 +280,41 @@ def test_real_clips_are_read_as_any_folder(shared_data, tmp_path):
     assert data.classes == ("bend_down", "bend_up", "jack", "wave1", "wave2") and not data.dropped
     assert (len(data.train), len(data.val), len(data.test)) == (60, 30, 0)
     assert 1 < data.median_s < 6
+
+
+def started(folder, lines):
+    config = DataConfig(path=str(folder), cache_dir=str(folder.parent / "cache"))
+    return prepare(config, short_side=32, workers=1, report=lines.append, begins=True)
+
+
+def test_single_pictures_among_videos_are_left_out_where_a_search_begins_and_not_where_one_goes_on(folder):
+    lines = []
+    whole = started(folder, lines)
+    for number in range(6):  # more than data.max_unreadable allows: they are no fault
+        write_clip(folder / "train" / "run" / f"still{number}.mp4", [0.0])
+    data = started(folder, lines)
+    assert any(line.startswith("left out 6 clips of a single frame, which shows no motion: ") for line in lines)
+    assert data.fingerprint == whole.fingerprint and len(data.listed.clips) == 24
+    assert {reason for _, reason in data.dropped} == {"has one frame only"}
+    assert len(prepared(folder).train) == 14, "a run of an earlier version has them"
+
+
+def test_nothing_but_pictures_is_no_set_of_videos(tmp_path):
+    for split in ("train", "val"):
+        for name in ("run", "jump"):
+            write_clip(tmp_path / "set" / split / name / "0.mp4", [0.0])
+    with pytest.raises(DataError, match="all 4 clips have a single frame: these are pictures and no videos") as raised:
+        started(tmp_path / "set", [])
+    assert "<class>/<clip>/<picture>" in str(raised.value)
+    for split in ("train", "val"):
+        write_clip(tmp_path / "set" / split / "run" / "1.mp4", [0.0, 0.1])
+    with pytest.raises(DataError, match="no clip of more than a single frame is left for class 'jump' in train"):
+        started(tmp_path / "set", [])
+
+
+def test_uneven_classes_are_said_where_a_search_begins(folder):
+    for number in range(20):
+        shutil.copy(folder / "train" / "run" / "0.mp4", folder / "train" / "run" / f"more{number}.mp4")
+    lines = []
+    started(folder, lines)
+    assert any("classes are uneven in train: 24 clips of 'run', 4 of 'jump' (6 to 1)" in line for line in lines)
