@@ -252,7 +252,8 @@ def _without_stills(found: _Gathered, report: Callable[[str], None]) -> _Gathere
     if gone := emptied(found.listed, (isinstance(outcome, CachedClip) for outcome in outcomes)):
         lines = shown([str(path) for path in paths])
         raise DataError(f"no clip of more than a single frame is left for {', '.join(gone)}:\n{lines}",
-                        fix="give them videos, or take the split or class away")
+                        fix="move these files out of the clips' folders (a split that is made is then drawn without "
+                        "them), or take the split or class away")
     return replace(found, outcomes=outcomes)
 
 

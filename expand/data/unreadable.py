@@ -29,6 +29,15 @@ def check_size(height: int, width: int, where: str) -> None:
         raise UnreadableClip(f"its frames are only {width} x {height} pixels", where=where, kind="tiny")
 
 
+def pointer_reason(head: bytes) -> str | None:
+    """What a file that begins with `head` is, where it stands for a clip that was not fetched; None for others."""
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS and not the clip itself: `git lfs pull` fetches it"
+    if head.startswith((b"/annex/objects/", b"../.git/annex/objects/", b".git/annex/objects/")):
+        return "is a pointer of git-annex and not the clip itself: `git annex get` fetches it"
+    return None
+
+
 def system_reason(error: Exception) -> str:
     """The system's or FFmpeg's own words, without the error number and the path that they carry along."""
     if isinstance(error, FileNotFoundError):

@@ -19,7 +19,7 @@ from av.stream import Disposition
 from expand.data.child import beat
 from expand.data.clock import Clock, Stamped
 from expand.data.orientation import orientation_of_frame, pixel_aspect
-from expand.data.unreadable import MAX_PIXELS, UnreadableClip, check_size, system_reason
+from expand.data.unreadable import MAX_PIXELS, UnreadableClip, check_size, pointer_reason, system_reason
 
 SEEKABLE = ("mov", "matroska", "avi")
 """Containers that say where their key frames are; in others, stamps after a jump may be guesses."""
@@ -31,6 +31,8 @@ TOO_LARGE = "exceeds specified max pixel count"
 """What FFmpeg says of frames beyond `MAX_PIXELS`."""
 LIMIT = {"max_pixels": str(MAX_PIXELS)}
 """Makes a decoder refuse larger frames before it takes memory for them."""
+POINTER_BYTES = 2048
+"""A file that stands for a clip which was not fetched is smaller than this."""
 REORDERED = 4
 """Frames that AVI's stamps may be late by: the file has one stamp a packet, in the order of decoding."""
 
@@ -102,6 +104,15 @@ class VideoFile:
             raise UnreadableClip("is not a regular file", where=str(self.path), kind="missing")
         if not about.st_size:
             raise UnreadableClip("is empty: 0 bytes", where=str(self.path), kind="empty")
+        if about.st_size < POINTER_BYTES and (reason := pointer_reason(self._head())):
+            raise UnreadableClip(reason, where=str(self.path), kind="missing")
+
+    def _head(self) -> bytes:
+        try:
+            with open(self.path, "rb") as file:
+                return file.read(POINTER_BYTES)
+        except OSError as error:
+            raise UnreadableClip(system_reason(error), where=str(self.path), kind="missing") from error
 
     def _opened(self, container: av.container.InputContainer) -> av.video.stream.VideoStream:
         stream = next((stream for stream in container.streams.video if not stream.disposition & NO_VIDEO), None)

@@ -313,3 +313,13 @@ def test_seeks_change_no_bit_of_any_real_clip():
         for first in {0, len(every) // 2, len(every) - 1}:
             wanted = np.unique(rng.integers(first, len(every), 3)).tolist()
             reads_the_same(path, every, reader.stamps, wanted)
+
+
+@pytest.mark.parametrize(("text", "command"), [
+    ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+    ("/annex/objects/SHA256E-s12345--4d7a.mp4\n", "git annex get")])
+def test_a_pointer_to_a_clip_that_was_not_fetched_is_named_as_such(tmp_path, text, command):
+    (tmp_path / "a.mp4").write_text(text)
+    with pytest.raises(UnreadableClip, match=f"and not the clip itself: `{command}`") as raised:
+        list(ClipReader(tmp_path / "a.mp4", 32))
+    assert raised.value.kind == "missing"

@@ -149,6 +149,12 @@ def test_a_class_that_is_called_like_a_folder_of_thumbnails_or_proxies_stays_one
     assert Counter(clip.label for clip in listed(tmp_path).clips) == {0: 3, 1: 3, 2: 3, 3: 3}
 
 
+def test_thumbnails_or_proxies_of_all_classes_beside_them_are_no_class(tmp_path):
+    touch(tmp_path, *CLIPS, *(f"Proxies/{clip}" for clip in CLIPS), "thumbs/run/1.jpg", "thumbs/run/2.jpg")
+    assert names(tmp_path) == sorted(CLIPS) and "10 in Proxies, 1 in thumbs" in passed(tmp_path)
+    assert "no clips in" not in "".join(listed(tmp_path).notes)
+
+
 def test_a_list_keeps_what_it_names(tmp_path):
     touch(tmp_path, "a.mp4", "a_proxy.mp4")
     (tmp_path / "train.csv").write_text("a.mp4 run\na_proxy.mp4 run\nb.mp4 jump\nc.mp4 jump\nd.mp4 run\n")

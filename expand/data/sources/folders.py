@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from expand.data.file_kinds import PICTURE_FOLDERS, PROXY_FOLDERS
 from expand.data.sources.base import SHOWN, SPLIT_NAMES, Entry, Found, in_order, shown, split_named
 from expand.data.sources.qualities import without_proxies
 from expand.data.sources.walk import PassedOver, clips_below, count_system_folders, files_in, folders_in
@@ -108,12 +109,13 @@ def _read_classes(root: str, names: list[str], passed: PassedOver) -> Found:
     if not entries:
         what = "; ".join([f"has no clips in its folders {', '.join(names[:SHOWN])}", *passed.notes()])
         raise DataError(what, where=root, fix=LAYOUT)
-    return Found(root, ("train",), entries, notes=["read as class folders", *_without_clips(names, entries)])
+    return Found(root, ("train",), entries, notes=["read as class folders", *_without_clips(names, entries, passed)])
 
 
-def _without_clips(names: list[str], entries: list[Entry]) -> list[str]:
+def _without_clips(names: list[str], entries: list[Entry], passed: PassedOver) -> list[str]:
+    """A line about the folders that were expected to be classes and have no clip."""
     used = {entry.label for entry in entries}
-    empty = [name for name in names if name not in used]
+    empty = [name for name in names if name not in used and f"in {name}" not in passed.counts]
     some = ", ".join(empty[:SHOWN]) + (", ..." if len(empty) > SHOWN else "")
     return [f"no clips in {some}: not among the classes"] if empty else []
 
@@ -207,8 +209,20 @@ def _read_splits_of_classes(root: str, classes: dict[str, Splits], passed: Passe
 def _entries(root: str, prefix: str, split: str, passed: PassedOver) -> list[Entry]:
     """The clips of the class folders in `root`/`prefix`, which ends in a slash or is empty."""
     found = []
-    for name in folders_in(os.path.join(root, prefix)):
+    names = folders_in(os.path.join(root, prefix))
+    for name in names:
         place = os.path.join(root, prefix + name)
+        if _mirrors_classes(place, names):
+            passed.counts[f"in {name}"] += len(clips_below(place, passed))
+            continue
         found += [Entry(f"{place}/{clip}", name, split, place, f"{prefix}{name}/{clip}")
                   for clip in clips_below(place, passed)]
     return found
+
+
+def _mirrors_classes(folder: str, names: list[str]) -> bool:
+    """Whether a folder of thumbnails or proxies beside class folders has one for each of them, and so is no class."""
+    if os.path.basename(folder).lower() not in PICTURE_FOLDERS | PROXY_FOLDERS:
+        return False
+    inside = folders_in(folder)
+    return bool(inside) and set(inside) <= set(names)
