@@ -14,6 +14,7 @@ from expand.config.schema import DataConfig
 from expand.data import synthetic
 from expand.data.sources.base import SHOWN, SPLITS, Clip, ClipList, Entry, Found, absolute, counted, is_number, shown
 from expand.data.sources.checking import checked, refuse_missing
+from expand.data.sources.labels import unify_labels
 from expand.data.sources.location import cache_dir
 from expand.data.sources.qualities import keep_together
 from expand.data.sources.quarantine import left_out, quarantine_file, read_quarantine, write_quarantine
@@ -42,6 +43,7 @@ def list_clips(config: DataConfig, *, to_train: bool = True, quarantine: bool = 
     if config.is_builtin:
         return _builtin(config, quarantine)
     found = find_clips(config)
+    unify_labels(found)
     if to_train:
         refuse_missing(found)
     if config.group:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expand.data.sources.base import Entry, counted, is_number, shown
+from expand.data.sources.labels import label_key
 from expand.data.sources.reading import read_json, read_lines
 from expand.errors import DataError, did_you_mean
 
@@ -27,9 +28,10 @@ class Names:
         Raises `DataError` with the labels that have no name.
         """
         order = tuple(self.by_number[number] for number in sorted(self.by_number))
-        known, strange = set(order), {}
+        known, strange = {label_key(name): name for name in order}, {}
         for entry in entries:
-            if entry.label in known:
+            if label_key(entry.label) in known:
+                entry.label = known[label_key(entry.label)]
                 continue
             name = self.by_number.get(int(entry.label)) if is_number(entry.label) else None
             if name is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import io
 import json
@@ -20,21 +22,48 @@ PEEK = 1 << 16
 """Bytes or characters that are read to tell what a file is; a clip of Something-Something takes a few hundred."""
 
 
+BOMS = ((codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"), (codecs.BOM_UTF8, "utf-8"))
+"""What spreadsheets and editors put at the beginning of a text, and its encoding."""
+
+
+def decode_text(content: bytes) -> str | None:
+    """The text that `content` is: UTF-8 with or without a mark at its beginning, or UTF-16 or UTF-32, as spreadsheets
+    save "Unicode text". Bytes that are not UTF-8 survive as in file names. None: it is no text."""
+    for mark, encoding in BOMS:
+        if content.startswith(mark):
+            try:
+                text = content[len(mark):].decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
+            except UnicodeDecodeError:
+                continue
+            return None if "\0" in text else text
+    if b"\0" not in content:
+        return content.decode("utf-8", "surrogateescape")
+    for encoding, zeros, letters in (("utf-16-le", content[1:16:2], content[:16:2]),
+                                     ("utf-16-be", content[:16:2], content[1:16:2])):
+        if len(zeros) == 8 and not any(zeros) and all(letters):
+            with contextlib.suppress(UnicodeDecodeError):
+                text = content.decode(encoding)
+                return None if "\0" in text else text
+    return None
+
+
 def read_text(path: Path) -> str:
-    """The text of `path`; bytes that are not UTF-8 survive as in file names. Raises `DataError` where there is none."""
+    """The text of `path`, as `decode_text` understands it. Raises `DataError` where there is none."""
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > LARGEST:
                 raise DataError("is larger than any list", where=str(path), fix="a list has a line a clip; clips "
                                 "themselves are named by their folder")
             head = file.read(PEEK)
-            content = head if b"\0" in head else head + file.read()
+            is_binary = b"\0" in head and decode_text(head[:len(head) // 4 * 4]) is None
+            text = None if is_binary else decode_text(head + file.read())
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
-    if b"\0" in content:
+    if text is None:
         raise DataError("is not text in UTF-8", where=str(path),
                         fix="if it is a list, save it as UTF-8; if it is a clip, name the folder of the class folders")
-    return content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    return text
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -51,10 +80,11 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in lines if line]
 
 
-def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: Path, delimiter: str = ",", quote: str = '"') -> Iterator[tuple[int, list[str]]]:
     """The number of the last line and the fields of each record of a CSV. Raises `DataError` as `read_text`, and for a
     quote without its end, which takes in all that follows."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, skipinitialspace=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, quotechar=quote,
+                        skipinitialspace=True)
     try:
         for fields in reader:
             yield reader.line_num, fields
