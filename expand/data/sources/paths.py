@@ -157,7 +157,7 @@ class ClipPaths:
         if found := self._with_suffix(self._full(path)):
             return found
         inside = path.lstrip("/")
-        if path.startswith("/") and not os.path.isdir(os.path.dirname(path)):
+        if path.startswith("/"):
             full = os.path.join(self.start, inside)
             if found := self._there(full) or self._with_suffix(full):
                 return found
