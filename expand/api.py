@@ -179,8 +179,9 @@ def _classes(config: Config, named: bool) -> tuple[int, list[str]]:
         listed = list_clips(config.data)
         return len(listed.classes), [*listed.notes, *balance_notes(balance(listed))]
     except DataError as error:
-        raise UsageError(error.what, where=error.where, fix="the classes of these clips are counted, so that the costs "
-                         "are right; without the clips, say how many there are: --classes N") from error
+        without = ("the classes of these clips are counted, so that the costs are right; without the clips, say how "
+                   "many there are: --classes N")
+        raise UsageError(error.what, where=error.where, fix="\n  ".join(filter(None, [error.fix, without]))) from error
 
 
 def complexity(network: str | Path) -> dict[str, Any]:

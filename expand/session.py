@@ -16,7 +16,7 @@ from expand import __version__
 from expand.config import Config, document, dump_config, parse_config
 from expand.config.checks import RUN_NAME
 from expand.data import ClipList, PreparedData, list_clips, prepare
-from expand.data.sources import keep_clips, kept_clips
+from expand.data.sources import keep_clips
 from expand.driver import Display, Driver
 from expand.environment import environment
 from expand.errors import RunError, UsageError
@@ -37,6 +37,7 @@ from expand.rundir.files import make_dir, write_atomic, write_json
 from expand.rundir.journal import Journal, read_events, run_started
 from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
+from expand.run_clips import list_again, prepare_again
 from expand.settle import check_unchanged, settle
 from expand.training.estimate import estimate_seconds
 from expand.training.runtime import Runtime, settle_run
@@ -116,7 +117,7 @@ def begin(config: Config, run_dir: Path | None, name: str, display: Display | No
     paths = RunPaths(run_dir or choose_dir(config, name))
     check_free(paths)
     with early_start(config.run) as nursery:
-        data = _prepare(config, listed, space, display, begins=True)
+        data = _prepare(config, listed, space, display.say, begins=True)
         config = settle(config, data, paths.root.resolve().name)
         estimate = _estimate(config, space, data, runtime)
         display.say(f"{estimate.candidates} candidates in {estimate.steps} steps, "
@@ -147,12 +148,15 @@ def go_on(run_dir: Path, display: Display | None, values: Mapping[str, Any] | No
                 write_card(paths)
             display.say(f"{run_dir} is finished")
             return paths.root
-        if started := run_started(events):
+        started = run_started(events)
+        if started:
             check_unchanged(started["config"], config, str(paths.config))
         runtime = Runtime.of(config.run)
-        listed = kept_clips(paths.clips, config.data)
+        listed = list_again(paths.clips, config.data, started and started["classes"])
+        space = Space(config.search, len(listed.classes))
         with early_start(config.run) as nursery:
-            data = _prepare(config, listed, Space(config.search, len(listed.classes)), display)
+            data = prepare_again(listed, paths.clips, config.data, started,
+                                 lambda clips, say: _prepare(config, clips, space, say, run_list=paths.clips), display.say)
             _work(config, paths, data, runtime, display, nursery, lock)
     return paths.root
 
@@ -180,7 +184,7 @@ def check_free(paths: RunPaths) -> None:
     if paths.journal.exists() or paths.training.exists():
         raise RunError("a run is kept here", where=str(paths.root),
                        fix=f"go on with it: x3d-expand resume {paths.root}; or choose another --name")
-    known = {path.name for path in (paths.config, paths.clips, paths.env, paths.lock, paths.log, paths.first_weights)}
+    known = {path.name for path in (paths.config, paths.clips, paths.clips_begun, paths.env, paths.lock, paths.log, paths.first_weights)}
     if any(entry.name not in known and not entry.name.startswith(".tmp-") for entry in paths.root.iterdir()):
         raise RunError("holds files that are not a run's", where=str(paths.root),
                        fix="choose another --name or --run-dir")
@@ -195,11 +199,12 @@ def stored_config(paths: RunPaths, values: Mapping[str, Any] | None = None) -> C
                        "was never begun", where=str(paths.root), fix="start one with: x3d-expand search") from error
 
 
-def _prepare(config: Config, listed: ClipList, space: Space, display: Display, *, begins: bool = False) -> PreparedData:
-    """Frames kept at the largest short side that the search can come to need; `begins`: see `prepare`."""
+def _prepare(config: Config, listed: ClipList, space: Space, report: Callable[[str], None], *, begins: bool = False,
+             run_list: Path | None = None) -> PreparedData:
+    """Frames kept at the largest short side that the search can come to need; the rest is as in `prepare`."""
     short_side = int(largest_resolution(space) * config.data.jitter_max) + 1
-    return prepare(config.data, short_side=short_side, workers=available_cores(), report=display.say, listed=listed,
-                   begins=begins)
+    return prepare(config.data, short_side=short_side, workers=available_cores(), report=report, listed=listed,
+                   begins=begins, run_list=run_list)
 
 
 def _estimate(config: Config, space: Space, data: PreparedData, runtime: Runtime) -> Estimate:
@@ -224,9 +229,6 @@ def _work(config: Config, paths: RunPaths, data: PreparedData, runtime: Runtime,
     if started is None:
         written = journal.append("run_started", **_start_fields(config, paths, data))
     else:
-        if started["fingerprint"] != data.fingerprint:
-            raise RunError("the clips were changed since the run began", where=config.data.source,
-                           fix="put the old clips back, or start a new run with the new ones")
         written = journal.append("run_resumed")
     make_dir(paths.candidates)  # trainings make their own folders in it, and nothing above
     display.event(written, SearchState())

@@ -6,6 +6,7 @@ The directory has what a search's has, but for the journal: `final/` with the ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from hashlib import sha256
@@ -18,7 +19,7 @@ import yaml
 from expand.config import Config, dump_config, parse_config
 from expand.config.schema import DataConfig
 from expand.data import ClipList, PreparedData, list_clips, prepare
-from expand.data.sources import counted, keep_clips, kept_clips
+from expand.data.sources import counted, keep_clips
 from expand.driver import Display
 from expand.environment import environment
 from expand.errors import CandidateFailed, Interrupted, RunError
@@ -34,6 +35,7 @@ from expand.rundir.files import make_dir, read_json, write_atomic, write_json
 from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
 from expand.rundir.training import check_outcome, read_training
+from expand.run_clips import list_again, prepare_again
 from expand.session import Logged, Quiet, check_free, choose_dir, stop_signals, stored_config
 from expand.settle import check_unchanged, settle
 from expand.space.complexity import complexity_of
@@ -77,7 +79,7 @@ def _create(network: Network, config: Config, init: Path | None, run_dir: Path |
     if init:
         read_checkpoint(weights_at(init))  # what is wrong with it is said before the clips are decoded
     config = replace(config, data=_normalised_as(network, config.data))
-    data = _prepared(config, list_clips(config.data), network.factors, display, begins=True)
+    data = _prepared(config, list_clips(config.data), network.factors, display.say, begins=True)
     found.append(data)
     config = settle(config, data, paths.root.resolve().name)
     network = replace(network, name=paths.root.resolve().name, classes=len(data.classes), class_names=data.classes,
@@ -110,10 +112,10 @@ def _first_weights(network: Network, config: Config, init: Path, display: Displa
     return model
 
 
-def _prepared(config: Config, listed: ClipList, factors: Factors, display: Display, *,
-              begins: bool = False) -> PreparedData:
+def _prepared(config: Config, listed: ClipList, factors: Factors, report: Callable[[str], None], *,
+              begins: bool = False, run_list: Path | None = None) -> PreparedData:
     return prepare(config.data, short_side=int(factors.resolution * config.data.jitter_max) + 1,
-                   workers=available_cores(), report=display.say, listed=listed, begins=begins)
+                   workers=available_cores(), report=report, listed=listed, begins=begins, run_list=run_list)
 
 
 def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
@@ -130,14 +132,14 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
         display = Logged(display, paths) if group.is_first else display
 
         def prepared() -> PreparedData:
-            return _prepared(config, kept_clips(paths.clips, config.data), network.factors, display)
+            listed = list_again(paths.clips, config.data, spec["network"].get("class_names"))
+            return prepare_again(listed, paths.clips, config.data, spec | {"classes": spec["network"].get("class_names")},
+                                 lambda clips, say: _prepared(config, clips, network.factors, say, run_list=paths.clips),
+                                 display.say)
 
         # the first process decodes what is missing, the others find it done
         group.from_first(lambda: None if found else found.append(prepared()))
         data = found[0] if found else prepared()
-        if data.fingerprint != spec["fingerprint"]:
-            raise RunError("the clips were changed since the training began", where=config.data.source,
-                           fix="put the old clips back, or start a new training with the new ones")
         job = _job(paths, network, config)
         _introduce(display, job, data, group)
         for remark in runtime.remarks(group.size):

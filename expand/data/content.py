@@ -43,8 +43,8 @@ def content_hash(path: Path) -> str:
 
 
 def file_state(path: Path) -> str:
-    """What changes when somebody writes to the clip: a digest of size, modification time and inode, of a folder those
-    of all frames. 16 hexadecimal digits. Raises as `content_hash`."""
+    """What changes when somebody writes to the clip: a digest of size, times of modification and of change, and inode,
+    of a folder those of all frames. 16 hexadecimal digits. Raises as `content_hash`."""
     return _state(path)[0]
 
 
@@ -57,7 +57,8 @@ def _state(path: Path) -> tuple[str, int]:
             raise OSError(errno.EINVAL, "is not a regular file")
         latest_ns = max(latest_ns, about.st_mtime_ns)
         name = os.fsencode(file.name) if file != path else b""
-        digest.update(b"%d %d %d %s\0" % (about.st_size, about.st_mtime_ns, about.st_ino, name))
+        # the time of change too: programs that copy or restore a file give it any time of modification that they like
+        digest.update(b"%d %d %d %d %s\0" % (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino, name))
     return digest.hexdigest()[:_STATE], latest_ns
 
 

@@ -19,8 +19,9 @@ from expand.data.decode import UnreadableClip
 from expand.data.estimate import estimate_bytes
 from expand.data.lengths import median_length_s
 from expand.data.pool import process_map
-from expand.data.sources import SHOWN, SPLITS, Clip, ClipList, cache_dir, counted, list_clips, shown
+from expand.data.sources import PUT_BACK, SHOWN, SPLITS, Clip, ClipList, cache_dir, counted, list_clips, shown
 from expand.data.sources.balance import balance, balance_notes
+from expand.data.sources.base import CONTENT_DIGITS
 from expand.data.sources.checking import emptied
 from expand.errors import DataError
 
@@ -60,19 +61,19 @@ class PreparedData:
 
 def prepare(config: DataConfig, *, short_side: int, workers: int, report: Callable[[str], None],
             splits: Sequence[str] = SPLITS, listed: ClipList | None = None,
-            progress: Progress | None = None, begins: bool = False) -> PreparedData:
+            progress: Progress | None = None, begins: bool = False, run_list: Path | None = None) -> PreparedData:
     """List the clips, render the built-in ones if needed, and decode what is not yet in the frame cache.
 
     Frames are kept at min(source's short side, `short_side`) pixels, aspect kept; `workers` processes share the work;
-    of `splits` alone. `listed` takes the place of what `config` names. `report` gets lines for people. Several
-    processes may do the same at once: they share the work. Where a search or training `begins`, clips of a
-    single frame are left out, and uneven classes are said; one that goes on has the clips that it began with. Raises
-    `DataError` for whatever is wrong with the clips, among it more unreadable ones than `config.max_unreadable` of all
-    allows, and single frames alone where it `begins`.
+    of `splits` alone. `listed` takes the place of what `config` names. Where a search or training `begins`, clips of a
+    single frame are left out, and uneven classes are said; one that goes on has the clips that it began with, which
+    stand in the file `run_list` and must all be readable. `report` gets lines for people. Several processes may do the
+    same at once: they share the work. Raises `DataError` for whatever is wrong with the clips, among it more unreadable
+    ones than `config.max_unreadable` of all allows, and single frames alone where it `begins`.
     """
     listed = listed or list_clips(config, to_train="train" in splits)
     found = _gather(config, _only(listed, splits), short_side, workers, report, progress)
-    _check_dropped(config, found)
+    _check_dropped(config, found, run_list)
     if begins:
         found = _without_stills(found, report)
         kept = [isinstance(outcome, CachedClip) for outcome in found.outcomes]
@@ -81,7 +82,8 @@ def prepare(config: DataConfig, *, short_side: int, workers: int, report: Callab
     train, val, test = (tuple(clip for split, clip in found.kept if split == wanted)
                         for wanted in ("train", "val", "test"))
     median_s = median_length_s((split, clip.length_s) for split, clip in found.kept)
-    left = tuple(clip for clip, outcome in zip(found.listed.clips, found.outcomes) if isinstance(outcome, CachedClip))
+    left = tuple(replace(clip, content=outcome.content[:CONTENT_DIGITS])
+                 for clip, outcome in zip(found.listed.clips, found.outcomes) if isinstance(outcome, CachedClip))
     return PreparedData(listed.classes, train, val, test, found.dropped, median_s,
                         _fingerprint(listed.classes, found.kept), replace(listed, clips=left))
 
@@ -218,13 +220,18 @@ def _report_clips(found: _Gathered, cache: FrameCache, report: Callable[[str], N
         report(f"train shares {counted(shared, 'clip')} with val or test: accuracies on them say little")
 
 
-def _check_dropped(config: DataConfig, found: _Gathered) -> None:
+def _check_dropped(config: DataConfig, found: _Gathered, run_list: Path | None) -> None:
     listed, kept, dropped = found.listed, found.kept, found.dropped
     if not dropped:
         return
     total = len(listed.clips)
     lines = shown([f"{path}: {reason}" for path, reason in dropped])
-    if len(dropped) > config.max_unreadable * total:
+    is_over = len(dropped) > config.max_unreadable * total
+    if run_list is not None and (is_over or run_list.exists()):
+        raise DataError(f"{len(dropped)} of the {total} clips of this run cannot be read:\n{lines}",
+                        where=str(run_list) if run_list.exists() else None,
+                        fix=PUT_BACK if run_list.exists() else "put them back as they were, or mount their disk")
+    if is_over:
         raise DataError(f"{len(dropped)} of {total} clips cannot be read, more than data.max_unreadable "
                         f"({config.max_unreadable:g}) allows:\n{lines}",
                         fix="mend or remove them, check that relative paths are right"

@@ -143,6 +143,11 @@ class RunPaths:
         return self._file("clips.csv")
 
     @property
+    def clips_begun(self) -> Path:
+        """The same, with hashes of the clips; never edited, so that changes of the other can be told."""
+        return self._file("clips-begun.csv")
+
+    @property
     def tensorboard(self) -> Path:
         """The folder of such a training's TensorBoard events."""
         return self._folder("tensorboard")

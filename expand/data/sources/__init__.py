@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from expand.config.schema import DataConfig
 from expand.data import synthetic
 from expand.data.sources.base import SHOWN, SPLITS, Clip, ClipList, Entry, Found, absolute, counted, is_number, shown
 from expand.data.sources.checking import checked, refuse_missing
+from expand.data.sources.kept import other_orders, read_begun, refuse_changed, restored, write_kept
 from expand.data.sources.labels import unify_labels
 from expand.data.sources.location import cache_dir
 from expand.data.sources.qualities import keep_together
 from expand.data.sources.quarantine import left_out, quarantine_file, read_quarantine, write_quarantine
 from expand.data.sources.recognise import find_clips
 from expand.data.sources.split import make_splits
-from expand.data.sources.written import read_clips, write_clips
+from expand.data.sources.written import FIX, read_clips, read_rows, write_clips
 from expand.errors import DataError
 
-__all__ = ["SHOWN", "SPLITS", "Clip", "ClipList", "cache_dir", "count_classes", "counted", "keep_clips", "kept_clips",
-           "list_clips", "quarantine_file", "read_clips", "read_quarantine", "shown", "write_clips",
-           "write_quarantine"]
+__all__ = ["PUT_BACK", "SHOWN", "SPLITS", "Clip", "ClipList", "cache_dir", "count_classes", "counted", "keep_clips",
+           "kept_clips", "list_clips", "other_orders", "quarantine_file", "read_clips", "read_quarantine",
+           "refuse_changed", "shown", "write_clips", "write_quarantine"]
+
+PUT_BACK = ("put them back, or mount their disk; or, where they were moved, write their new places into that file: names "
+            "and contents must be the same")
 
 
 def list_clips(config: DataConfig, *, to_train: bool = True, quarantine: bool = True) -> ClipList:
@@ -68,19 +72,34 @@ def keep_clips(path: Path, config: DataConfig, listed: ClipList) -> None:
     """Writes the clips of a run to `path`, so that it goes on with the same ones whatever happens to their source; but
     not the built-in ones, which follow from `config` and may be rendered elsewhere. Raises as `write_clips`."""
     if not config.is_builtin:
-        write_clips(path, listed)
+        write_kept(path, listed)
 
 
-def kept_clips(path: Path, config: DataConfig) -> ClipList:
-    """The clips that `keep_clips` wrote to `path`, else those that `config` names. Raises as either, and `DataError`
-    where none of them is in its place any more."""
-    if not Path(path).exists():
-        return list_clips(config)
-    listed = read_clips(path)
+def kept_clips(path: Path, config: DataConfig, *, classes: Sequence[str] | None = None,
+               to_resume: bool = False) -> ClipList:
+    """The clips that `keep_clips` wrote to `path`, else those that `config` names; `classes`: those of the run.
+
+    `to_resume`: in the order that the run began with, and the very same ones; the list is written anew if it was
+    deleted. Raises `DataError` for a list that cannot be read, or where none of its clips is in its place any more;
+    `RunError` where other clips are to be resumed with.
+    """
+    path = Path(path)
+    begun = read_begun(path)
+    if not path.exists():
+        if begun is None:
+            return list_clips(config)
+        if to_resume:
+            write_clips(path, begun)
+        listed = begun
+    else:
+        names, rows = read_rows(path, begun.classes if begun else classes, fix=FIX if begun is None else
+                                f"it was changed by hand or cut: mend it, or delete it: `x3d-expand resume` writes it "
+                                "anew as it was")
+        listed = (restored(begun, rows, path) if begun and to_resume else
+                  ClipList(names, tuple(clip for _, clip in rows)))
     if listed.clips and not any(os.path.exists(clip.path) for clip in listed.clips):
         raise DataError(f"none of the {counted(len(listed.clips), 'clip')} of this run is there any more, the first is "
-                        f"{listed.clips[0].path}", where=str(path), fix="put them back; or, where they were moved, "
-                        "write their new places into that file: names and contents must be the same")
+                        f"{listed.clips[0].path}", where=str(path), fix=PUT_BACK)
     return listed
 
 

@@ -21,6 +21,8 @@ _SPLIT_PARTS = re.compile(r"(?:(?P<before>{0})[ ._-]*(?:sets?|splits?|data|datas
 SHOWN = 10
 """Mistakes named in an error; the rest are counted."""
 MOST_DIGITS = 18
+CONTENT_DIGITS = 32
+"""Hexadecimal digits that tell contents apart."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Clip:
     split: str
     group: str | None = None
     """What it shares with other clips (person, recording), where the source or `data.group` says so."""
+    content: str = field(default="", compare=False)
+    """The first `CONTENT_DIGITS` of the hash of its bytes, once they were read; "": not known."""
 
 
 @dataclass(frozen=True)

@@ -85,14 +85,16 @@ class ClipPaths:
     def find(self, text: str, hints: Sequence[str] = ()) -> str | None:
         """The path of the clip that `text` means, beginning with `start` where it is relative; None where there is
         none. One that lacks its suffix, or its folder, is looked for; `hints` are folders' names on the way to it."""
-        written = list(spellings(text))
-        for path in written:
-            if found := self._there(self._full(path)):
-                return found
-        for path in map(trim, written):
+        if found := self.as_spelled(text):
+            return found
+        for path in map(trim, spellings(text)):
             if found := self._by_name(path, hints):
                 return found
         return None
+
+    def as_spelled(self, text: str) -> str | None:
+        """The path of what `text` names in any of its spellings, where it is; None where there is nothing."""
+        return next((found for path in spellings(text) if (found := self._there(self._full(path)))), None)
 
     def exists(self, text: str) -> bool:
         """Whether `text`, as it is written or without its suffix, is the path of something."""
