@@ -22,7 +22,7 @@ def list_again(path: Path, config: DataConfig, classes: Sequence[str] | None) ->
     try:
         return kept_clips(path, config, classes=classes, to_resume=True)
     except DataError as error:
-        if path.exists():
+        if path.exists() or config.is_builtin:
             raise
         raise DataError(error.what, where=error.where, fix="the run has no list of its clips, and their source is "
                         f"another now: put {path.name} back into the run, or the clips as they were") from error

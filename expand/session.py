@@ -33,11 +33,11 @@ from expand.report.plots import plot_expansion
 from expand.report.summary import summarize
 from expand.report.tables import steps_frame
 from expand.report.words import duration, one_line
+from expand.run_clips import list_again, prepare_again
 from expand.rundir.files import make_dir, write_atomic, write_json
 from expand.rundir.journal import Journal, read_events, run_started
 from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
-from expand.run_clips import list_again, prepare_again
 from expand.settle import check_unchanged, settle
 from expand.training.estimate import estimate_seconds
 from expand.training.runtime import Runtime, settle_run
@@ -155,8 +155,9 @@ def go_on(run_dir: Path, display: Display | None, values: Mapping[str, Any] | No
         listed = list_again(paths.clips, config.data, started and started["classes"])
         space = Space(config.search, len(listed.classes))
         with early_start(config.run) as nursery:
-            data = prepare_again(listed, paths.clips, config.data, started,
-                                 lambda clips, say: _prepare(config, clips, space, say, run_list=paths.clips), display.say)
+            data = prepare_again(
+                listed, paths.clips, config.data, started,
+                lambda clips, say: _prepare(config, clips, space, say, run_list=paths.clips), display.say)
             _work(config, paths, data, runtime, display, nursery, lock)
     return paths.root
 
@@ -184,7 +185,8 @@ def check_free(paths: RunPaths) -> None:
     if paths.journal.exists() or paths.training.exists():
         raise RunError("a run is kept here", where=str(paths.root),
                        fix=f"go on with it: x3d-expand resume {paths.root}; or choose another --name")
-    known = {path.name for path in (paths.config, paths.clips, paths.clips_begun, paths.env, paths.lock, paths.log, paths.first_weights)}
+    known = {path.name for path in (paths.config, paths.clips, paths.clips_begun, paths.env, paths.lock, paths.log,
+                                    paths.first_weights)}
     if any(entry.name not in known and not entry.name.startswith(".tmp-") for entry in paths.root.iterdir()):
         raise RunError("holds files that are not a run's", where=str(paths.root),
                        fix="choose another --name or --run-dir")

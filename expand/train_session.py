@@ -31,11 +31,11 @@ from expand.model import X3D
 from expand.model.load import weights_at
 from expand.model.weights import load_checkpoint, read_checkpoint
 from expand.report.words import percent
+from expand.run_clips import list_again, prepare_again
 from expand.rundir.files import make_dir, read_json, write_atomic, write_json
 from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
 from expand.rundir.training import check_outcome, read_training
-from expand.run_clips import list_again, prepare_again
 from expand.session import Logged, Quiet, check_free, choose_dir, stop_signals, stored_config
 from expand.settle import check_unchanged, settle
 from expand.space.complexity import complexity_of
@@ -132,8 +132,9 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
         display = Logged(display, paths) if group.is_first else display
 
         def prepared() -> PreparedData:
-            listed = list_again(paths.clips, config.data, spec["network"].get("class_names"))
-            return prepare_again(listed, paths.clips, config.data, spec | {"classes": spec["network"].get("class_names")},
+            classes = spec["network"].get("class_names")
+            listed = list_again(paths.clips, config.data, classes)
+            return prepare_again(listed, paths.clips, config.data, spec | {"classes": classes},
                                  lambda clips, say: _prepared(config, clips, network.factors, say, run_list=paths.clips),
                                  display.say)
 

@@ -23,6 +23,7 @@ from expand.data.cache import CachedClip
 from expand.data.feed import dead_worker
 from expand.data.loader import eval_loader
 from expand.data.sources import SHOWN, kept_clips, shown
+from expand.data.sources.labels import label_key
 from expand.errors import DataError, RunError, UsageError, did_you_mean
 from expand.inference.ready import check_finite, ready
 from expand.machine import available_cores
@@ -186,14 +187,16 @@ def _matched(listed: ClipList, split: str, network: Network, log: Log) -> tuple[
             f"{network.classes - 1} for {listed.classes[-1]!r}, as the clips order them")
         return listed.classes, {label: label for label in range(network.classes)}
     used = sorted({clip.label for clip in listed.clips if clip.split == split})
-    known = {name: label for label, name in enumerate(names)}
-    strange = [listed.classes[label] for label in used if listed.classes[label] not in known]
+    known = {label_key(name): label for label, name in enumerate(names)} | {
+        name: label for label, name in enumerate(names)}
+    own = {label: name if (name := listed.classes[label]) in known else label_key(name) for label in used}
+    strange = [listed.classes[label] for label in used if own[label] not in known]
     if strange:
         lines = [repr(name) + (f"; {hint}" if (hint := did_you_mean(name, names)) else "") for name in strange]
         raise DataError(f"classes that the network does not know:\n{shown(lines)}",
                         fix=f"it knows {network.classes}: {', '.join(names[:SHOWN])}"
                             + (", ..." if network.classes > SHOWN else ""))
-    return names, {label: known[listed.classes[label]] for label in used}
+    return names, {label: known[own[label]] for label in used}
 
 
 def _default_folder(paths: RunPaths | None, clips: str | None, stem: str, network: Network) -> Path:

@@ -180,7 +180,7 @@ def _is_gone(paths: RunPaths, what: str) -> RunError:
 
 def _no_locks(path: Path, error: OSError) -> RunError:
     return RunError(f"its file system gives no lock ({error.strerror}), so that two processes could work on one run",
-                    where=str(path), fix="Keep the run on another (--run-dir, or --set run.runs_dir=DIR), or have it "
+                    where=str(path), fix="Keep the run on another (`search` and `train` take --run-dir), or have it "
                     "mounted with locks: Lustre with -o flock, NFS without nolock and with its lock daemon.")
 
 

@@ -31,11 +31,33 @@ def found(list_file: Path, **options: str) -> set[tuple[str, str]]:
     return {(listed.classes[clip.label], clip.path.stem) for clip in listed.clips}
 
 
-@pytest.mark.parametrize("header", [
-    "file_name,label", "filepath,label", "filename,category", "FileName,Category", "File Name,Class Name",
-    "file-name,class-name", "video_path,label", "video_name,tag", "video,action", "filename,class", "Filename,Class",
-    "clip_path,class_label", "video file path,activity", "name,target", "path,label_id", "image_path,y", "file_path,gloss",
-    '"file_name","label"', "'file_name','label'", "\ufefffile_name,label", "relative_path,gt_label", "src_file,label_name"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "file_name,label",
+        "filepath,label",
+        "filename,category",
+        "FileName,Category",
+        "File Name,Class Name",
+        "file-name,class-name",
+        "video_path,label",
+        "video_name,tag",
+        "video,action",
+        "filename,class",
+        "Filename,Class",
+        "clip_path,class_label",
+        "video file path,activity",
+        "name,target",
+        "path,label_id",
+        "image_path,y",
+        "file_path,gloss",
+        '"file_name","label"',
+        "'file_name','label'",
+        "\ufefffile_name,label",
+        "relative_path,gt_label",
+        "src_file,label_name",
+    ],
+)
 def test_columns_of_usual_names_are_found(clips: Path, header: str) -> None:
     lines = [f"../clips/{label}/{name}.mp4,{label}" for label, name in CLIPS]
     (clips / "lists/all.csv").write_text("\n".join([header, *lines]) + "\n")
@@ -45,34 +67,51 @@ def test_columns_of_usual_names_are_found(clips: Path, header: str) -> None:
 @pytest.mark.parametrize("delimiter", ["\t", ";", "|", ","])
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_columns_are_found_as_spreadsheets_part_and_encode_them(clips: Path, delimiter: str, ending: str,
-                                                                encoding: str) -> None:
-    rows = [("", "file_name", "label", "label_id", ""),
-            *((str(number), f"../clips/{label}/{name}.mp4", label, str(ord(label[0])), "")
-              for number, (label, name) in enumerate(CLIPS))]
+def test_columns_are_found_as_spreadsheets_part_and_encode_them(
+    clips: Path, delimiter: str, ending: str, encoding: str
+) -> None:
+    rows = [
+        ("", "file_name", "label", "label_id", ""),
+        *(
+            (str(number), f"../clips/{label}/{name}.mp4", label, str(ord(label[0])), "")
+            for number, (label, name) in enumerate(CLIPS)
+        ),
+    ]
     text = ending.join(delimiter.join(row) for row in [*rows, ("",) * 5])
     (clips / "lists/all.csv").write_bytes(text.encode(encoding))
     assert found(clips / "lists/all.csv") == set(CLIPS)
 
 
-@pytest.mark.parametrize("header, line", [
-    ("clip_name,clip_path,label", "{name},../clips/{label}/{name}.mp4,{label}"),
-    (",path,label", "7,../clips/{label}/{name}.mp4,{label}"),
-    ("Unnamed: 0,path,label", "7,../clips/{label}/{name}.mp4,{label}"),
-    ("id,filename,class_id,class_name", "7,../clips/{label}/{name}.mp4,{number},{label}"),
-    ("label,file_name,label_id", "{label},../clips/{label}/{name}.mp4,{number}"),
-    ("sep=,\nfile_name,label", "../clips/{label}/{name}.mp4,{label}"),
-    ("class_name,url,path", "{label},https://x.test/{name},../clips/{label}/{name}.mp4")])
+@pytest.mark.parametrize(
+    "header, line",
+    [
+        ("clip_name,clip_path,label", "{name},../clips/{label}/{name}.mp4,{label}"),
+        (",path,label", "7,../clips/{label}/{name}.mp4,{label}"),
+        ("Unnamed: 0,path,label", "7,../clips/{label}/{name}.mp4,{label}"),
+        ("id,filename,class_id,class_name", "7,../clips/{label}/{name}.mp4,{number},{label}"),
+        ("label,file_name,label_id", "{label},../clips/{label}/{name}.mp4,{number}"),
+        ("sep=,\nfile_name,label", "../clips/{label}/{name}.mp4,{label}"),
+        ("class_name,url,path", "{label},https://x.test/{name},../clips/{label}/{name}.mp4"),
+    ],
+)
 def test_the_path_and_the_classes_name_are_chosen_among_many_columns(clips: Path, header: str, line: str) -> None:
     lines = [line.format(label=label, name=name, number=len(label)) for label, name in CLIPS]
     (clips / "lists/all.csv").write_text("\n".join([header, *lines]))
     assert found(clips / "lists/all.csv") == set(CLIPS)
 
 
-@pytest.mark.parametrize("header, line", [
-    ("clip_name,tag", "{name}"), (",video_name,tag", "0,{name}.mp4"), ("youtube_id,label", "{name}"),
-    ("id,label", "{name}"), ("clip_path,label", "/{label}/{name}.mp4"), ("clip_path,label", "{label}/{name}"),
-    ("name,target", "{name}")])
+@pytest.mark.parametrize(
+    "header, line",
+    [
+        ("clip_name,tag", "{name}"),
+        (",video_name,tag", "0,{name}.mp4"),
+        ("youtube_id,label", "{name}"),
+        ("id,label", "{name}"),
+        ("clip_path,label", "/{label}/{name}.mp4"),
+        ("clip_path,label", "{label}/{name}"),
+        ("name,target", "{name}"),
+    ],
+)
 def test_clips_named_without_suffix_or_folder_are_looked_for(clips: Path, header: str, line: str) -> None:
     lines = [line.format(label=label, name=name) + f",{label}" for label, name in CLIPS]
     (clips / "clips/all.csv").write_text("\n".join([header, *lines]))
@@ -90,16 +129,28 @@ def test_of_two_files_of_one_name_the_one_in_its_classes_folder_is_taken(clips: 
     assert all(clip.path.parent.name == listed.classes[clip.label] for clip in listed.clips)
 
 
-@pytest.mark.parametrize("column, values", [
-    ("split", ("train", "val")), ("Set", ("Train", "Validation")), ("subset", ("training", "dev")),
-    ("partition", ("TRAIN", "VALID")), ("Usage", ("Training", "PublicTest")), ("my_subset", ("training", "validation")),
-    ("fold", ("train", "val")), ("is_train", ("1", "0")), ("is_valid", ("False", "True")), ("phase", ("tr", "eval"))])
+@pytest.mark.parametrize(
+    "column, values",
+    [
+        ("split", ("train", "val")),
+        ("Set", ("Train", "Validation")),
+        ("subset", ("training", "dev")),
+        ("partition", ("TRAIN", "VALID")),
+        ("Usage", ("Training", "PublicTest")),
+        ("my_subset", ("training", "validation")),
+        ("fold", ("train", "val")),
+        ("is_train", ("1", "0")),
+        ("is_valid", ("False", "True")),
+        ("phase", ("tr", "eval")),
+    ],
+)
 def test_columns_that_say_the_split_are_found(clips: Path, column: str, values: tuple[str, str]) -> None:
     lines = [f"../clips/{label}/{name}.mp4,{label},{values[name.endswith('2')]}" for label, name in CLIPS]
     (clips / "lists/all.csv").write_text("\n".join([f"file_name,label,{column}", *lines]))
     listed = list_clips(DataConfig(path=str(clips / "lists/all.csv")))
     assert {clip.path.stem: clip.split for clip in listed.clips} == {
-        name: "val" if name.endswith("2") else "train" for _, name in CLIPS}
+        name: "val" if name.endswith("2") else "train" for _, name in CLIPS
+    }
 
 
 def test_a_fold_of_numbers_is_no_split_and_other_values_of_a_split_are_mistakes(clips: Path) -> None:
@@ -113,8 +164,9 @@ def test_a_fold_of_numbers_is_no_split_and_other_values_of_a_split_are_mistakes(
 
 @pytest.mark.parametrize("as_array", [False, True])
 def test_json_lines_are_read_by_the_same_names(clips: Path, as_array: bool) -> None:
-    values = [{"file_name": f"../clips/{label}/{name}.mp4", "label": len(label), "class_name": label}
-              for label, name in CLIPS]
+    values = [
+        {"file_name": f"../clips/{label}/{name}.mp4", "label": len(label), "class_name": label} for label, name in CLIPS
+    ]
     text = json.dumps(values, indent=1) if as_array else "\n".join(map(json.dumps, values))
     (clips / "lists/metadata.jsonl").write_text(text)
     assert found(clips / "lists/metadata.jsonl") == set(CLIPS)
@@ -123,8 +175,10 @@ def test_json_lines_are_read_by_the_same_names(clips: Path, as_array: bool) -> N
 @pytest.mark.parametrize("header", ["foo,bar", "foo,label", "file_name,bar", "movie title,mood", "a b", "foo,bar,baz"])
 def test_a_header_of_unknown_names_is_refused_and_never_a_clip(clips: Path, header: str) -> None:
     delimiter = "," if "," in header else " "
-    lines = [delimiter.join([f"../clips/{label}/{name}.mp4", label, "x"][:header.count(delimiter) + 1])
-             for label, name in CLIPS]
+    lines = [
+        delimiter.join([f"../clips/{label}/{name}.mp4", label, "x"][: header.count(delimiter) + 1])
+        for label, name in CLIPS
+    ]
     (clips / "lists/all.csv").write_text("\n".join([header, *lines]))
     with pytest.raises(DataError, match=r"all.csv:1: no column for") as raised:
         list_clips(DataConfig(path=str(clips / "lists/all.csv")))
@@ -136,7 +190,9 @@ def test_a_first_clip_that_is_there_is_no_header(clips: Path) -> None:
     for label in ("action", "wave"):
         (clips / "lists" / f"video {label}").mkdir()
     (clips / "lists/video").mkdir()
-    (clips / "lists/all.txt").write_text("video action\nvideo wave\n../clips/run/a0.mp4 action\n../clips/run/a1.mp4 wave\n")
+    (clips / "lists/all.txt").write_text(
+        "video action\nvideo wave\n../clips/run/a0.mp4 action\n../clips/run/a1.mp4 wave\n"
+    )
     listed = list_clips(DataConfig(path=str(clips / "lists/all.txt")))
     assert listed.classes == ("action", "wave") and len(listed.clips) == 4
 

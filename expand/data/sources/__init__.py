@@ -28,8 +28,8 @@ __all__ = ["PUT_BACK", "SHOWN", "SPLITS", "Clip", "ClipList", "cache_dir", "coun
            "kept_clips", "list_clips", "other_orders", "quarantine_file", "read_clips", "read_quarantine",
            "refuse_changed", "shown", "write_clips", "write_quarantine"]
 
-PUT_BACK = ("put them back, or mount their disk; or, where they were moved, write their new places into that file: names "
-            "and contents must be the same")
+PUT_BACK = ("put them back, or mount their disk; or, where they were moved, write their new places into that file: "
+            "names and contents must be the same")
 
 
 def list_clips(config: DataConfig, *, to_train: bool = True, quarantine: bool = True) -> ClipList:
@@ -93,7 +93,7 @@ def kept_clips(path: Path, config: DataConfig, *, classes: Sequence[str] | None 
         listed = begun
     else:
         names, rows = read_rows(path, begun.classes if begun else classes, fix=FIX if begun is None else
-                                f"it was changed by hand or cut: mend it, or delete it: `x3d-expand resume` writes it "
+                                "it was changed by hand or cut: mend it, or delete it: `x3d-expand resume` writes it "
                                 "anew as it was")
         listed = (restored(begun, rows, path) if begun and to_resume else
                   ClipList(names, tuple(clip for _, clip in rows)))

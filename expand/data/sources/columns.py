@@ -38,7 +38,8 @@ SPLIT_VALUES = {**SPLIT_NAMES, "tr": "train", "trn": "train", "dev": "val", "dev
                 "evaluation": "val", "publictest": "val", "privatetest": "test", "te": "test", "tst": "test"}
 YES, NO = {"1", "1.0", "true", "yes", "t", "y", "x"}, {"0", "0.0", "false", "no", "f", "n", ""}
 PATH_LIKE = re.compile(r"(?:video|clip|file|movie|media|mp4|avi|rgb|image|img|frames?|relative|rel|absolute|abs|local|"
-                       r"full|input|source|src|my|data)+(?:path|file|filename|filepath|dir|directory|folder|location)s?")
+                       r"full|input|source|src|my|data)+(?:path|file|filename|filepath|dir|directory|folder|"
+                       r"location)s?")
 LABEL_LIKE = re.compile(r"(?:video|clip|action|activity|gesture|sign|event|emotion|target|true|gt|groundtruth|class|"
                         r"label|category|coarse|fine)+(?:label|class|category|tag|name|text)s?")
 SPLIT_LIKE = re.compile(r".+(?:subset|split|partition)")
@@ -74,7 +75,8 @@ def find_columns(header: Sequence[str]) -> Columns:
         wanted = [normal(name) for name in known]
         found = next((names.index(name) for name in wanted if name in names and names.index(name) != taken), None)
         if found is None and pattern:
-            found = next((place for place, name in enumerate(names) if place != taken and pattern.fullmatch(name)), None)
+            fitting = (place for place, name in enumerate(names) if place != taken and pattern.fullmatch(name))
+            found = next(fitting, None)
         return found
 
     path = first(PATHS, PATH_LIKE)

@@ -37,8 +37,8 @@ def read_begun(path: Path) -> ClipList | None:
     file = begun_file(path)
     if not file.exists():
         return None
-    names, rows = read_rows(file, contents=True, fix=f"remove it: the run then goes on with {Path(path).name} as it is, "
-                            "but clips that were changed since it began are not noticed")
+    names, rows = read_rows(file, contents=True, fix=f"remove it: the run then goes on with {Path(path).name} as it "
+                            "is, but clips that were changed since it began are not noticed")
     return ClipList(names, tuple(clip for _, clip in rows))
 
 
@@ -61,15 +61,15 @@ def restored(begun: ClipList, rows: Rows, path: Path) -> ClipList:
         for what, then, now in (("class", begun.classes[was.label], begun.classes[clip.label]),
                                 ("split", was.split, clip.split)):
             if then != now:
-                changes.append((line, f"{path}:{line}: {clip.path} has the {what} {now!r}; it was {then!r} when the run "
-                                      "began"))
+                text = f"{path}:{line}: {clip.path} has the {what} {now!r}; it was {then!r} when the run began"
+                changes.append((line, text))
     lines = [text for _, text in sorted(changes)]
     lines += [f"a line is missing: {clip.path},{begun.classes[clip.label]},{clip.split}"
               for number, clip in enumerate(begun.clips) if number not in found]
     if lines:
         raise RunError(f"{counted(len(lines), 'difference')} from the clips that the run began with:\n{shown(lines)}",
-                       where=str(path), fix=f"mend these lines, or delete {Path(path).name}: `x3d-expand resume` writes "
-                       "it anew as it was; other clips need a new run")
+                       where=str(path), fix=f"mend these lines, or delete {Path(path).name}: `x3d-expand resume` "
+                       "writes it anew as it was; other clips need a new run")
     return ClipList(begun.classes, tuple(found[number] for number in range(len(begun.clips))))
 
 
@@ -97,7 +97,7 @@ def _partners(begun: Sequence[Clip], clips: Sequence[Clip]) -> list[int | None]:
 
     pair({number: (clip.path, clip.label, clip.split) for number, clip in enumerate(begun)},
          {place: (clip.path, clip.label, clip.split) for place, clip in enumerate(clips)})
-    pair({number: clip.path for number, clip in enumerate(begun)}, {place: clip.path for place, clip in enumerate(clips)})
+    pair(dict(enumerate(clip.path for clip in begun)), dict(enumerate(clip.path for clip in clips)))
     for with_class in (True, False):
         deepest = max((len(_way(begun[number])) for number in free), default=0) if left else 0
         for depth in range(deepest, 0, -1):

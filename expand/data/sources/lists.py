@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from expand.data.sources.base import Entry, Found, absolute, counted, in_order, is_number, mistakes_error, shown
+from expand.data.sources.base import Entry, Found, absolute, in_order, is_number, mistakes_error
 from expand.data.sources.columns import IDS, LABELS, PATHS, Columns, find_columns, flagged_split, is_known, split_of
 from expand.data.sources.labels import label_number, one_spelling, refuse_negative
 from expand.data.sources.paths import PLAIN, SUFFIX, ClipPaths, foreign, spellings, trim, unquoted
@@ -217,7 +217,8 @@ def _may_be_header(fields: Sequence[str], places: ClipPaths) -> bool:
 def _is_header(fields: Sequence[str], others: Sequence[str], delimiter: str, places: ClipPaths) -> bool:
     """Whether a first line without the columns that are needed is a header nevertheless: it has a column's name and
     no number, or nothing that is a path where each of the `others` has one."""
-    if len(fields) > 1 and not any(is_number(field.strip()) for field in fields) and find_columns(fields).path is not None:
+    has_number = any(is_number(field.strip()) for field in fields)
+    if len(fields) > 1 and not has_number and find_columns(fields).path is not None:
         return True
     if any(places.exists(field.strip()) for field in fields if field.strip()):
         return False
