@@ -134,9 +134,9 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
         def prepared() -> PreparedData:
             classes = spec["network"].get("class_names")
             listed = list_again(paths.clips, config.data, classes)
-            return prepare_again(listed, paths.clips, config.data, spec | {"classes": classes},
-                                 lambda clips, say: _prepared(config, clips, network.factors, say, run_list=paths.clips),
-                                 display.say)
+            return prepare_again(
+                listed, paths.clips, config.data, spec | {"classes": classes},
+                lambda clips, say: _prepared(config, clips, network.factors, say, run_list=paths.clips), display.say)
 
         # the first process decodes what is missing, the others find it done
         group.from_first(lambda: None if found else found.append(prepared()))
