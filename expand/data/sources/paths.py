@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from urllib.parse import unquote, urlsplit
 
-from expand.data.sources.walk import SIDE_FILES, files_in, folders_in, stem_of
+from expand.data.file_kinds import is_clip_file
+from expand.data.sources.walk import files_in, folders_in, stem_of
 from expand.errors import DataError
 
 SUFFIX = re.compile(r"\.[A-Za-z]\w{1,4}$")
@@ -147,7 +148,7 @@ class ClipPaths:
         if folder not in self._stems:
             names = sorted(self._listing(folder) or ())
             self._stems[folder] = {stem_of(file): file for file in reversed(names) if SUFFIX.search(file)
-                                   and os.path.splitext(file)[1].lower() not in SIDE_FILES}
+                                   and is_clip_file(file)}
         file = self._stems[folder].get(name)
         return os.path.join(folder, file) if file else None
 
@@ -189,7 +190,7 @@ class ClipPaths:
         except DataError:  # of a folder that may not be read, nothing is known
             return
         for name in files:
-            if os.path.splitext(name)[1].lower() not in SIDE_FILES:
+            if is_clip_file(name):
                 for key in {name, stem_of(name)}:
                     self._index.setdefault(key, []).append(os.path.join(folder, name))
         for name in folders if depth else ():
