@@ -38,7 +38,7 @@ from expand.rundir.files import make_dir, write_atomic, write_json
 from expand.rundir.journal import Journal, read_events, run_started
 from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
-from expand.settle import check_unchanged, settle
+from expand.settle import check_recipes, check_unchanged, settle
 from expand.training.estimate import estimate_seconds
 from expand.training.runtime import Runtime, settle_run
 
@@ -112,6 +112,7 @@ def begin(config: Config, run_dir: Path | None, name: str, display: Display | No
     listed = list_clips(config.data)
     space = Space(config.search, len(listed.classes))
     check_target(space)
+    check_recipes(config, space)
     library.load()  # kernels or a device that are not there are said before the clips are decoded
     runtime = Runtime.of(settle_run(config.run))
     paths = RunPaths(run_dir or choose_dir(config, name))
@@ -119,6 +120,7 @@ def begin(config: Config, run_dir: Path | None, name: str, display: Display | No
     with early_start(config.run) as nursery:
         data = _prepare(config, listed, space, display.say, begins=True)
         config = settle(config, data, paths.root.resolve().name)
+        check_recipes(config, space, len(data.train))
         estimate = _estimate(config, space, data, runtime)
         display.say(f"{estimate.candidates} candidates in {estimate.steps} steps, "
                     f"{estimate.gflops:.3g} GFLOPs a clip in all; roughly {_rough(estimate.seconds)}")

@@ -10,12 +10,19 @@ from expand.config.checks import RUN_NAME
 from expand.config.schema import DataConfig
 from expand.data import PreparedData
 from expand.errors import RunError
+from expand.expansion.rules import Space
+from expand.space.axes import AXES
+from expand.space.factors import Factors
+from expand.space.geometry import Geometry
+from expand.training.recipe import check_batches
 from expand.training.recipe import settle as settle_recipe
 from expand.training.runtime import settle_run
 
 HARMLESS = ("run.name", "run.executor", "run.workers", "run.runs_dir", "run.checkpoint_every_s", "run.heartbeat_s",
             "run.retries", "data.cache_dir", "data.cache_gb", "data.timeout_s")
 """Options that cannot alter a result, so that a run may be continued with other values."""
+ANY_NUMBER = 10**6
+"""Of train clips, before they are counted."""
 
 
 def settle(config: Config, data: PreparedData, name: str) -> Config:
@@ -28,6 +35,22 @@ def settle(config: Config, data: PreparedData, name: str) -> Config:
     return replace(config, data=_absolute(config.data), search=replace(config.search, limits=limits),
                    candidate=settle_recipe(config.candidate, clips), final=settle_recipe(config.final, clips),
                    run=replace(settle_run(config.run), name=name if RUN_NAME.match(name) else None))
+
+
+def check_recipes(config: Config, space: Space, clips: int = ANY_NUMBER) -> None:
+    """Raises `UsageError` where a search cannot train its networks for want of clips in a batch (`check_batches`), with
+    `clips` in the train split. The final training counts as the basis, which its winner cannot be smaller than, unless
+    the first step of every axis is one that can be trained and that the target allows."""
+    basis = space.basis().factors
+
+    def geometry(factors: Factors) -> Geometry:
+        return Geometry.of(factors, space.classes)
+
+    check_batches(settle_recipe(config.candidate, clips), clips, geometry(basis), "candidate")
+    first = [AXES[name].grow(basis, 1, space.bounds) for name in space.config.axes]
+    smallest = first if all(space.complexity(factors) <= space.target for factors in first) else [basis]
+    for factors in smallest:
+        check_batches(settle_recipe(config.final, clips), clips, geometry(factors), "final")
 
 
 def _absolute(data: DataConfig) -> DataConfig:

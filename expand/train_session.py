@@ -37,7 +37,7 @@ from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
 from expand.rundir.training import check_outcome, read_training
 from expand.session import Logged, Quiet, check_free, choose_dir, stop_signals, stored_config
-from expand.settle import check_unchanged, settle
+from expand.settle import ANY_NUMBER, check_unchanged, settle
 from expand.space.complexity import complexity_of
 from expand.space.factors import Factors
 from expand.space.network import Network, dump_network, load_network
@@ -47,6 +47,8 @@ from expand.training.checkpoint import save_weights
 from expand.training.distributed import Group, process_group
 from expand.training.evaluate import wilson_interval
 from expand.training.job import Hooks, Job, candidate_seed
+from expand.training.recipe import check_batches
+from expand.training.recipe import settle as settle_recipe
 from expand.training.runtime import Runtime, settle_run
 
 
@@ -78,10 +80,12 @@ def _create(network: Network, config: Config, init: Path | None, run_dir: Path |
     check_free(paths)
     if init:
         read_checkpoint(weights_at(init))  # what is wrong with it is said before the clips are decoded
+    check_batches(settle_recipe(config.final, ANY_NUMBER), ANY_NUMBER, network.geometry)
     config = replace(config, data=_normalised_as(network, config.data))
     data = _prepared(config, list_clips(config.data), network.factors, display.say, begins=True)
     found.append(data)
     config = settle(config, data, paths.root.resolve().name)
+    check_batches(config.final, len(data.train), network.geometry)
     network = replace(network, name=paths.root.resolve().name, classes=len(data.classes), class_names=data.classes,
                       mean=config.data.mean, std=config.data.std)
     first = _first_weights(network, config, init, display) if init else None

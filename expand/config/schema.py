@@ -242,7 +242,8 @@ class RecipeConfig:
     0: off, the last weights are kept."""
     accumulation: int = opt(1, ge=1, le=100_000)
     """Parts that a batch is split into, one after another through the network: less memory for the same update, but
-    batch norm averages over a part only. Doubled by itself where the memory does not suffice."""
+    batch norm averages over a part only, so that there are never more than batch norm can be trained in: halves of the
+    batch, for a network of one frame and 32 pixels. Doubled by itself where the memory does not suffice."""
     eval_every: int = opt(0, ge=0)
     """Epochs between two measurements on val during the training, for its curve; 0: only at the end."""
     precise_bn_batches: int = opt(200, ge=0)

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from expand.config.schema import DataConfig
 from expand.data.access import CachedClip
+from expand.data.batches import updates_per_epoch
 from expand.data.feed import CPU, Feed, Plan
 from expand.data.pictures import Desk, Pictures, Samples, padded, resized
 from expand.data.prepared import PreparedData
@@ -72,14 +73,12 @@ class TrainBatches:
     def epoch(self, number: int, start_batch: int = 0) -> Batches:
         """Epoch `number` in batches (x_BCTHW float32, y_B int64), H = W = `resolution`; x is channels-last in memory.
 
-        The last batch may be smaller, but a single clip is left out (batch norm has nothing to average over). The first
-        `start_batch` batches are skipped without reading. Raises `DataError` while iterating where a clip is gone or a
-        loader process dies.
+        The last batch may be smaller, but is not a single clip (`updates_per_epoch`). The first `start_batch` batches
+        are skipped without reading. Raises `DataError` while iterating where a clip is gone or a loader process dies.
         """
         order = np.random.default_rng([ORDER_STREAM, self._seed, number]).permutation(len(self._clips)).tolist()
-        batches = [order[first:first + self._batch_size] for first in range(0, len(order), self._batch_size)]
-        if len(batches) > 1 and self._batch_size > 1 and len(batches[-1]) == 1:
-            batches.pop()
+        updates = updates_per_epoch(len(order), self._batch_size)
+        batches = [order[first:first + self._batch_size] for first in range(0, len(order), self._batch_size)][:updates]
         if self._share:
             batches = [[batch[row] for row in self._share(len(batch))] for batch in batches]
         joint = [batches[first:first + self._together] for first in range(start_batch, len(batches), self._together)]

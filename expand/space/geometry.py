@@ -80,6 +80,12 @@ class Geometry:
             side = halved(side)
         return self.frames, side, side
 
+    @property
+    def least_clips(self) -> int:
+        """Fewest clips that can be trained on at a time: batch norm takes a variance, which needs two values a channel.
+        The last stage and the head have fewest, `head_window` a clip: only of one frame and up to 32 pixels one."""
+        return 1 if math.prod(self.head_window) > 1 else 2
+
     @classmethod
     def of(cls, factors: Factors, classes: int, *, first_projection_bn: bool = True) -> Geometry:
         """Shapes of the network of `factors` with `classes` outputs.

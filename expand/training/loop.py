@@ -12,8 +12,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from expand.config.schema import RecipeConfig
 from expand.data import PreparedData
+from expand.data.batches import clips_of_batch
 from expand.data.loader import Batches
-from expand.errors import CandidateFailed, Interrupted
+from expand.errors import CandidateFailed, Interrupted, UsageError
 from expand.model import X3D
 from expand.model.weights import load_checkpoint
 from expand.training import checkpoint
@@ -23,7 +24,7 @@ from expand.training.graphs import GraphedStep
 from expand.training.job import Hooks, Job, Tick
 from expand.training.measuring import Measured
 from expand.training.metrics import Metrics
-from expand.training.recipe import clips_of_batch, learning_rate
+from expand.training.recipe import check_batches, learning_rate
 from expand.training.restoring import Course, restore
 from expand.training.runtime import Runtime, lacks_memory
 from expand.training.stopwatch import CLIPS, PHASES, STEP, Stopwatch
@@ -51,6 +52,10 @@ class Training(Measured):
         job, runtime = self.job, self.runtime
         runtime.prepare()
         runtime.reset_peak_memory()
+        try:
+            check_batches(job.recipe, len(self.data.train), job.network.geometry)
+        except UsageError as error:
+            raise CandidateFailed(error.what) from error
         torch.manual_seed(job.seed)
         self.model = X3D.of(job.network, dropout=job.recipe.dropout)
         if job.first_weights is not None:
@@ -72,7 +77,8 @@ class Training(Measured):
             lambda state: restore(state, self.model, self.optimizer, course, self.average),
             lambda text: self.hooks.log(f"{job.id}: {text}"))
         progress = found or Progress()
-        progress.parts = min(job.recipe.batch_size, max(progress.parts, job.recipe.accumulation * job.parts))
+        progress.parts = min(self._most_parts(job.recipe.batch_size),
+                             max(progress.parts, job.recipe.accumulation * job.parts))
         return progress
 
     def save(self) -> None:
@@ -102,7 +108,7 @@ class Training(Measured):
             while self.progress.epoch < self.job.recipe.epochs:
                 self._epoch(batches.epoch(self.progress.epoch, self.progress.batch))
         self._forget_graph()
-        self.parts = self.progress.parts
+        self.parts = min(self.progress.parts, self._most_parts(self.job.recipe.batch_size))
         self.save()
 
     def _epoch(self, batches: Batches) -> None:
@@ -145,7 +151,7 @@ class Training(Measured):
         y_B = y_B.to(self.runtime.device, non_blocking=True)
         gradients = self.graphed or self._gradients
         while (sums := gradients(x_BCTHW, y_B, clips)) is None:
-            self._halve(clips)
+            self._halve(self._most_parts(clips))
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
@@ -160,7 +166,9 @@ class Training(Measured):
     def _gradients(self, x_BCTHW: torch.Tensor, y_B: torch.Tensor, clips: int) -> torch.Tensor | None:
         """The gradients of a batch's mean loss, in `progress.parts` parts. Sums over the clips at hand: loss, right
         guesses; None where the memory did not suffice for a part that can be smaller."""
-        parts = max(1, min(self.progress.parts, clips // self.group.size))
+        # in a group batch norm is over all processes' parts, so that each may be one clip
+        most = self._most_parts(clips) if self.group.size == 1 else max(1, clips // self.group.size)
+        parts = min(self.progress.parts, most)
         sums = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
         self.optimizer.zero_grad(set_to_none=True)
         try:
@@ -170,7 +178,7 @@ class Training(Measured):
                     sums += self._part(x_BCTHW, y_B, clips, part, parts)
         except (MemoryError, RuntimeError) as error:
             # in a group the others wait in the middle of this very batch, and nothing but the group's end frees them
-            if not lacks_memory(error) or parts == clips or self.group.size > 1:
+            if not lacks_memory(error) or parts == most or self.group.size > 1:
                 raise
             return None
         return sums

@@ -9,6 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from expand.data import PreparedData
+from expand.data.batches import clips_of_batch, updates_per_epoch
 from expand.data.loader import TrainBatches, eval_loader
 from expand.errors import CandidateFailed, Interrupted
 from expand.machine import give_back_freed_memory
@@ -19,7 +20,7 @@ from expand.training.evaluate import Evaluation, judged, score_videos
 from expand.training.graphs import GraphedStep
 from expand.training.job import Hooks, Job
 from expand.training.norms import measure_norms
-from expand.training.recipe import clips_of_batch, updates_per_epoch
+from expand.training.recipe import most_parts
 from expand.training.runtime import Runtime, lacks_memory
 from expand.training.stopwatch import Stopwatch
 
@@ -71,27 +72,34 @@ class Measured:
         batches = min(self.job.recipe.precise_bn_batches, self.updates)
         if batches:
             with self.watch.phase("norms_s"):
-                self._with_less_memory(lambda: self._measure_norms(batches))
+                self._with_less_memory(lambda: self._measure_norms(batches),
+                                       self._most_parts(self.job.recipe.batch_size))
             self._check_weights("after its norms were measured")
 
     def _measure_norms(self, batches: int) -> None:
         recipe, clips = self.job.recipe, len(self.data.train)
         parts = max(1, self.progress.parts // recipe.accumulation)  # an accumulation alone has whole batches here
-        counts = [min(parts, clips_of_batch(batch, clips, recipe.batch_size)) for batch in range(batches)]
+        counts = [min(parts, self._most_parts(clips_of_batch(batch, clips, recipe.batch_size)))
+                  for batch in range(batches)]
         with self._train_batches(whole=True) as fresh:
             chosen = zip(self._stoppable(fresh.epoch(recipe.epochs)), counts, strict=False)
             pieces = (piece for (x_BCTHW, _), count in chosen for piece in x_BCTHW.tensor_split(count))
             measure_norms(self.result, pieces, sum(counts), self.runtime)
 
-    def _with_less_memory(self, work: Callable[[], T]) -> T:
-        """What `work` gives; where its memory did not suffice it is done again, with half of each batch at a time."""
+    def _most_parts(self, clips: int) -> int:
+        """Into how many parts a batch of `clips` can go, with batch norm over a part."""
+        return most_parts(clips, self.model.geometry)
+
+    def _with_less_memory(self, work: Callable[[], T], most: int) -> T:
+        """What `work` gives; where its memory did not suffice it is done again, with half of each batch at a time, down
+        to `most` parts."""
         while True:
             try:
                 return work()
             except (MemoryError, RuntimeError) as error:
-                if not lacks_memory(error) or self.progress.parts >= self.job.recipe.batch_size or self.group.size > 1:
+                if not lacks_memory(error) or self.progress.parts >= most or self.group.size > 1:
                     raise
-            self._halve(self.job.recipe.batch_size)
+            self._halve(most)
 
     def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
         """`batches` for as long as nobody asks to stop; the training itself is on disk by then."""
@@ -103,7 +111,7 @@ class Measured:
     def evaluate(self, split: str) -> Evaluation:
         """Measures the network on `split` (`val` or `test`); in smaller batches where the memory does not suffice."""
         with self.watch.phase("evaluate_s"):
-            return self._with_less_memory(lambda: self._evaluation(split))
+            return self._with_less_memory(lambda: self._evaluation(split), self.job.recipe.batch_size)
 
     @property
     def _measured_batch(self) -> int:
@@ -145,8 +153,9 @@ class Measured:
         if spoilt:
             raise CandidateFailed(f"{len(spoilt)} of its weights are not finite {moment}, such as {spoilt[0]}")
 
-    def _halve(self, clips: int) -> None:
-        self.progress.parts = min(2 * self.progress.parts, clips)
+    def _halve(self, most: int) -> None:
+        """Twice as many parts from now on, but not more than `most`."""
+        self.progress.parts = min(2 * self.progress.parts, most)
         self.optimizer.zero_grad(set_to_none=True)
         self._forget_graph()
         self.runtime.release_memory()

@@ -6,6 +6,9 @@ import math
 from dataclasses import replace
 
 from expand.config.schema import RecipeConfig
+from expand.data.batches import clips_of_batch, updates_per_epoch
+from expand.errors import UsageError
+from expand.space.geometry import Geometry
 
 REFERENCE_BATCH = 128
 """The batch at which `RecipeConfig.lr` is stated."""
@@ -25,15 +28,25 @@ def settle(recipe: RecipeConfig, clips: int) -> RecipeConfig:
     return replace(recipe, batch_size=batch_size, epochs=epochs)
 
 
-def updates_per_epoch(clips: int, batch_size: int) -> int:
-    """Batches of an epoch. A last batch of one clip is left out: batch norm needs more than one."""
-    full, rest = divmod(clips, batch_size)
-    return max(1, full + (rest > 1))
+def most_parts(clips: int, geometry: Geometry) -> int:
+    """Parts into which a batch of `clips` can be split at most: none has fewer than `Geometry.least_clips`."""
+    return max(1, clips // geometry.least_clips)
 
 
-def clips_of_batch(batch: int, clips: int, batch_size: int) -> int:
-    """Clips in batch number `batch` of an epoch: the last one may be smaller."""
-    return min(batch_size, clips - batch * batch_size)
+def check_batches(recipe: RecipeConfig, clips: int, geometry: Geometry, section: str = "final") -> None:
+    """Raises `UsageError` where the network `geometry` has too few values a channel for batch norm in a batch of
+    `clips` train clips. `section` holds the recipe's options: `candidate` or `final`."""
+    smallest = clips_of_batch(updates_per_epoch(clips, recipe.batch_size) - 1, clips, recipe.batch_size)
+    if smallest >= geometry.least_clips:
+        return
+    reason = (f"batch norm needs two values a channel, and of a clip of {geometry.frames} frame and "
+              f"{geometry.resolution} pixels the last layers have one")
+    if recipe.batch_size < geometry.least_clips:
+        raise UsageError(f"batches of {smallest} clip cannot be trained on: {reason}", where=f"{section}.batch_size",
+                         fix=f"take {geometry.least_clips} clips or more a batch (--set {section}.batch_size=8), "
+                             "or a network of more frames or pixels")
+    raise UsageError(f"{smallest} train clip alone cannot be trained on: {reason}", where="data.train",
+                     fix="give more clips, or take a network of more frames or pixels")
 
 
 def learning_rate(update: int, updates: int, recipe: RecipeConfig) -> float:

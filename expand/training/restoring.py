@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from expand.data.batches import clips_of_batch, updates_per_epoch
 from expand.fields import Check, Wrong, list_of, mapping_of, number, record, text, whole
 from expand.model.archive import Damaged
 from expand.training.checkpoint import Progress, gpu_of
-from expand.training.recipe import clips_of_batch, updates_per_epoch
 from expand.training.stopwatch import OTHER, STEP
 
 MOST_COLUMNS = 100

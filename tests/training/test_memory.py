@@ -108,7 +108,8 @@ def test_a_measurement_in_smaller_batches_is_noted(job, data, monkeypatch):
     assert outcome.notes == ["for lack of memory, it was measured in batches of 2"]
 
 
-@pytest.mark.parametrize(("accumulation", "parts", "expected"), [(1, 1, 1), (1, 4, 4), (2, 2, 4), (4, 8, 8)])
+@pytest.mark.parametrize(("accumulation", "parts", "expected"), [
+    (1, 1, 1), (1, 4, 4), (2, 2, 4), (4, 8, 4)])  # not 8: batch norm cannot be trained on one clip here
 def test_a_job_may_ask_for_parts_from_the_start_and_is_the_same_training(job, data, accumulation, parts, expected):
     job = replace(job, recipe=replace(RECIPE, accumulation=accumulation))
     before = Training(job, data, RUNTIME, Hooks())
