@@ -6,14 +6,16 @@ of a zip file, which torch and others pass over) with the SHA-256 of all that co
 
 from __future__ import annotations
 
+import _compat_pickle
 import hashlib
 import os
 import pickletools
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import torch
 
@@ -33,12 +35,59 @@ ALLOWED = ("collections OrderedDict", "torch Size", "torch device", "torch.seria
 gigabytes of a few bytes (`bytearray`, `_codecs.encode`)."""
 
 
+INERT = ("argparse", "pathlib", "datetime", "collections", "types", "typing", "enum", "decimal", "fractions", "uuid",
+         "numpy", "omegaconf", "hydra", "pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities",
+         "mmengine", "mmcv", "mmaction", "yacs", "fvcore", "iopath", "slowfast", "pytorchvideo", "torchmetrics", "timm",
+         "addict", "easydict", "munch", "box", "ml_collections", "transformers", "accelerate", "__main__")
+"""Packages whose objects stand beside weights: settings, paths, times, numbers. They are read as `Nothing`."""
+INERT_BUILTINS = ("bool", "bytes", "dict", "float", "frozenset", "int", "list", "long", "object", "range", "slice",
+                  "str", "tuple", "type", "unicode", "xrange")
+REAL = ("collections Counter",)
+"""Of these packages, what torch would take as it is; a few bytes make it copy as much as a file holds."""
+ENCODE, MOST_ENCODED = "_codecs encode", 64_000_000
+"""How a number of NumPy's holds its bytes, which torch takes as it is; and letters that all calls together may take."""
+DICTIONARIES = ("AttributeDict", "AttrDict", "Box", "CfgNode", "ConfigDict", "DefaultMunch", "Dict", "DotDict",
+                "EasyDict", "Munch", "OrderedDict", "defaultdict")
+"""Classes of which pickles fill in entries, as into a dictionary."""
+
+
 class Damaged(ValueError):
     """A file that is not what was written, or would take more than it holds; its text says what is wrong."""
 
 
 class Calls(Damaged):
-    """A file that calls what makes no tensor."""
+    """A file that calls what makes no tensor: `called`."""
+
+    def __init__(self, called: str) -> None:
+        self.called = called
+        super().__init__(f"it calls {called}, which a file of weights does not")
+
+
+class Nothing:
+    """What becomes of an object beside the weights: it takes anything, keeps nothing, and runs nothing of its class."""
+
+    def __new__(cls, *args: Any) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        """Takes anything."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Takes anything."""
+
+
+class _NothingListed:
+    """The same where a pickle appends to it, which torch allows for lists only."""
+
+    def __new__(cls, *args: Any) -> list:
+        return []
+
+
+class _NothingFilled:
+    """The same where a pickle fills in entries, which torch allows for three classes only."""
+
+    def __new__(cls, *args: Any) -> Counter:
+        return Counter()
 
 
 def save_sealed(state: Mapping[str, Any], path: Path) -> None:
@@ -91,8 +140,23 @@ class _Sealing:
         self._file.write(length + SEAL + self._digest.hexdigest().encode())
 
 
-def check(file: BinaryIO) -> bool:
-    """Looks at a file of `torch.save` before torch does; whether it is sealed.
+def load_tensors(file: BinaryIO) -> Any:
+    """What a file of `torch.save` holds, its tensors on the CPU, checked as by `check`. Objects of usual classes beside
+    them become `Nothing`; none of their code is run, nor imported. Raises as `check` and `torch.load` do."""
+    beside: set[str] = set()
+    check(file, beside)
+    with torch.serialization.safe_globals([(_nothing_for(name), name) for name in sorted(beside)]):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _nothing_for(name: str) -> type:
+    last = name.rpartition(".")[2]
+    return _NothingListed if last == "deque" else _NothingFilled if last in DICTIONARIES else Nothing
+
+
+def check(file: BinaryIO, beside: set[str] | None = None) -> bool:
+    """Looks at a file of `torch.save` before torch does; whether it is sealed. `beside` takes the classes of objects
+    that `load_tensors` reads as nothing; without it they are refused.
 
     Raises `Damaged` for one that is not as it was written (by its seal, or the checksums of a zip archive without one),
     that would grow when it is read, or calls what makes no tensor. Takes no memory to speak of.
@@ -102,11 +166,11 @@ def check(file: BinaryIO) -> bool:
     file.seek(0)
     with _parsing():
         if file.read(len(ZIP)) == ZIP:
-            _check_zip(file, size, is_sealed)
+            _check_zip(file, size, is_sealed, beside)
         elif size:
             file.seek(0)
             for _ in range(LEGACY_PICKLES):
-                _check_calls(file)
+                _check_calls(file, beside)
     file.seek(0)
     return is_sealed
 
@@ -136,7 +200,7 @@ def _check_seal(file: BinaryIO, size: int) -> bool:
     return True
 
 
-def _check_zip(file: BinaryIO, size: int, is_sealed: bool) -> None:
+def _check_zip(file: BinaryIO, size: int, is_sealed: bool, beside: set[str] | None) -> None:
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(
@@ -147,14 +211,43 @@ def _check_zip(file: BinaryIO, size: int, is_sealed: bool) -> None:
         for entry in entries:
             if entry.filename.lower().endswith("data.pkl"):  # torch looks for it in either case
                 with archive.open(entry) as pickle:
-                    _check_calls(pickle)
+                    _check_calls(pickle, beside)
 
 
-def _check_calls(pickle: Any) -> None:
+def _check_calls(pickle: Any, beside: set[str] | None) -> None:
+    encodes, calls, longest = False, 0, 0
     for operation, called, _ in pickletools.genops(pickle):
         if operation.name == "GLOBAL" and called not in ALLOWED and not (
                 called.startswith("torch ") and (called.endswith("Storage") or _is_dtype(called[len("torch "):]))):
-            raise Calls(f"it calls {called[:100].replace(' ', '.')}, which a file of weights does not")
+            if beside is None or not (called == ENCODE or _is_inert(called)):
+                raise Calls(called[:100].replace(" ", "."))
+            if called == ENCODE:
+                encodes = True
+            else:
+                beside.add(_as_torch_reads(called))
+        elif operation.name == "REDUCE":
+            calls += 1
+        elif isinstance(called, str):
+            longest = max(longest, len(called))
+    if encodes and calls * longest > MOST_ENCODED:
+        raise Calls(ENCODE.replace(" ", "."))
+
+
+def _is_inert(called: str) -> bool:
+    module, _, name = called.partition(" ")
+    if module in ("__builtin__", "builtins"):
+        return name in INERT_BUILTINS
+    return called not in REAL and module.partition(".")[0] in INERT
+
+
+def _as_torch_reads(called: str) -> str:
+    """The path of what a pickle calls, by the names of Python 3."""
+    module, _, name = called.partition(" ")
+    if (module, name) in _compat_pickle.NAME_MAPPING:
+        module, name = _compat_pickle.NAME_MAPPING[module, name]
+    else:
+        module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+    return f"{module}.{name}"
 
 
 def _is_dtype(name: str) -> bool:

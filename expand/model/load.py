@@ -14,7 +14,7 @@ from expand.config.schema import GridConfig
 from expand.errors import RunError, UsageError
 from expand.model.names import OURS
 from expand.model.shortcuts import has_first_norm
-from expand.model.weights import CLASSIFIER, Checkpoint, fitted, read_checkpoint
+from expand.model.weights import CLASSIFIER, SHOWN, Checkpoint, fitted, read_checkpoint
 from expand.model.x3d import X3D
 from expand.rundir.paths import FINAL, NETWORK, WEIGHTS, RunPaths, inside
 from expand.rundir.winner import network_of
@@ -41,9 +41,9 @@ def load_model(source: str | Path, network: str | Path | Network | None = None, 
     trained winner.
     """
     path = weights_at(Path(source))
-    checkpoint = _read(path)
+    checkpoint = read_checkpoint(path)
     state, where = checkpoint.state, str(path)
-    stages, classes = _stages_of(state, where), _classes_of(state, where)
+    stages, classes = _stages_of(state, where), _classes_of(checkpoint, where)
     if network is not None:
         chosen = _chosen(network, checkpoint.network, classes)
     else:
@@ -55,6 +55,8 @@ def load_model(source: str | Path, network: str | Path | Network | None = None, 
     with torch.random.fork_rng(devices=()):  # first weights are drawn in vain
         model = X3D.of(chosen)
     model.load_state_dict(fitted(state, model.state_dict(), where=where))
+    if checkpoint.remark:
+        log(checkpoint.remark)
     return model.eval()
 
 
@@ -93,15 +95,6 @@ def weights_at(source: Path) -> Path:
         raise UsageError("is a network without weights", where=name,
                          fix=f"X3D.preset('{name.lower()}') makes it with first weights")
     raise UsageError("there is no such file or directory", where=name, fix="give a run's directory or a weights file")
-
-
-def _read(path: Path) -> Checkpoint:
-    if path.suffix.lower() == ".pt2":
-        from expand.model.exported import read_torch_export
-
-        network, state = read_torch_export(path)
-        return Checkpoint(state, OURS.name, network)
-    return read_checkpoint(path)
 
 
 def _described(checkpoint: Checkpoint, path: Path) -> Network | None:
@@ -145,10 +138,13 @@ def _stages_of(state: Mapping[str, Tensor], where: str) -> Stages:
     return stages
 
 
-def _classes_of(state: Mapping[str, Tensor], where: str) -> int:
-    weight = state.get(CLASSIFIER[0])
+def _classes_of(checkpoint: Checkpoint, where: str) -> int:
+    weight = checkpoint.state.get(CLASSIFIER[0])
     if weight is None or weight.ndim != 2 or not len(weight):
-        raise UsageError("holds no classifier", where=where, fix="give the weights of a whole network")
+        unknown = [key[:200] for key in checkpoint.unknown[:SHOWN]]
+        besides = f"; of its entries {', '.join(unknown)} nothing is known" if unknown else ""
+        raise UsageError(f"holds no classifier{besides}", where=where, fix="give the weights of a whole network; a "
+                         "training begins with these too: x3d-expand train NETWORK --init FILE")
     return len(weight)
 
 

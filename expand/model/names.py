@@ -1,4 +1,4 @@
-"""Weight names: ours, SlowFast's and PyTorchVideo's say the same (FACTS: weight names).
+"""Weight names: ours, SlowFast's, PyTorchVideo's and MMAction2's say the same (FACTS: weight names).
 
 A key is a place (a stage's block, or none), a module there, and an entry of the module. Each style writes the three in
 its own way; `translate` reads one style and writes another, and is a bijection on the keys of any geometry.
@@ -20,7 +20,8 @@ class Style:
     """How an implementation writes its keys.
 
     `block` is the place of block {block} in stage {stage}, whose count begins at `first_stage`; `outside` and `inside`
-    are its modules outside the blocks and inside one, each under our name.
+    are its modules outside the blocks and inside one, each under our name. `trunk` matches the beginning of every name,
+    known or not, of what comes before the head.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Style:
     first_stage: int
     outside: dict[str, str]
     inside: dict[str, str]
+    trunk: str
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -64,7 +66,8 @@ OURS = Style(
     {name: name for name in ("stem.spatial", "stem.temporal", "stem.bn", "head.inner", "head.inner_bn",
                              "head.features", "head.classifier")},
     {name: name for name in ("shortcut", "shortcut_bn", "a", "a_bn", "b", "b_bn", "se.reduce", "se.expand", "c",
-                             "c_bn")})
+                             "c_bn")},
+    r"(stem|stages)\.")
 SLOWFAST = Style(
     "slowfast", "s{stage}.pathway0_res{block}", 2,
     {"stem.spatial": "s1.pathway0_stem.conv_xy", "stem.temporal": "s1.pathway0_stem.conv",
@@ -72,7 +75,8 @@ SLOWFAST = Style(
      "head.features": "head.lin_5", "head.classifier": "head.projection"},
     {"shortcut": "branch1", "shortcut_bn": "branch1_bn", "a": "branch2.a", "a_bn": "branch2.a_bn", "b": "branch2.b",
      "b_bn": "branch2.b_bn", "se.reduce": "branch2.se.fc1", "se.expand": "branch2.se.fc2", "c": "branch2.c",
-     "c_bn": "branch2.c_bn"})
+     "c_bn": "branch2.c_bn"},
+    r"s[1-5]\.")
 PYTORCHVIDEO = Style(  # its stem calls the spatial convolution conv_t and the temporal one conv_xy
     "pytorchvideo", "blocks.{stage}.res_blocks.{block}", 1,
     {"stem.spatial": "blocks.0.conv.conv_t", "stem.temporal": "blocks.0.conv.conv_xy", "stem.bn": "blocks.0.norm",
@@ -80,8 +84,18 @@ PYTORCHVIDEO = Style(  # its stem calls the spatial convolution conv_t and the t
      "head.features": "blocks.5.pool.post_conv", "head.classifier": "blocks.5.proj"},
     {"shortcut": "branch1_conv", "shortcut_bn": "branch1_norm", "a": "branch2.conv_a", "a_bn": "branch2.norm_a",
      "b": "branch2.conv_b", "b_bn": "branch2.norm_b.0", "se.reduce": "branch2.norm_b.1.block.0",
-     "se.expand": "branch2.norm_b.1.block.2", "c": "branch2.conv_c", "c_bn": "branch2.norm_c"})
-STYLES = {style.name: style for style in (OURS, SLOWFAST, PYTORCHVIDEO)}
+     "se.expand": "branch2.norm_b.1.block.2", "c": "branch2.conv_c", "c_bn": "branch2.norm_c"},
+    r"blocks\.[0-4]\.")
+MMACTION = Style(
+    "mmaction2", "backbone.layer{stage}.{block}", 1,
+    {"stem.spatial": "backbone.conv1_s.conv", "stem.temporal": "backbone.conv1_t.conv",
+     "stem.bn": "backbone.conv1_t.bn", "head.inner": "backbone.conv5.conv", "head.inner_bn": "backbone.conv5.bn",
+     "head.features": "cls_head.fc1", "head.classifier": "cls_head.fc2"},
+    {"shortcut": "downsample.conv", "shortcut_bn": "downsample.bn", "a": "conv1.conv", "a_bn": "conv1.bn",
+     "b": "conv2.conv", "b_bn": "conv2.bn", "se.reduce": "se_module.fc1", "se.expand": "se_module.fc2",
+     "c": "conv3.conv", "c_bn": "conv3.bn"},
+    r"backbone\.(?!conv5\.)")
+STYLES = {style.name: style for style in (OURS, SLOWFAST, PYTORCHVIDEO, MMACTION)}
 
 
 def translate(key: str, source: Style, target: Style) -> str | None:

@@ -1,4 +1,5 @@
-"""Weights in and out: this package's, SlowFast's and PyTorchVideo's files (docs/decisions/005-public-weights.md).
+"""Weights in and out: this package's, SlowFast's, PyTorchVideo's and MMAction2's files
+(docs/decisions/005-public-weights.md).
 
 Files are a stranger's: nothing in them is run, and nothing is built from them that is larger than they are.
 """
@@ -6,6 +7,7 @@ Files are a stranger's: nothing in them is run, and nothing is built from them t
 from __future__ import annotations
 
 import pickle
+import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +23,9 @@ from torch import Tensor
 from expand.bounded import kind_of
 from expand.errors import UsageError
 from expand.model import archive, names, public, shortcuts
+from expand.model.exported import read_torch_export
+from expand.model.foreign import check_kind
+from expand.model.wrapped import Group, find_groups, find_tensors
 from expand.model.x3d import X3D
 from expand.rundir.files import atomic_path, from_json, to_json, write_atomic
 from expand.space.network import MAX_BYTES, Network
@@ -28,62 +33,84 @@ from expand.space.network import MAX_BYTES, Network
 State = dict[str, Tensor]
 
 CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
+HEAD = ("head.inner", "head.inner_bn", "head.features", "head.classifier")
+"""The head's modules with weights, in the order in which they compute."""
 SHOWN = 10
 """Entries of a kind that an error lists."""
-ANEW = "copy it anew, or give a checkpoint of x3d-expand, SlowFast or PyTorchVideo"
-WRAPPERS = ("module.", "model.")
-"""Prefixes that DistributedDataParallel and SlowFast's PTVX3D put before every name."""
+ANEW = "copy it anew, or give a checkpoint of x3d-expand, SlowFast, PyTorchVideo or MMAction2"
+NEEDED = "a checkpoint of x3d-expand, SlowFast, PyTorchVideo or MMAction2 is needed"
+ALONE = ("where you trust it, load it with the code that wrote it and save its weights alone: "
+         "torch.save(model.state_dict(), file)")
+WHOLE = ("torch.nn.", "torch.jit.", "torchvision.models", "torch.fx.")
+"""Modules of classes that a pickled network consists of."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file of weights holds: `state` in our names, `style` of its own names ('x3d-expand', 'slowfast' or
-    'pytorchvideo'), `network` as far as the file tells; `doubt` says why a description that it has cannot be used."""
+    """What a file of weights holds: `state` in our names, `style` of its own names ('x3d-expand', 'slowfast',
+    'pytorchvideo' or 'mmaction2'), `network` as far as the file tells.
+
+    `doubt` says why a description that it has cannot be used, `remark` which of several sets of weights was taken.
+    `unknown` are the names of entries that no X3D has: those in `state` first, then those outside of the network."""
 
     state: State
     style: str
     network: Network | None
     doubt: UsageError | None = None
+    remark: str | None = None
+    unknown: tuple[str, ...] = ()
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a file of weights, whatever its name: ours (weights, a training's checkpoint, safetensors), SlowFast's or
-    PyTorchVideo's, a bare state dict too.
+    """Reads a file of weights, whatever its name: ours (weights, a training's checkpoint, safetensors, .pt2),
+    SlowFast's, PyTorchVideo's or MMAction2's, a bare state dict too, and any of them as trainers wrap them
+    (`expand.model.wrapped`).
 
     Raises `UsageError` for any other file, and for one that is damaged or would run code.
     """
     path = Path(path)
+    if path.suffix.lower() == ".pt2":
+        network, state = read_torch_export(path)
+        return Checkpoint(state, names.OURS.name, network)
     content = _content(path)
-    held = (content.get(key) for key in ("average", "model_state", "model"))
-    weights = next((weights for weights in held if isinstance(weights, Mapping)), content)
-    tensors = _tensors(weights, path)
-    style = names.style_of(tensors)
-    if style is None:
-        raise UsageError(f"holds no X3D: its weights are called {_some(list(tensors)) or 'nothing at all'}",
-                         where=str(path), fix="a checkpoint of x3d-expand, SlowFast or PyTorchVideo is needed")
+    groups = find_groups(content)
+    if not groups:
+        raise _no_x3d(content, path)
+    group, style = groups[0], groups[0].style
+    tensors = _tensors(group, path)
     state = {names.translate(key, style, names.OURS) or key: tensor for key, tensor in tensors.items()}
     if len(state) != len(tensors):
         raise UsageError("names one weight twice", where=str(path))
+    if style is names.MMACTION and "stem.spatial.weight" not in state:  # its other networks have the same names
+        raise _no_x3d(content, path)
+    _flatten_head(state)
     network = doubt = None
     try:
-        network = _description(content, style, path)
+        network = _description(group, path)
     except UsageError as error:
         doubt = error
-    return Checkpoint(state, style.name, network, doubt)
+    rivals = [other.place for other in groups[1:] if other.count == group.count]
+    remark = f"{path}: of several sets of weights, {group.place} is taken, not {_some(rivals)}" \
+        if rivals and not _is_ours(content) else None
+    unknown = (*(key for key in tensors if style.parse(key) is None), *group.others)
+    return Checkpoint(state, style.name, network, doubt, remark, unknown)
 
 
 def load_checkpoint(model: X3D, path: str | Path, log: Callable[[str], None]) -> None:
     """Loads a file's weights into `model`, in evaluation exactly as the file's own network computes.
 
     A batch norm on a shortcut that only one of the two has is folded, or added as an identity. Classes that both know
-    by name are matched by name; a classifier of other classes is left as it is, and `log` is told. Raises `UsageError`
-    naming every entry that does not fit, or weights that are not finite; the model is unchanged then.
+    by name are matched by name; a classifier of other classes is left as it is, and so is one that the file lacks, or
+    has under a name of its own; `log` is told. Raises `UsageError` naming every entry that does not fit, or weights
+    that are not finite; the model is unchanged then.
     """
     checkpoint = read_checkpoint(path)
     targets = model.state_dict()
     state, remark = dict(checkpoint.state), None
     weight = state.get(CLASSIFIER[0])
-    if weight is not None and weight.ndim == 2:
+    if weight is None:
+        state, remark = _with_own_head(checkpoint, targets, path)
+    elif weight.ndim == 2:
         rows = _rows(checkpoint.network, len(weight), model)
         if rows is None:
             remark = (f"{path}: the classifier keeps its first weights: {_classes(checkpoint.network, len(weight))} "
@@ -92,8 +119,28 @@ def load_checkpoint(model: X3D, path: str | Path, log: Callable[[str], None]) ->
             if key in state and state[key].shape[:1] == weight.shape[:1]:  # else it is damaged, and listed so
                 state[key] = targets[key] if rows is None else state[key][rows]
     model.load_state_dict(fitted(state, targets, where=str(path)))
-    if remark:
-        log(remark)
+    for text in (checkpoint.remark, remark):
+        if text:
+            log(text)
+
+
+def _with_own_head(checkpoint: Checkpoint, targets: Mapping[str, Tensor], path: str | Path) -> tuple[State, str | None]:
+    """A file's weights with the classifier of `targets`, which the file lacks, and a remark; or with the last layers
+    down to it, where the file lacks them all. What it has in their place, under names of its own, is left out."""
+    state, trunk = dict(checkpoint.state), re.compile(names.STYLES[checkpoint.style].trunk)
+    parts = [[key for key in targets if key.startswith(f"{module}.")] for module in HEAD]
+    present = [any(key in state for key in part) for part in parts]
+    known = sum(present)
+    if any(present[known:]) or known == len(HEAD):  # a layer in between is missing, and listed so
+        return state, None
+    left_out = [key for key in checkpoint.unknown if not trunk.match(key)]
+    for key in left_out:
+        state.pop(key, None)
+    new = [key for part in parts[known:] for key in part]
+    state.update({key: targets[key] for key in new})
+    what = "the classifier keeps its" if known == len(HEAD) - 1 else "the last layers keep their"
+    return state, (f"{path}: {what} first weights: the file has none under the names that are known"
+                   + (f"; left out of it: {_some(left_out)}" if left_out else ""))
 
 
 def _rows(theirs: Network | None, count: int, model: X3D) -> list[int] | None:
@@ -186,7 +233,7 @@ def save_safetensors(model: X3D, path: str | Path) -> list[Path]:
 
 # Reading.
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> Any:
     """What the file holds, with a description under "network" where it has one."""
     try:
         status = path.stat()
@@ -196,21 +243,18 @@ def _content(path: Path) -> dict[str, Any]:
             start = file.read(9)
             if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= status.st_size:
                 return _safetensors_content(path)
-            archive.check(file)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            check_kind(file, path)
+            return archive.load_tensors(file)
     except UsageError:
         raise
     except archive.Calls as error:
-        raise _could_run_code(path) from error
+        raise _could_run_code(path, error.called) from error
     except archive.Damaged as error:
         raise UsageError(f"is damaged, or is no checkpoint: {error}", where=str(path), fix=ANEW) from error
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
     except Exception as error:  # a damaged or hostile file can make a parser fail in any way
         raise _not_a_checkpoint(path, error) from error
-    if not isinstance(content, Mapping):
-        raise UsageError(f"holds a {type(content).__name__}, not weights by name", where=str(path))
-    return dict(content)
 
 
 def _safetensors_content(path: Path) -> dict[str, Any]:
@@ -226,40 +270,76 @@ def _safetensors_content(path: Path) -> dict[str, Any]:
 
 def _not_a_checkpoint(path: Path, error: Exception) -> UsageError:
     if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-        return _could_run_code(path)
+        return _could_run_code(path, str(error).partition("GLOBAL ")[2].partition(" ")[0])
+    if isinstance(error, pickle.UnpicklingError) and "operand" in str(error):
+        return UsageError("is pickled in a way that torch reads only together with code (another pickle_protocol than "
+                          "torch.save's own); it was not loaded", where=str(path), fix=ALONE)
     return UsageError(f"is no checkpoint, or is damaged ({type(error).__name__})", where=str(path), fix=ANEW)
 
 
-def _could_run_code(path: Path) -> UsageError:
-    return UsageError("holds Python objects besides weights, which could run code; it was not loaded",
-                      where=str(path), fix="where you trust it, load it with the code that wrote it and save its "
-                      "weights alone: torch.save(model.state_dict(), file)")
+def _could_run_code(path: Path, called: str) -> UsageError:
+    what = "a whole pickled network" if called.startswith(WHOLE) else "Python objects besides weights"
+    return UsageError(f"holds {what} ({called or 'not named'}), which could run code; it was not loaded",
+                      where=str(path), fix=ALONE)
 
 
-def _tensors(weights: Mapping[Any, Any], path: Path) -> State:
-    """The weights, floats as float32, without the prefix of a wrapper. No entry may claim more than the file holds: a
-    tensor of stride 0 takes four bytes there, and any number here."""
-    unfit = [str(key) for key, value in weights.items()
-             if not (isinstance(key, str) and isinstance(value, Tensor) and value.layout is torch.strided
-                     and value.numel() and value.device.type == "cpu" and not value.is_quantized
-                     and (value.is_floating_point() or key.endswith("num_batches_tracked")))]
+def _no_x3d(content: Any, path: Path) -> UsageError:
+    """The error for what holds no weights that are called like an X3D's."""
+    found = find_tensors(content)
+    if not found and not isinstance(content, Mapping):
+        return UsageError(f"holds a {type(content).__name__}, not weights by name", where=str(path), fix=NEEDED)
+    if not found and content:
+        keys = [key if isinstance(key, str) else type(key).__name__ for key in content]
+        return UsageError(f"{len(keys)} of its entries are not weights: {_some(keys)}", where=str(path), fix=NEEDED)
+    return UsageError(f"holds no X3D: its weights are called {_some(found) or 'nothing at all'}", where=str(path),
+                      fix=NEEDED)
+
+
+def _tensors(group: Group, path: Path) -> State:
+    """The weights of a group, floats as float32. No entry may claim more than the file holds: a tensor of stride 0
+    takes four bytes there, and any number here. Counters and lone numbers of others are passed over."""
+    def is_weight(key: str, value: Tensor) -> bool:
+        return (value.layout is torch.strided and value.numel() and value.device.type == "cpu"
+                and not value.is_quantized and (value.is_floating_point() or key.endswith("num_batches_tracked")))
+
+    known = {key for key in group.entries if group.style.parse(key) is not None}
+    unfit = [key for key, value in group.entries.items() if key in known and not is_weight(key, value)]
     if unfit:
-        raise UsageError(f"{len(unfit)} of its entries are not weights: {_some(unfit)}", where=str(path),
-                         fix="a checkpoint of x3d-expand, SlowFast or PyTorchVideo is needed")
+        raise UsageError(f"{len(unfit)} of its entries are not weights: {_some(unfit)}", where=str(path), fix=NEEDED)
+    weights = {key: value for key, value in group.entries.items()
+               if key in known or (value.ndim and is_weight(key, value))}
     if sum(value.numel() * value.element_size() for value in weights.values()) > path.stat().st_size:
         raise UsageError("claims more weights than it holds", where=str(path))
-    for prefix in WRAPPERS:
-        if weights and all(key.startswith(prefix) for key in weights):
-            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
 
 
-def _description(content: Mapping[str, Any], style: names.Style, path: Path) -> Network | None:
-    if content.get("network") is not None:
-        return Network.from_dict(content["network"], where=str(path))
-    if content.get("cfg") is not None:
-        network = public.network_of_config(content["cfg"], where=str(path), name=path.stem)
-        return replace(network, first_projection_bn=style is names.SLOWFAST)
+def _flatten_head(state: State) -> None:
+    """The head's last layers in the form that they have here: each is a 1x1x1 convolution or a linear layer, which
+    computes the same."""
+    features, classifier = state.get("head.features.weight"), state.get(CLASSIFIER[0])
+    if features is not None and features.ndim == 2:
+        state["head.features.weight"] = features[:, :, None, None, None]
+    if classifier is not None and classifier.ndim > 2 and classifier.shape[2:].numel() == 1:
+        state[CLASSIFIER[0]] = classifier.flatten(1)
+
+
+def _is_ours(content: Any) -> bool:
+    return isinstance(content, Mapping) and content.keys() >= {"version", "network", "model"}
+
+
+def _description(group: Group, path: Path) -> Network | None:
+    """What the innermost dictionary around the weights says of their network."""
+    for holder in reversed(group.holders):
+        if not isinstance(holder, Mapping):
+            continue
+        described = holder.get("network")
+        if described is not None and not any(described is other for other in group.holders) and not isinstance(
+                described, (str, Tensor)):
+            return Network.from_dict(described, where=str(path))
+        of_slowfast = group.style in (names.SLOWFAST, names.PYTORCHVIDEO) and "model_state" in holder
+        if of_slowfast and holder.get("cfg") is not None:
+            network = public.network_of_config(holder["cfg"], where=str(path), name=path.stem)
+            return replace(network, first_projection_bn=group.style is names.SLOWFAST)
     return None
 
 
