@@ -184,6 +184,10 @@ def test_what_cannot_be_trained_is_explained(trained, network, tmp_path):
     (tmp_path / "other.pt").write_bytes(b"no weights")
     assert "is no checkpoint" in call("train", network, "--run-dir", tmp_path / "r", "--init", tmp_path / "other.pt",
                                       *RECIPE, code=2)
+    one = Network("one", Factors.of(frames=1, stride=1, resolution=32, width=0.5, depth=0.4), 400)
+    (tmp_path / "one.yaml").write_text(dump_network(one))
+    told = call("train", tmp_path / "one.yaml", "--run-dir", tmp_path / "r", *RECIPE, "--batch-size", "1", code=2)
+    assert "final.batch_size: batches of 1 clip cannot be trained on" in told and "2 clips or more" in told
     assert not (tmp_path / "r").exists()
 
 

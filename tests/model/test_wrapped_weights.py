@@ -181,7 +181,8 @@ def test_a_knot_of_dictionaries_ends(model, tmp_path):
 
 @pytest.mark.parametrize("beside", [
     argparse.Namespace(lr=0.1), pathlib.PurePosixPath("a/b"), np.float64(0.5), np.arange(3),
-    datetime.datetime(2024, 1, 2), collections.defaultdict(list, {"a": [1]}), collections.deque([1, 2]), types.SimpleNamespace(a=1), range(3),
+    datetime.datetime(2024, 1, 2), collections.defaultdict(list, {"a": [1]}), collections.deque([1, 2]),
+    types.SimpleNamespace(a=1), range(3),
     {"best": np.float32(1.0), "dtype": np.dtype("float32")}], ids=lambda value: type(value).__name__)
 def test_usual_objects_beside_the_weights_are_passed_over(model, tmp_path, beside):
     assert same(save({"state_dict": state_of(model), "args": beside}, tmp_path / "x3d.pt"), model)
