@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from expand import __version__
-from expand.config import Config, document, dump_config, parse_config
-from expand.config.checks import RUN_NAME
+from expand.config import Config, dump_config, parse_config, yaml_document
+from expand.config.schema import RUN_NAME
 from expand.data import ClipList, PreparedData, list_clips, prepare
 from expand.data.sources import keep_clips
 from expand.driver import Display, Driver
@@ -197,8 +197,8 @@ def check_free(paths: RunPaths) -> None:
 def stored_config(paths: RunPaths, values: Mapping[str, Any] | None = None) -> Config:
     """The configuration that a run was begun with, as it stands there now, with other `values` by dotted key."""
     try:
-        return parse_config(document.read_kept(paths.config), str(paths.config), values)
-    except document.NotYaml as error:
+        return parse_config(yaml_document.read_regular_file(paths.config), str(paths.config), values)
+    except yaml_document.NotYaml as error:
         raise RunError(f"has no configuration that can be read ({paths.config.name} {error.what}), so it is no run or "
                        "was never begun", where=str(paths.root), fix="start one with: x3d-expand search") from error
 

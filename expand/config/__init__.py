@@ -6,19 +6,18 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expand.config.load import config_diff, dump_config, load_config, parse_config
-    from expand.config.options import flatten, with_values
-    from expand.config.ready import config_names
+    from expand.config.dotted_keys import flatten, with_values
+    from expand.config.load import config_diff, config_names, dump_config, load_config, parse_config
     from expand.config.schema import Config
 
 __all__ = ["Config", "config_diff", "config_names", "dump_config", "flatten", "load_config", "parse_config",
            "with_values"]
 
-_HOMES = {"Config": "schema", "config_names": "ready", "flatten": "options", "with_values": "options"}
+_MODULES = {"Config": "schema", "flatten": "dotted_keys", "with_values": "dotted_keys"}
 
 
 def __getattr__(name: str) -> Any:
-    """Loads on first use, so that the options can be named without a YAML reader."""
+    """Load on first use, so that the options can be named without a YAML reader and pydantic."""
     if name in __all__:
-        return pkgutil.resolve_name(f"expand.config.{_HOMES.get(name, 'load')}:{name}")
+        return pkgutil.resolve_name(f"expand.config.{_MODULES.get(name, 'load')}:{name}")
     raise AttributeError(f"module 'expand.config' has no attribute '{name}'")

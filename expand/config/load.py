@@ -1,69 +1,83 @@
-"""YAML, flags and `--set` into one typed, frozen `Config`, with every mistake reported at once."""
+"""YAML, flags and `--set` into one typed, frozen `Config` with every mistake reported at once, and back into YAML."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from expand.config import document
-from expand.config.checks import conflicts
-from expand.config.options import flatten, options, section, with_values
-from expand.config.ready import config_names, find
+from expand.config import yaml_document
+from expand.config.dotted_keys import explain_unknown_key, flatten, section_fields, with_values
+from expand.config.option_values import WrongValue, check_value, show
 from expand.config.schema import Config
-from expand.config.suggest import unknown
-from expand.config.values import WrongValue, checked, show
-from expand.errors import ConfigError, Problem
+from expand.errors import ConfigError, Problem, UsageError, did_you_mean
 
-__all__ = ["config_diff", "config_names", "dump_config", "load_config", "parse_config"]
+_MOST_MISTAKES = 100
+"""Far more than a person makes; a file of another kind is refused without a page for each of its lines."""
+
+
+def ready_folder() -> Path:
+    """`search_configs/`: in a wheel inside the package, in a checkout linked from there to the top of the tree."""
+    package = Path(__file__).parent.parent
+    inside = package / "search_configs"
+    # A copy of the tree made without symbolic links still has the folder at its top.
+    return (inside if inside.is_dir() else package.parent / "search_configs").resolve()
+
+
+def config_names() -> list[str]:
+    """The names of the ready configurations, sorted."""
+    return sorted(path.stem for path in ready_folder().glob("*.yaml"))
+
+
+def find_config(source: str | Path | None) -> Path:
+    """Return the file of a configuration given by path or by ready name (None: `default`); UsageError where there is
+    none."""
+    source = "default" if source is None else source
+    ready = config_names()
+    if isinstance(source, str) and source in ready:
+        return ready_folder() / f"{source}.yaml"
+    path, text = Path(source), str(source)
+    if os.path.isdir(path):  # unlike Path.is_dir, no error for a name that is too long or holds a NUL
+        raise UsageError(f"'{text}' is a folder, not a configuration", fix="name a folder of clips with --data")
+    if os.path.exists(path):
+        return path
+    is_file_name = isinstance(source, Path) or os.sep in text or path.suffix in (".yaml", ".yml")
+    fix = f"ready by name: {', '.join(ready)}; or give the path of a YAML file"
+    close = did_you_mean(path.stem, ready)
+    raise UsageError(f"there is no {'file' if is_file_name else 'configuration'} '{text}'",
+                     fix=f"{close} {fix}" if close else fix)
 
 
 def load_config(source: str | Path | None = None, overrides: Sequence[str] = (),
                 values: Mapping[str, Any] | None = None) -> Config:
-    """The configuration of a file or a ready name, changed by `--set` texts and then by flags.
+    """Read the configuration of a file or a ready name, changed by `--set` texts and then by flags.
 
     `source`: a path, or a name of `config_names()`; None: `default`. `overrides`: texts "section.key=value", the value
     read as YAML, later ones win. `values`: dotted keys with Python values, None for a flag that was not given; they
     win over `overrides`. Raises UsageError for an unknown source, ConfigError with every mistake otherwise.
     """
-    path = find(source)
-    reader = _Reader()
+    path, reader = find_config(source), _Reader()
+    relative = os.path.relpath(path)
+    where = str(path) if relative.startswith(os.pardir) else relative  # as a person would name it
     try:
-        reader.file(document.read_text(path), _shown(path))
-    except document.NotYaml as error:
-        reader.problems.append(error.problem(_shown(path)))
-    return _finish(reader, overrides, values or {})
+        reader.read_document(yaml_document.read_text(path), where)
+    except yaml_document.NotYaml as error:
+        reader.problems.append(error.problem(where))
+    for text in overrides:
+        reader.read_override(text)
+    return reader.finish(values)
 
 
 def parse_config(text: str, where: str = "config.yaml", values: Mapping[str, Any] | None = None) -> Config:
-    """The configuration of a YAML text, changed by `values` as in `load_config`; `where` names it in the mistakes
+    """Read the configuration of a YAML text, changed by `values` as in `load_config`; `where` names it in the mistakes
     (ConfigError)."""
     reader = _Reader()
-    reader.file(text, where)
-    return _finish(reader, (), values or {})
-
-
-def _finish(reader: _Reader, overrides: Sequence[str], values: Mapping[str, Any]) -> Config:
-    for text in overrides:
-        reader.override(text)
-    for key, value in values.items():
-        if value is not None:
-            reader.flag(key, value)
-    return reader.config()
-
-
-def _shown(path: Path) -> str:
-    """A path as a person would name it: relative where it lies below the current folder."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith(os.pardir) else relative
-
-
-# Far more than a person makes; a file of another kind is refused without a page for each of its lines.
-_MOST_MISTAKES = 100
+    reader.read_document(text, where)
+    return reader.finish(values)
 
 
 class _Reader:
@@ -75,117 +89,115 @@ class _Reader:
         self.bad: set[str] = set()
         self.problems: list[Problem] = []
 
-    def file(self, text: str, where: str) -> None:
+    def read_document(self, text: str, where: str) -> None:
+        """Read a whole configuration."""
         try:
-            node = document.parse(text)
-        except document.NotYaml as error:
+            node = yaml_document.parse(text)
+        except yaml_document.NotYaml as error:
             self.problems.append(error.problem(where))
             return
         if node is not None:
-            self._section(Config, "", node, where, node.start_mark.line + 1)
+            self._read_section(Config, "", node, where, node.start_mark.line + 1)
 
-    def override(self, text: str) -> None:
-        """One `--set section.key=value`."""
+    def read_override(self, text: str) -> None:
+        """Read one `--set section.key=value`; the value may be a whole section."""
         where = f"--set {text if len(text) <= 80 else text[:76] + ' ...'}"
         key, equals, value = text.partition("=")
         key = key.strip()
         if not equals or not key:
-            self._problem(where, "must be section.key=value", "for instance --set candidate.epochs=20")
+            self._note(where, "must be section.key=value", "for instance --set candidate.epochs=20")
             return
         try:
-            node = document.parse(value)
-        except document.NotYaml as error:
-            self._problem(where, error.what, "put the value in quotes")
+            node = yaml_document.parse(value)
+        except yaml_document.NotYaml as error:
+            self._note(where, error.what, "put the value in quotes")
             return
-        owner = self._owner(key, where)
-        if owner is None:
-            return
-        if dataclasses.is_dataclass(owner):
-            self._section(owner, f"{key}.", node, where, 0)
-        else:
-            self._value(key, None if node is None else document.value_of(node), where)
+        annotation = self._find(key, where)
+        if is_dataclass(annotation):
+            self._read_section(annotation, f"{key}.", node, where, 0)
+        elif annotation is not None:
+            self._take(key, None if node is None else yaml_document.value_of(node), where)
 
-    def flag(self, key: str, value: Any) -> None:
-        """One value of a command-line flag or a caller."""
-        where = f"{key}={show(value)}"
-        owner = self._owner(key, where)
-        if owner is None:
-            return
-        if dataclasses.is_dataclass(owner):
-            self._problem(where, f"{key} is a section, not a key")
-        else:
-            self._value(key, value, where)
-
-    def config(self) -> Config:
-        """The result; ConfigError if there was any mistake, those across options included."""
+    def finish(self, flags: Mapping[str, Any] | None) -> Config:
+        """Read the flags, and return the result; ConfigError if there was any mistake, those across options
+        included."""
+        for key, value in (flags or {}).items():
+            if value is None:
+                continue
+            where = f"{key}={show(value)}"
+            annotation = self._find(key, where)
+            if is_dataclass(annotation):
+                self._note(where, f"{key} is a section, not a key")
+            elif annotation is not None:
+                self._take(key, value, where)
         config = with_values(Config(), self.values)
-        for conflict in conflicts(config):
+        for conflict in config.conflicts():
             if not self.bad.intersection(conflict.keys):
                 where = next((self.origin[key] for key in conflict.keys if key in self.origin), conflict.keys[0])
-                self._problem(where, conflict.what, conflict.suggestion)
+                self._note(where, conflict.what, conflict.suggestion)
         if self.problems:
             raise ConfigError(self.problems)
         return config
 
-    def _problem(self, where: str, what: str, suggestion: str | None = None) -> None:
+    def _note(self, where: str, what: str, suggestion: str | None = None) -> None:
         self.problems.append(Problem(where, what, suggestion))
 
-    def _owner(self, key: str, where: str) -> type | None:
-        """The section or the option's type behind a dotted key; None, with the mistake noted, where there is none."""
-        owner, prefix = Config, ""
+    def _find(self, key: str, where: str) -> Any:
+        """Return the section or the option's annotation behind a dotted key; None, with the mistake noted, where there
+        is none."""
+        found, prefix = Config, ""
         for name in key.split("."):
-            known = section(owner) if dataclasses.is_dataclass(owner) else {}
+            known = section_fields(found) if is_dataclass(found) else {}
             if name not in known:
-                self._problem(where, *unknown(name, prefix, tuple(known), dotted=True))
+                self._note(where, *explain_unknown_key(name, prefix, known, dotted=True))
                 return None
-            owner, prefix = known[name], f"{prefix}{name}."
-        return owner
+            found, prefix = known[name], f"{prefix}{name}."
+        return found
 
-    def _section(self, cls: type, prefix: str, node: yaml.Node | None, where: str, line: int) -> None:
-        """Reads a mapping into a section; `line` 0: the origin has no lines (a flag)."""
+    def _read_section(self, section: type, prefix: str, node: yaml.Node | None, where: str, line: int) -> None:
+        """Read a mapping into a section; `line` 0: the origin has no lines (a flag)."""
+        known = section_fields(section)
         if not isinstance(node, yaml.MappingNode):
-            value = None if node is None else document.value_of(node)
+            value = None if node is None else yaml_document.value_of(node)
             if value is not None:
-                self._not_a_section(cls, prefix, value, f"{where}:{line}" if line else where)
+                self._note(f"{where}:{line}" if line else where,
+                           f"{prefix.rstrip('.') or 'a configuration'} is a mapping, got {show(value)}",
+                           f"its keys are {', '.join(known)}")
             return
         seen: dict[str, int] = {}
-        for name, key_line, value in document.pairs(node):
+        for name, key_line, value in yaml_document.pairs(node):
             here = f"{where}:{key_line}" if line else where
             if len(self.problems) >= _MOST_MISTAKES:
                 if len(self.problems) == _MOST_MISTAKES:
-                    self._problem(here, f"reading stops here after {_MOST_MISTAKES} mistakes", "is it the right file?")
+                    self._note(here, f"reading stops here after {_MOST_MISTAKES} mistakes", "is it the right file?")
                 return
             if name in seen:
-                self._problem(here, f"duplicate key '{name}'", f"it stands on line {seen[name]} already")
+                self._note(here, f"duplicate key '{name}'", f"it stands on line {seen[name]} already")
                 continue
             seen[name] = key_line
-            hint = section(cls).get(name)
-            if hint is None:
+            if name not in known:
                 noun = "section" if isinstance(value, yaml.MappingNode) else "key"
-                self._problem(here, *unknown(name, prefix, tuple(section(cls)), noun=noun))
-            elif dataclasses.is_dataclass(hint):
-                self._section(hint, f"{prefix}{name}.", value, where, key_line if line else 0)
+                self._note(here, *explain_unknown_key(name, prefix, known, noun=noun))
+            elif is_dataclass(known[name]):
+                self._read_section(known[name], f"{prefix}{name}.", value, where, key_line if line else 0)
             else:
-                self._value(prefix + name, document.value_of(value), here)
+                self._take(prefix + name, yaml_document.value_of(value), here)
 
-    def _not_a_section(self, cls: type, prefix: str, value: Any, where: str) -> None:
-        name = prefix.rstrip(".") or "a configuration"
-        self._problem(where, f"{name} is a mapping, got {show(value)}", f"its keys are {', '.join(section(cls))}")
-
-    def _value(self, key: str, value: Any, where: str) -> None:
+    def _take(self, key: str, value: Any, where: str) -> None:
+        self.origin[key] = where
         try:
-            self.values[key] = checked(options()[key], value)
+            self.values[key] = check_value(key, value)
         except WrongValue as error:
             self.bad.add(key)
-            self._problem(where, error.what, error.suggestion)
-        self.origin[key] = where
+            self._note(where, error.what, error.suggestion)
 
 
 class _Dumper(yaml.SafeDumper):
     """Lists on one line, sections as blocks, and text in quotes that would be taken for something else."""
 
     def represent_text(self, text: str) -> yaml.Node:
-        is_text = isinstance(document.resolved(text), str)
+        """Return the node of a text."""
+        is_text = isinstance(yaml_document.resolve_scalar(text), str)
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_text else "'")
 
 
@@ -196,12 +208,7 @@ _Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_sequence(
 
 def dump_config(config: Config) -> str:
     """The YAML of a configuration, every option in schema order; `parse_config` gives the same configuration back."""
-    return yaml.dump(_tree(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-def _tree(config: Any) -> dict[str, Any]:
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {name: _tree(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
+    return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def config_diff(a: Config, b: Config) -> list[str]:

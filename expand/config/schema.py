@@ -1,27 +1,58 @@
 """The configuration, typed and frozen: one class a section, one documented field an option.
 
-`opt` puts the bounds of a value beside its default; `expand.config.load` enforces them and reports every mistake at
-once. `None` means "settled when the run starts" wherever a field's text says how; the run's `config.yaml` then holds
-the settled value.
+A field's annotation holds the bounds of its value, and `conflicts` beside the fields the rules across options;
+`expand.config.load` lets pydantic check values against the annotations and reports every mistake at once. The classes
+are standard dataclasses: every command names them, and those that load no configuration start without pydantic.
+`None` means "resolved when the run starts" wherever a field's text says how; the run's `config.yaml` then holds the
+value.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
-AXES = ("x_fast", "x_temporal", "x_spatial", "x_depth", "x_width", "x_bottleneck")
-CRITERIA = ("gain_per_gflop", "gain_per_doubling", "accuracy")
-DEVICES = ("auto", "cpu", "cuda")
-EXECUTORS = ("local", "ray")
-PRECISIONS = ("auto", "fp32", "tf32", "bf16")
-FORMATS = ("auto", "folders", "lists", "kinetics", "ucf101", "hmdb51", "ssv2")
+from annotated_types import Ge, Gt, Interval, MinLen, Predicate
+
+Axis = Literal["x_fast", "x_temporal", "x_spatial", "x_depth", "x_width", "x_bottleneck"]
+Criterion = Literal["gain_per_gflop", "gain_per_doubling", "accuracy"]
+Device = Literal["auto", "cpu", "cuda"]
+Executor = Literal["local", "ray"]
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
+Format = Literal["auto", "folders", "lists", "kinetics", "ucf101", "hmdb51", "ssv2"]
+AXES, CRITERIA, EXECUTORS, FORMATS = (get_args(choices) for choices in (Axis, Criterion, Executor, Format))
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 
 
-def opt(default: Any, *, gt: float | None = None, ge: float | None = None, le: float | None = None,
-        choices: tuple[str, ...] | None = None) -> Any:
-    """A field with its bounds (`gt` <, `ge` <=, `le` >=) or, for text and lists of text, its choices."""
-    return field(default=default, metadata={"gt": gt, "ge": ge, "le": le, "choices": choices})
+def has_no_duplicates(items: tuple[str, ...]) -> bool:
+    """Whether each item occurs once."""
+    return len(set(items)) == len(items)
+
+
+def has_no_control_characters(text: str) -> bool:
+    """Whether a text can stand in a path, on a terminal and in a log without changing what is around it."""
+    return not re.search(r"[\x00-\x1f\x7f-\x9f]", text)
+
+
+Share = Annotated[float, Interval(ge=0.0, le=1.0)]
+Strength = Annotated[float, Interval(ge=0.0, le=4.0)]
+Positive = Annotated[float, Gt(0.0)]
+Count = Annotated[int, Interval(ge=0, lt=2**63)]
+CountFromOne = Annotated[int, Interval(ge=1, lt=2**63)]
+Text = Annotated[str, Predicate(has_no_control_characters)]
+"""Text that is not empty either, by the rules that hold for all options (`expand.config.option_values`)."""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A broken rule, the options that it binds (those to blame first), and a way out."""
+
+    keys: tuple[str, ...]
+    what: str
+    suggestion: str | None = None
 
 
 @dataclass(frozen=True)
@@ -32,41 +63,41 @@ class BuiltinConfig:
     that says which networks can see it; docs/decisions/012-synthetic-sets.md has the rule of each.
     """
 
-    size: int = opt(96, ge=32, le=512)
+    size: Annotated[int, Interval(ge=32, le=512)] = 96
     """Side of the square frames, pixels; an odd number is rounded up."""
-    seconds: float = opt(3.0, ge=1.0, le=60.0)
+    seconds: Annotated[float, Interval(ge=1.0, le=60.0)] = 3.0
     """Length of a clip, seconds."""
-    fps: int = opt(15, ge=8, le=60)
+    fps: Annotated[int, Interval(ge=8, le=60)] = 15
     """Frames a second; 15 are ample for the slowest and fastest label and keep the decoded frames below 2 GB."""
-    train_clips: int = opt(640, ge=16, le=1_000_000)
+    train_clips: Annotated[int, Interval(ge=16, le=1_000_000)] = 640
     """Clips in the train split; rounded up to a multiple of the number of classes."""
-    val_clips: int = opt(480, ge=16, le=1_000_000)
+    val_clips: Annotated[int, Interval(ge=16, le=1_000_000)] = 480
     """Clips in the val split, on which selection happens."""
-    test_clips: int = opt(480, ge=16, le=1_000_000)
+    test_clips: Annotated[int, Interval(ge=16, le=1_000_000)] = 480
     """Clips in the test split, used once, for the winner."""
-    seed: int = opt(0, ge=0)
+    seed: Count = 0
     """Seed of the rendering; the splits take different streams of it."""
-    hue: float = opt(1.0, ge=0.0, le=4.0)
+    hue: Strength = 1.0
     """Strength of the tint, warm or cool: any network sees it."""
-    texture: float = opt(1.0, ge=0.0, le=4.0)
+    texture: Strength = 1.0
     """Strength of the fine lines, rows or columns: needs pixels (X-Spatial)."""
-    lines: int = opt(23, ge=1, le=256)
+    lines: Annotated[int, Interval(ge=1, le=256)] = 23
     """Fine lines in a frame's side: a crop of as many pixels cannot show them."""
-    motion: float = opt(1.0, ge=0.0, le=4.0)
+    motion: Strength = 1.0
     """Strength of the drifting bands, up or down: needs a frame rate (X-Fast)."""
-    drift_hz: float = opt(0.55, gt=0.0, le=30.0)
+    drift_hz: Annotated[float, Interval(gt=0.0, le=30.0)] = 0.55
     """Bands that pass a point in a second: frames half a period apart cannot show which way they go."""
-    period: float = opt(1.0, ge=0.0, le=4.0)
+    period: Strength = 1.0
     """Strength of the pulsing light, fast or slow: needs a duration, by degrees (X-Temporal)."""
-    pulse_s: float = opt(0.8, gt=0.0, le=60.0)
+    pulse_s: Annotated[float, Interval(gt=0.0, le=60.0)] = 0.8
     """Seconds between two fast pulses of the light; slow ones take three times as long."""
-    steps: float = opt(0.0, ge=0.0, le=4.0)
+    steps: Strength = 0.0
     """Strength of the upright bars that jump, onward or back: needs a duration, all or nothing (X-Temporal)."""
-    step_s: float = opt(1.2, gt=0.0, le=60.0)
+    step_s: Annotated[float, Interval(gt=0.0, le=60.0)] = 1.2
     """Seconds between two jumps of the bars: a clip must hold two of them."""
-    appearance: float = opt(0.0, ge=0.0, le=2.0)
+    appearance: Annotated[float, Interval(ge=0.0, le=2.0)] = 0.0
     """Strength of the coloured paper behind it all: needs features (X-Bottleneck, X-Width)."""
-    patterns: int = opt(16, ge=2, le=36)
+    patterns: Annotated[int, Interval(ge=2, le=36)] = 16
     """Different papers, a class each; `data synth --classes` sets it."""
 
 
@@ -74,61 +105,81 @@ class BuiltinConfig:
 class DataConfig:
     """Where clips come from and how they are read (FACTS: recipe)."""
 
-    path: str | None = opt(None)
+    path: Text | None = None
     """A folder of clips (`{train,val[,test]}/<class>/<clip>` or `<class>/<clip>`; a clip is a file, or a folder of
     JPEG or PNG frames), one that holds lists or a published set's annotations, or one such list; null: the built-in
     clips. docs/data.md shows them all."""
-    train: str | None = opt(None)
+    train: Text | None = None
     """The list of the train split, in place of `path`: lines of `path label`, or a published set's annotations."""
-    val: str | None = opt(None)
+    val: Text | None = None
     """The list of the val split; null: made from train."""
-    test: str | None = opt(None)
+    test: Text | None = None
     """The list of the test split, if there is one."""
-    root: str | None = opt(None)
+    root: Text | None = None
     """Where the relative paths of lists start, and where the files that annotations name are looked for; null: the
     list's own folder."""
-    format: str = opt("auto", choices=FORMATS)
+    format: Format = "auto"
     """What `path` or the lists are; auto: recognised by content."""
-    fold: int = opt(1, ge=1, le=3)
+    fold: Annotated[int, Interval(ge=1, le=3)] = 1
     """Which of the three published splits of UCF101 and HMDB51."""
-    class_names: str | None = opt(None)
+    class_names: Text | None = None
     """A file with the names of the classes, for lists whose labels are numbers: a name a line, lines of `number name`,
     or JSON {name: number}; null: the numbers are the names."""
-    frame_rate: float = opt(30.0, gt=0.0, le=1000.0)
+    frame_rate: Annotated[float, Interval(gt=0.0, le=1000.0)] = 30.0
     """Frames a second of clips that are folders of frames."""
-    val_share: float = opt(0.2, gt=0.0, le=0.9)
+    val_share: Annotated[float, Interval(gt=0.0, le=0.9)] = 0.2
     """Share of the train clips that become val where no val split is given."""
-    test_share: float = opt(0.0, ge=0.0, le=0.9)
+    test_share: Annotated[float, Interval(ge=0.0, le=0.9)] = 0.0
     """Share of the train clips that become test where no test split is given; 0: no test split is made."""
-    group: str | None = opt(None)
+    group: Text | None = None
     """Clips of one group (person, place, recording) stay together in a split that is made: a regular expression,
     searched in a clip's path; the group is what its parentheses match. null: clips are drawn one by one, but for sets
     whose names say the recording (UCF101, HMDB51)."""
-    split_seed: int = opt(0, ge=0)
+    split_seed: Count = 0
     """Seed of a split that is made."""
-    quarantine: str | None = opt(None)
+    quarantine: Text | None = None
     """A list of clips to leave out, as `x3d-expand data check` writes it; null: `quarantine.csv` beside the clips,
     where there is one."""
-    flip: bool = opt(True)
+    flip: bool = True
     """Random horizontal flip in training; false where left and right matter."""
-    jitter_min: float = opt(8 / 7, ge=1.0, le=4.0)
+    jitter_min: Annotated[float, Interval(ge=1.0, le=4.0)] = 8 / 7
     """Smallest short side drawn in training, as a multiple of the crop (paper, section 4: 182 for 160)."""
-    jitter_max: float = opt(10 / 7, ge=1.0, le=4.0)
+    jitter_max: Annotated[float, Interval(ge=1.0, le=4.0)] = 10 / 7
     """Largest short side drawn in training, as a multiple of the crop (228 for 160)."""
-    mean: float = opt(0.45, ge=0.0, le=1.0)
+    mean: Share = 0.45
     """Mean that is subtracted from pixels in [0, 1]."""
-    std: float = opt(0.225, gt=0.0, le=1.0)
+    std: Annotated[float, Interval(gt=0.0, le=1.0)] = 0.225
     """Standard deviation that they are then divided by."""
-    max_unreadable: float = opt(0.05, ge=0.0, le=1.0)
+    max_unreadable: Share = 0.05
     """Largest share of the clips that may be unreadable before the run stops with an error."""
-    timeout_s: float = opt(60.0, gt=0.0, le=86400.0)
+    timeout_s: Annotated[float, Interval(gt=0.0, le=86400.0)] = 60.0
     """Longest time that the decoder may take over a single frame, seconds; a clip that hangs is unreadable."""
-    cache_dir: str | None = opt(None)
+    cache_dir: Text | None = None
     """Where rendered clips and decoded frames are kept; null: `$XDG_CACHE_HOME/x3d-expand` or `~/.cache/x3d-expand`."""
-    cache_gb: float = opt(50.0, ge=0.0)
+    cache_gb: Annotated[float, Ge(0.0)] = 50.0
     """Largest size of all decoded frames in the cache, GB (10^9 bytes). Frames of other sets, longest unused first,
     make room; what still does not fit, or would fill the disk, is decoded at each access. 0: never keep frames."""
     builtin: BuiltinConfig = BuiltinConfig()
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield every rule across these options that their values break."""
+        lists = [f"data.{name}" for name in ("train", "val", "test") if getattr(self, name) is not None]
+        if lists and self.path is not None:
+            yield Conflict(("data.path", *lists), f"data.path and {' and '.join(lists)} name different clips",
+                           "keep either the folder or the lists")
+        if self.val_share + self.test_share >= 1:
+            yield Conflict(("data.val_share", "data.test_share"), "data.val_share and data.test_share leave nothing to "
+                           f"train on: {self.val_share:g} + {self.test_share:g}", "make them smaller")
+        if self.group is not None:
+            try:
+                if re.compile(self.group).groups != 1:
+                    yield Conflict(("data.group",), "data.group needs one pair of parentheses around the group, got "
+                                   f"'{self.group}'", "for instance '_(g[0-9]+)_'")
+            except re.error as error:
+                yield Conflict(("data.group",), f"data.group is no regular expression: {error}, in '{self.group}'")
+        if self.jitter_min > self.jitter_max:
+            yield Conflict(("data.jitter_min", "data.jitter_max"), "data.jitter_min must be at most data.jitter_max, "
+                           f"got {self.jitter_min:.10g} > {self.jitter_max:.10g}")
 
     @property
     def is_builtin(self) -> bool:
@@ -145,18 +196,18 @@ class DataConfig:
 class BasisConfig:
     """The network that the search starts from: X2D, one frame of 112 px (paper, section 3.1)."""
 
-    frames: int = opt(1, ge=1, le=10_000)
+    frames: Annotated[int, Interval(ge=1, le=10_000)] = 1
     """gamma_t: frames in the clip."""
-    stride: int = opt(28, ge=1, le=10_000)
+    stride: Annotated[int, Interval(ge=1, le=10_000)] = 28
     """gamma_tau: one frame is taken every `stride` source frames at 30 fps; for one frame, the span that the first
     temporal expansion divides. 28 leads along the paper's path to 4 x 12, 8 x 6 and 16 x 5."""
-    resolution: int = opt(112, ge=32, le=11_200)
+    resolution: Annotated[int, Interval(ge=32, le=11_200)] = 112
     """Side of the square input, pixels (gamma_s = resolution / 112)."""
-    width: float = opt(1.0, ge=0.01, le=100.0)
+    width: Annotated[float, Interval(ge=0.01, le=100.0)] = 1.0
     """gamma_w."""
-    bottleneck: float = opt(1.0, ge=0.01, le=100.0)
+    bottleneck: Annotated[float, Interval(ge=0.01, le=100.0)] = 1.0
     """gamma_b."""
-    depth: float = opt(1.0, ge=0.01, le=100.0)
+    depth: Annotated[float, Interval(ge=0.01, le=100.0)] = 1.0
     """gamma_d."""
 
 
@@ -164,15 +215,15 @@ class BasisConfig:
 class GridConfig:
     """The step of each axis. The defaults reproduce the whole published family."""
 
-    frames: int = opt(1, ge=1)
+    frames: CountFromOne = 1
     """Frames."""
-    resolution: int = opt(8, ge=1)
+    resolution: CountFromOne = 8
     """Pixels."""
-    width: float = opt(0.05, ge=0.01)
+    width: Annotated[float, Ge(0.01)] = 0.05
     """In gamma_w."""
-    bottleneck: float = opt(0.25, ge=0.01)
+    bottleneck: Annotated[float, Ge(0.01)] = 0.25
     """In gamma_b."""
-    depth: float = opt(0.1, ge=0.01)
+    depth: Annotated[float, Ge(0.01)] = 0.1
     """In gamma_d."""
 
 
@@ -180,17 +231,17 @@ class GridConfig:
 class LimitsConfig:
     """How far each axis may go; null: no limit."""
 
-    frames: int | None = opt(None, ge=1)
+    frames: CountFromOne | None = None
     """Frames in the clip."""
-    clip_s: float | None = opt(None, gt=0.0)
+    clip_s: Positive | None = None
     """Time from the first to the last frame of a clip, seconds; null: the median length of the train clips."""
-    resolution: int | None = opt(None, ge=32)
+    resolution: Annotated[int, Interval(ge=32, lt=2**63)] | None = None
     """Pixels."""
-    width: float | None = opt(None, gt=0.0)
+    width: Positive | None = None
     """gamma_w."""
-    bottleneck: float | None = opt(None, gt=0.0)
+    bottleneck: Positive | None = None
     """gamma_b."""
-    depth: float | None = opt(None, gt=0.0)
+    depth: Positive | None = None
     """gamma_d."""
 
 
@@ -198,57 +249,65 @@ class LimitsConfig:
 class SearchConfig:
     """Progressive expansion (paper, section 3.2)."""
 
-    target_gflops: float | None = opt(None, gt=0.0, le=1e5)
+    target_gflops: Annotated[float, Interval(gt=0.0, le=1e5)] | None = None
     """The budget: 10^9 multiply-adds of one clip at the training crop, convolutions and linear layers. Required."""
-    expansion_rate: float = opt(2.0, gt=1.0, le=16.0)
+    expansion_rate: Annotated[float, Interval(gt=1.0, le=16.0)] = 2.0
     """c-hat: each candidate is at most this many times as complex as the current network."""
-    criterion: str = opt("gain_per_gflop", choices=CRITERIA)
+    criterion: Criterion = "gain_per_gflop"
     """How a step's winner is chosen; docs/decisions/002-selection.md."""
-    tolerance: float = opt(0.05, ge=0.0, le=0.5)
+    tolerance: Annotated[float, Interval(ge=0.0, le=0.5)] = 0.05
     """Share of the target that may stay unused: a network that close below it is not expanded any further."""
-    axes: tuple[str, ...] = opt(AXES, choices=AXES)
+    axes: Annotated[tuple[Axis, ...], MinLen(1), Predicate(has_no_duplicates)] = AXES
     """The axes that are tried, in the order that breaks exact ties."""
-    temporal_split: float = opt(0.75, ge=0.0, le=1.0)
+    temporal_split: Share = 0.75
     """X-Temporal by a factor m: duration x m^split, stride x m^(split - 1)."""
     basis: BasisConfig = BasisConfig()
     grid: GridConfig = GridConfig()
     limits: LimitsConfig = LimitsConfig()
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield every limit below the basis: its axis would have to shrink before it grows."""
+        for name in ("frames", "resolution", "width", "bottleneck", "depth"):
+            limit, basis = getattr(self.limits, name), getattr(self.basis, name)
+            if limit is not None and limit < basis:
+                keys = f"search.limits.{name}", f"search.basis.{name}"
+                yield Conflict(keys, f"{keys[0]} must be at least {keys[1]}, got {limit:g} < {basis:g}")
 
 
 @dataclass(frozen=True)
 class RecipeConfig:
     """How one network is trained and judged (paper, section 4; FACTS: recipe)."""
 
-    epochs: int | None = opt(None, ge=1, le=100_000)
+    epochs: Annotated[int, Interval(ge=1, le=100_000)] | None = None
     """Passes over the train split; null: enough for about 2,000 updates, at least 30 and at most 256."""
-    batch_size: int | None = opt(None, ge=1, le=100_000)
+    batch_size: Annotated[int, Interval(ge=1, le=100_000)] | None = None
     """Clips in an update; null: an eighth of the train split, at least 8 and at most 128."""
-    lr: float = opt(0.1, gt=0.0)
+    lr: Positive = 0.1
     """Peak learning rate at a batch of 128; scaled linearly to the batch in use."""
-    warmup_share: float = opt(0.14, ge=0.0, le=1.0)
+    warmup_share: Share = 0.14
     """Share of the updates with a linear warm-up before the half-period cosine (35 of 256 epochs)."""
-    warmup_start: float = opt(0.1, ge=0.0, le=1.0)
+    warmup_start: Share = 0.1
     """Learning rate at the start of the warm-up, as a share of the peak."""
-    momentum: float = opt(0.9, ge=0.0, le=1.0)
+    momentum: Share = 0.9
     """SGD momentum, Nesterov."""
-    weight_decay: float = opt(5e-5, ge=0.0)
+    weight_decay: Annotated[float, Ge(0.0)] = 5e-5
     """On all weights but those of batch norm."""
-    dropout: float = opt(0.5, ge=0.0, le=1.0)
+    dropout: Share = 0.5
     """Before the last linear layer."""
-    label_smoothing: float = opt(0.0, ge=0.0, le=1.0)
+    label_smoothing: Share = 0.0
     """Share of the target spread over all classes."""
-    ema: float = opt(0.0, ge=0.0, le=0.99999)
+    ema: Annotated[float, Interval(ge=0.0, le=0.99999)] = 0.0
     """Decay of an exponential moving average of the weights, one step an update; it is then what is measured and kept.
     0: off, the last weights are kept."""
-    accumulation: int = opt(1, ge=1, le=100_000)
+    accumulation: Annotated[int, Interval(ge=1, le=100_000)] = 1
     """Parts that a batch is split into, one after another through the network: less memory for the same update, but
     batch norm averages over a part only, so that there are never more than batch norm can be trained in: halves of the
     batch, for a network of one frame and 32 pixels. Doubled by itself where the memory does not suffice."""
-    eval_every: int = opt(0, ge=0)
+    eval_every: Count = 0
     """Epochs between two measurements on val during the training, for its curve; 0: only at the end."""
-    precise_bn_batches: int = opt(200, ge=0)
+    precise_bn_batches: Count = 200
     """Batches for precise batch-norm statistics before an evaluation (never more than the train split has); 0: off."""
-    eval_clips: int = opt(10, ge=1, le=1000)
+    eval_clips: Annotated[int, Interval(ge=1, le=1000)] = 10
     """K: clips taken uniformly in time from each video, centre crop, class scores averaged."""
 
 
@@ -256,34 +315,40 @@ class RecipeConfig:
 class RunConfig:
     """How and where the search runs. Only `seed`, `device`, `threads` and `precision` touch the results."""
 
-    name: str | None = opt(None)
+    name: Text | None = None
     """Name of the run; null: made from the configuration's name and a number."""
-    runs_dir: str = opt("runs")
+    runs_dir: Text = "runs"
     """Folder that holds the runs."""
-    seed: int = opt(0, ge=0)
+    seed: Count = 0
     """Seed of everything random; a candidate's own seed follows from it and from the candidate's identity."""
-    device: str = opt("auto", choices=DEVICES)
+    device: Device = "auto"
     """auto: cuda where there is one, else cpu."""
-    executor: str = opt("local", choices=EXECUTORS)
+    executor: Executor = "local"
     """local: processes of this machine. ray: tasks of a Ray cluster, or of one that the command starts on this machine
     (docs/cluster.md)."""
-    workers: int = opt(1, ge=1, le=1024)
+    workers: Annotated[int, Interval(ge=1, le=1024)] = 1
     """Candidates that are trained at the same time, each in a process of its own; several GPUs take turns, and more
     workers than GPUs share them. On a CPU, two processes of one thread train small networks about twice as fast as one
     of two threads."""
-    threads: int | None = opt(None, ge=1, le=1024)
+    threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
     """CPU threads of a training process; null: the cores of the machine // workers."""
-    precision: str = opt("auto", choices=PRECISIONS)
+    precision: Precision = "auto"
     """auto: bf16 autocast on a GPU that has it, fp32 elsewhere. tf32: fp32 whose products a GPU rounds to 10 bits."""
-    cuda_graphs: bool = opt(False)
+    cuda_graphs: bool = False
     """On a GPU, record the training step once and replay it: saves the time in which small networks let it wait."""
-    checkpoint_every_s: float = opt(30.0, ge=0.0)
+    checkpoint_every_s: Annotated[float, Ge(0.0)] = 30.0
     """Seconds between checkpoints of the candidate in training: the most that a kill can cost. 0: at every update."""
-    heartbeat_s: float = opt(600.0, ge=0.0)
+    heartbeat_s: Annotated[float, Ge(0.0)] = 600.0
     """Seconds without a sign of life (an update, a measured batch) after which a training process counts as hung: it is
     killed, and its candidate goes on from its checkpoint in another. 0: never."""
-    retries: int = opt(2, ge=0, le=100)
+    retries: Annotated[int, Interval(ge=0, le=100)] = 2
     """How often a candidate goes on after its process died or hung, before it counts as failed."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield the rule for names if the run's name breaks it."""
+        if self.name is not None and not RUN_NAME.match(self.name):
+            yield Conflict(("run.name",), "run.name must be letters, digits, '.', '_' and '-', at most 100, got "
+                           f"'{self.name}'", "the folder around it is run.runs_dir")
 
 
 @dataclass(frozen=True)
@@ -295,3 +360,8 @@ class Config:
     candidate: RecipeConfig = RecipeConfig()
     final: RecipeConfig = RecipeConfig()
     run: RunConfig = RunConfig()
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield every rule across options that the values break."""
+        for section in (self.data, self.search, self.run):
+            yield from section.conflicts()

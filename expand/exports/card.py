@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from expand.config import Config, document, parse_config
+from expand.config import Config, parse_config, yaml_document
 from expand.errors import RunError, UsageError
 from expand.exports.latency import measure_latency
 from expand.fields import mapping_of, or_null, record, text, whole
@@ -91,8 +91,8 @@ class _Facts:
 
 def _config(paths: RunPaths) -> Config:
     try:
-        return parse_config(document.read_kept(paths.config), str(paths.config))
-    except document.NotYaml as error:
+        return parse_config(yaml_document.read_regular_file(paths.config), str(paths.config))
+    except yaml_document.NotYaml as error:
         raise RunError(error.what, where=str(paths.config), fix="take it back from a copy") from error
 
 

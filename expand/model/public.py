@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from expand.config import document
+from expand.config import yaml_document
 from expand.errors import UsageError
 from expand.space.factors import BASE_RESOLUTION, Factors
 from expand.space.geometry import BASE_DEPTHS, BASE_WIDTH, HEAD_WIDTH, WIDTH_FACTOR, evaluation_crop
@@ -90,7 +90,7 @@ def network_of_config(text: Any, *, where: str, name: str) -> Network:
     try:
         if not isinstance(text, str) or len(text) > MAX_BYTES:
             raise ValueError("no text of a usual length")
-        config = document.values(text)
+        config = yaml_document.parse_values(text)
         data, x3d = config["DATA"], config["X3D"]
         frames, stride, side = data["NUM_FRAMES"], data["SAMPLING_RATE"], data["TRAIN_CROP_SIZE"]
         gammas = x3d["WIDTH_FACTOR"] / WIDTH_FACTOR, x3d["BOTTLENECK_FACTOR"], x3d["DEPTH_FACTOR"]
@@ -102,8 +102,8 @@ def network_of_config(text: Any, *, where: str, name: str) -> Network:
                     raise ValueError(f"DATA.{theirs} differs between the channels; here it is one number")
         factors = {"gamma_tau": stride, "gamma_t": frames, "gamma_s": side / BASE_RESOLUTION,
                    **dict(zip(("gamma_w", "gamma_b", "gamma_d"), gammas, strict=True))}
-    except (document.NotYaml, KeyError, TypeError, ValueError, ArithmeticError) as error:
-        kind = "" if isinstance(error, document.NotYaml) else f"{type(error).__name__}: "
+    except (yaml_document.NotYaml, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        kind = "" if isinstance(error, yaml_document.NotYaml) else f"{type(error).__name__}: "
         raise UsageError(f"its SlowFast configuration cannot be used: {kind}"
                          f"{str(error).splitlines()[0] if str(error) else ''}", where=where) from error
     return Network.from_dict({"network": name, "classes": classes, "factors": factors, **pixels}, where=where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from expand.config import document
+from expand.config import yaml_document
 from expand.errors import RunError
 from expand.fields import Check, Wrong, list_of, number, one_of, or_null, record, text, whole
 from expand.rundir.paths import RunPaths
@@ -15,7 +15,7 @@ def _network(value: Any, name: str) -> None:
 
 
 BEGINNING: Check = record({
-    "network": _network, "config": text(document.MAX_BYTES), "fingerprint": text(1000), "init": or_null(text()),
+    "network": _network, "config": text(yaml_document.MAX_BYTES), "fingerprint": text(1000), "init": or_null(text()),
     "splits": record({}, {split: whole(0, 10**9) for split in ("train", "val", "test")})})
 _accuracy, _loss, _seconds = number(0, 1), number(-1e30, 1e30), number(0, 1e12)
 _matrix = list_of(list_of(whole(0, 10**9), 10**6), 10**6, least=1)
@@ -40,9 +40,9 @@ NAMES = ("network", "config", "fingerprint", "splits", "init")
 def read_training(paths: RunPaths) -> dict[str, Any]:
     """The fields `NAMES` of training.yaml. Raises `RunError` where it is not as it was written."""
     try:
-        spec = document.values(document.read_kept(paths.training))
+        spec = yaml_document.parse_values(yaml_document.read_regular_file(paths.training))
         BEGINNING(spec, "")
-    except (document.NotYaml, Wrong) as error:
+    except (yaml_document.NotYaml, Wrong) as error:
         raise RunError(f"cannot be used ({error}), so nobody can tell what was to be trained",
                        where=str(paths.training), fix="take it back from a copy, or start a new training") from error
     return {name: spec[name] for name in NAMES}

@@ -75,11 +75,11 @@ class Network:
 def dump_network(network: Network) -> str:
     """The YAML of a network; `load_network` reads it back. The costs are for the reader and are not read. Raises
     `UsageError` where it would be larger than may be read."""
-    from expand.config import document
+    from expand.config import yaml_document
 
     factors, cost = network.factors, complexity_of(network.factors, network.classes)
     text = (f"# X3D network: {factors.frames} frames x stride {factors.stride}, {factors.resolution} px; "
-            f"{cost.gflops:.6g} GFLOPs, {cost.params:,} parameters\n{document.dump(network.as_dict())}")
+            f"{cost.gflops:.6g} GFLOPs, {cost.params:,} parameters\n{yaml_document.dump(network.as_dict())}")
     if len(text.encode("utf-8")) > MAX_BYTES:  # nobody could read it again
         raise UsageError(f"the names of its {network.classes:,} classes take more than {size_text(MAX_BYTES)}",
                          where=network.name, fix="shorten them")
@@ -111,11 +111,11 @@ def find_network(source: str) -> Network:
 
 def load_network(path: Path) -> Network:
     """Reads a network's YAML. Raises `UsageError` naming everything that is wrong with it."""
-    from expand.config import document  # a YAML reader, which those that know their networks do without
+    from expand.config import yaml_document  # a YAML reader, which those that know their networks do without
 
     try:
-        content = document.values(document.read_kept(path))
-    except document.NotYaml as error:
+        content = yaml_document.parse_values(yaml_document.read_regular_file(path))
+    except yaml_document.NotYaml as error:
         raise UsageError(error.what,
                          where=f"{path}:{error.line}" if error.line else str(path), fix=error.suggestion) from error
     return Network.from_dict(content, where=str(path), name=path.stem)

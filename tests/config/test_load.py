@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import subprocess
 import sys
+import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,43 +19,33 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from expand.config import Config, config_diff, dump_config, flatten, load_config, parse_config, with_values
-from expand.config.checks import conflicts
-from expand.config.options import Option, options
-from expand.config.values import checked
+from expand.config.dotted_keys import option_annotations
+from expand.config.option_values import WrongValue, check_value
 from expand.errors import ConfigError
 
 
-def scalars(option: Option) -> st.SearchStrategy[Any]:
+def values(annotation: Any) -> st.SearchStrategy[Any]:
     """Every value that an option may take, extremes included."""
-    low, high = option.ge if option.ge is not None else option.gt, option.le
-    if option.choices:
-        return st.sampled_from(option.choices)
-    if option.kind is bool:
-        return st.booleans()
-    if option.kind is int:
-        return st.integers(-2**63 + 1 if low is None else int(low) + (option.ge is None),
-                           2**63 - 1 if high is None else int(high))
-    if option.kind is float:
-        return st.floats(low, high, exclude_min=option.ge is None and low is not None, allow_nan=False,
-                         allow_infinity=False)
-    return st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1)
-
-
-def values(option: Option) -> st.SearchStrategy[Any]:
-    one = scalars(option)
-    if option.many:
-        one = st.lists(one, min_size=1, unique=True).map(tuple)
-    return st.none() | one if option.nullable else one
+    one_of = typing.get_args(annotation)
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return st.none() | values(one_of[0])
+    kind = one_of[0] if typing.get_origin(annotation) is typing.Annotated else annotation
+    if kind is str:
+        return st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1)
+    if typing.get_origin(kind) is tuple:
+        return st.lists(values(typing.get_args(kind)[0]), min_size=1, unique=True).map(tuple)
+    return st.from_type(annotation).filter(lambda value: not isinstance(value, float) or math.isfinite(value))
 
 
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
     """A random valid configuration: any option may take any value, as long as no rule across options is broken."""
-    keys = draw(st.lists(st.sampled_from(list(options())), unique=True, max_size=12))
+    annotations = option_annotations()
+    keys = draw(st.lists(st.sampled_from(list(annotations)), unique=True, max_size=12))
     config = Config()
     for key in keys:
-        changed = with_values(config, {key: draw(values(options()[key]))})
-        config = config if list(conflicts(changed)) else changed
+        changed = with_values(config, {key: draw(values(annotations[key]))})
+        config = config if list(changed.conflicts()) else changed
     return config
 
 
@@ -88,12 +82,12 @@ def test_every_option_is_written_in_schema_order() -> None:
         for key, value in tree.items():
             yield from keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
 
-    assert list(keys(yaml.safe_load(dump_config(Config())))) == list(options()) == list(flatten(Config()))
+    assert list(keys(yaml.safe_load(dump_config(Config())))) == list(option_annotations()) == list(flatten(Config()))
 
 
 def test_every_default_lies_within_its_own_bounds() -> None:
     for key, value in flatten(Config()).items():
-        assert checked(options()[key], value) == value
+        assert repr(check_value(key, value)) == repr(value)
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -144,6 +138,30 @@ def test_unknown_key_of_with_values_is_a_key_error() -> None:
     for key in ("run", "run.sed", "seed", "run.seed.x"):
         with pytest.raises(KeyError):
             with_values(Config(), {key: 1})
+
+
+def test_no_option_takes_a_number_that_is_not_finite_and_no_whole_number_exceeds_63_bits() -> None:
+    for key in option_annotations():
+        for number in (math.inf, -math.inf, math.nan, 10**399, -10**399):
+            with pytest.raises(WrongValue):
+                check_value(key, number)
+        for number in (2**63, -2**63 - 1):
+            with contextlib.suppress(WrongValue):
+                assert type(check_value(key, number)) is float
+
+
+@pytest.mark.parametrize("text", ["3", "true", "1.5", "[]", ""])
+def test_text_in_quotes_is_no_number_and_no_truth_value(text: str) -> None:
+    for key, value in flatten(Config()).items():
+        if type(value) in (bool, int, float):
+            with pytest.raises(WrongValue, match="must be "):
+                check_value(key, text)
+
+
+def test_the_options_can_be_named_without_pydantic_and_without_a_yaml_reader() -> None:
+    code = ("import sys, expand.config.schema, expand.config.dotted_keys; from expand.config import Config, flatten; "
+            "flatten(Config()); sys.exit(bool({'pydantic', 'pydantic_core', 'yaml'} & set(sys.modules)))")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_loading_needs_no_torch_and_no_pandas() -> None:

@@ -82,6 +82,8 @@ def test_wrong_type_says_what_was_expected_and_found(text: str, expected: str) -
     ("candidate: {lr: 1e999}", "candidate.lr must be a finite number, got inf"),
     ("candidate: {lr: .nan}", "candidate.lr must be a finite number, got nan"),
     (f"run: {{seed: {2**63}}}", f"run.seed must be below 2^63, got {2**63}"),
+    (f"run: {{seed: {'9' * 399}}}", f"run.seed must be below 2^63, got {'9' * 76} ..."),
+    (f"candidate: {{lr: {'9' * 399}}}", "candidate.lr must be a finite number, got inf"),
     ("search: {criterion: acuracy}",
      f"search.criterion must be one of {CRITERIA}, got 'acuracy'; did you mean 'accuracy'?"),
     ("search: {criterion: 3}", f"search.criterion must be one of {CRITERIA}, got 3"),

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from expand.config import Config, config_names, dump_config, load_config, parse_config
-from expand.config.ready import ready_folder
+from expand.config.load import ready_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from expand.bounded import read_bounded
 from expand.config import dump_config, parse_config
-from expand.config.document import NotYaml, values
+from expand.config.yaml_document import NotYaml, parse_values
 from expand.config.schema import Config
 from expand.data.sources.written import read_clips
 from expand.errors import ExpandError, RunError
@@ -124,7 +124,7 @@ def raise_held(paths: RunPaths) -> None:
 @settings(max_examples=100, derandomize=True)
 def test_what_yaml_wrote_is_read_as_it_was(value: Any) -> None:
     text = yaml.safe_dump(value, allow_unicode=True)
-    assert values(text) == yaml.safe_load(text)
+    assert parse_values(text) == yaml.safe_load(text)
 
 
 @pytest.mark.parametrize("text", ["1e3", "0777", "yes", "2020-01-01", "1:30", "~", "<<", "=", "0x1F", "1_000", ".5",
@@ -148,12 +148,12 @@ LAUGHS = "a: &a [x, x]\n" + "".join(f"{new}: &{new} [*{old}, *{old}]\n" for old,
 @pytest.mark.timeout(30)
 def test_yaml_that_stands_for_more_than_it_is_is_refused(text: str, words: str) -> None:
     with pytest.raises(NotYaml, match=words):
-        values(text)
+        parse_values(text)
 
 
 def test_numbers_of_many_digits_cost_nothing() -> None:
-    assert values("9" * 900_000) == "9" * 900_000
-    assert values("1" + ":59" * 300_000) == "1" + ":59" * 300_000
+    assert parse_values("9" * 900_000) == "9" * 900_000
+    assert parse_values("1" + ":59" * 300_000) == "1" + ":59" * 300_000
 
 
 def test_a_file_that_is_none_is_told_apart(tmp_path: Path) -> None:

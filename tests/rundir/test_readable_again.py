@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from expand.config import document
+from expand.config import yaml_document
 from expand.data.sources import written
 from expand.data.sources.base import Clip, ClipList
 from expand.errors import DataError, RunError, UsageError
@@ -36,9 +36,9 @@ def test_a_network_comes_back_with_class_names_in_any_script(names: list[str], o
 
 
 def test_names_that_are_no_utf8_are_read_only_from_texts_that_cost_little() -> None:
-    odd = document.dump({"names": ["caf\udce9"], "more": "x" * document.MOST_ODD})
-    with pytest.raises(document.NotYaml):
-        document.values(odd)
+    odd = yaml_document.dump({"names": ["caf\udce9"], "more": "x" * yaml_document.MOST_ODD})
+    with pytest.raises(yaml_document.NotYaml):
+        yaml_document.parse_values(odd)
 
 
 def test_a_network_that_nobody_could_read_again_is_not_written() -> None:

@@ -52,11 +52,11 @@ class Mapping:
     """Stands for a mapping where a value was expected; its content is never looked at."""
 
 
-def read_kept(path: Path) -> str:
+def read_regular_file(path: Path) -> str:
     """The text of a regular YAML file that a program keeps, as `read_bounded` reads it: raises NotYaml where it is
     missing, unreadable, too large or not UTF-8."""
     try:
-        return decoded(read_bounded(path, MAX_BYTES))
+        return decode_utf8(read_bounded(path, MAX_BYTES))
     except OSError as error:
         raise NotYaml(f"cannot be read: {error.strerror or error}") from error
 
@@ -71,10 +71,10 @@ def read_text(path: Path) -> str:
         raise NotYaml(f"cannot be read ({error.strerror or error})") from error
     if len(raw) > MAX_BYTES:
         raise NotYaml("larger than 1 MB, which no configuration is", suggestion="is it the right file?")
-    return decoded(raw)
+    return decode_utf8(raw)
 
 
-def decoded(raw: bytes) -> str:
+def decode_utf8(raw: bytes) -> str:
     """The text that `raw` is; NotYaml where it is not UTF-8."""
     try:
         return raw.decode("utf-8-sig")
@@ -138,10 +138,10 @@ def value_of(node: yaml.Node) -> Any:
     if isinstance(node, yaml.SequenceNode):
         # An inner list stays empty: nothing takes lists of lists, and an alias may make them endless.
         return [[] if isinstance(item, yaml.SequenceNode) else value_of(item) for item in node.value]
-    return node.value if node.style else resolved(node.value)
+    return node.value if node.style else resolve_scalar(node.value)
 
 
-def resolved(text: str) -> Any:
+def resolve_scalar(text: str) -> Any:
     """What a plain scalar stands for."""
     if _NULL.match(text):
         return None
@@ -167,64 +167,51 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def dump(value: Any) -> str:
-    """Plain values as YAML text, of which `values` makes them again."""
+    """Plain values as YAML text, of which `parse_values` makes them again."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def values(text: str) -> Any:
-    """All of a text as plain values: null, booleans, numbers, text, lists, and mappings with such keys. For what a
-    program wrote with `dump` or `yaml.safe_dump` and reads again, so that scalars are what they were by its rules
+def parse_values(text: str) -> Any:
+    """Return all of a text as plain values: null, booleans, numbers, text, lists, and mappings with such keys. For what
+    a program wrote with `dump` or `yaml.safe_dump` and reads again, so that scalars are what they were by its rules
     (YAML 1.1); dates and numbers to the base of 60, which it never writes plain, are text.
 
     Raises NotYaml for a syntax error or one of YAML's traps; no text costs more than its length.
     """
     is_odd = len(text) <= MOST_ODD and _SURROGATE.search(text)
-    node = parse(text, yaml.SafeLoader if is_odd else _Loader)
-    return None if node is None else _Values().of(node)
+    root = parse(text, yaml.SafeLoader if is_odd else _Loader)
+    left = MAX_BYTES  # values that aliases may still stand for
 
-
-class _Values:
-    """Builds values; `left` counts what aliases may still stand for."""
-
-    def __init__(self) -> None:
-        self.left = MAX_BYTES
-
-    def of(self, node: yaml.Node, depth: int = 0) -> Any:
-        self.left -= 1
-        if self.left < 0 or depth > MAX_DEPTH:
+    def construct(node: yaml.Node, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > MAX_DEPTH:
             raise NotYaml("its aliases (*name) stand for too much", suggestion="write the values out")
         if isinstance(node, yaml.SequenceNode):
-            return [self.of(item, depth + 1) for item in node.value]
+            return [construct(item, depth + 1) for item in node.value]
         if isinstance(node, yaml.MappingNode):
-            return {self.key(key): self.of(value, depth + 1) for key, value in node.value}
-        return _scalar(node)
+            return {construct_key(key): construct(value, depth + 1) for key, value in node.value}
+        return _construct_scalar(node)
 
-    def key(self, node: yaml.Node) -> Any:
+    def construct_key(node: yaml.Node) -> Any:
         if not isinstance(node, yaml.ScalarNode):
             raise NotYaml("a key is a list or a mapping", node.start_mark.line + 1)
-        return _scalar(node)
+        return _construct_scalar(node)
+
+    return None if root is None else construct(root, 0)
 
 
-def _scalar(node: yaml.ScalarNode) -> Any:
-    kind, text = node.tag.rpartition(":")[2], node.value
-    if kind == "null":
-        return None
-    if kind == "bool":
-        return text.lower() in ("yes", "true", "on")
-    if kind not in ("int", "float") or ":" in text or len(text) > 400:
-        return text
-    plain = text.replace("_", "")
+_constructor = yaml.constructor.SafeConstructor()
+_CONSTRUCT = {"tag:yaml.org,2002:null": _constructor.construct_yaml_null,
+              "tag:yaml.org,2002:bool": _constructor.construct_yaml_bool,
+              "tag:yaml.org,2002:int": _constructor.construct_yaml_int,
+              "tag:yaml.org,2002:float": _constructor.construct_yaml_float}
+
+
+def _construct_scalar(node: yaml.ScalarNode) -> Any:
+    if node.tag not in _CONSTRUCT or ":" in node.value or len(node.value) > 400:
+        return node.value
     try:
-        return _whole(plain) if kind == "int" else _real(plain.lower())
+        return _CONSTRUCT[node.tag](node)
     except ValueError:  # digits that the base lacks
-        return text
-
-
-def _whole(text: str) -> int:
-    sign, digits = (-1 if text.startswith("-") else 1), text.lstrip("+-")
-    base = {"0b": 2, "0x": 16}.get(digits[:2].lower(), 8 if digits.startswith("0") and len(digits) > 1 else 10)
-    return sign * int(digits, base)
-
-
-def _real(text: str) -> float:
-    return float(text.replace(".", "")) if _NOT_FINITE.match(text) else float(text)
+        return node.value
