@@ -28,12 +28,12 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 
 
 def has_no_duplicates(items: tuple[str, ...]) -> bool:
-    """Whether each item occurs once."""
+    """Return True if each item occurs once."""
     return len(set(items)) == len(items)
 
 
 def has_no_control_characters(text: str) -> bool:
-    """Whether a text can stand in a path, on a terminal and in a log without changing what is around it."""
+    """Return True if a text can stand in a path, on a terminal and in a log without changing what is around it."""
     return not re.search(r"[\x00-\x1f\x7f-\x9f]", text)
 
 
@@ -103,7 +103,7 @@ class BuiltinConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where clips come from and how they are read (FACTS: recipe)."""
+    """Where clips come from and how they are read (paper, section 4)."""
 
     path: Text | None = None
     """A folder of clips (`{train,val[,test]}/<class>/<clip>` or `<class>/<clip>`; a clip is a file, or a folder of
@@ -183,12 +183,12 @@ class DataConfig:
 
     @property
     def is_builtin(self) -> bool:
-        """Whether no clips are named, so that the built-in ones are meant."""
+        """True if no clips are named, so that the built-in ones are meant."""
         return not (self.path or self.train or self.val or self.test)
 
     @property
     def source(self) -> str:
-        """What names the clips, for messages."""
+        """The paths that name the clips, for messages."""
         return ", ".join(filter(None, (self.path, self.train, self.val, self.test))) or "the built-in clips"
 
 
@@ -276,7 +276,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """How one network is trained and judged (paper, section 4; FACTS: recipe)."""
+    """How one network is trained and evaluated (paper, section 4)."""
 
     epochs: Annotated[int, Interval(ge=1, le=100_000)] | None = None
     """Passes over the train split; null: enough for about 2,000 updates, at least 30 and at most 256."""
@@ -300,9 +300,9 @@ class RecipeConfig:
     """Decay of an exponential moving average of the weights, one step an update; it is then what is measured and kept.
     0: off, the last weights are kept."""
     accumulation: Annotated[int, Interval(ge=1, le=100_000)] = 1
-    """Parts that a batch is split into, one after another through the network: less memory for the same update, but
-    batch norm averages over a part only, so that there are never more than batch norm can be trained in: halves of the
-    batch, for a network of one frame and 32 pixels. Doubled by itself where the memory does not suffice."""
+    """Micro-batches that a batch is split into (gradient accumulation): less memory for the same update, but batch norm
+    averages over a micro-batch only. There are never more than batch norm can be trained in: for a network of one frame
+    and 32 pixels, micro-batches of two clips. Doubled automatically if a batch does not fit in memory."""
     eval_every: Count = 0
     """Epochs between two measurements on val during the training, for its curve; 0: only at the end."""
     precise_bn_batches: Count = 200
@@ -328,8 +328,8 @@ class RunConfig:
     (docs/cluster.md)."""
     workers: Annotated[int, Interval(ge=1, le=1024)] = 1
     """Candidates that are trained at the same time, each in a process of its own; several GPUs take turns, and more
-    workers than GPUs share them. On a CPU, two processes of one thread train small networks about twice as fast as one
-    of two threads."""
+    workers than GPUs share them. On a CPU, several processes of one thread train small networks faster than one process
+    of several threads (README, Speed)."""
     threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
     """CPU threads of a training process; null: the cores of the machine // workers."""
     precision: Precision = "auto"
@@ -339,7 +339,7 @@ class RunConfig:
     checkpoint_every_s: Annotated[float, Ge(0.0)] = 30.0
     """Seconds between checkpoints of the candidate in training: the most that a kill can cost. 0: at every update."""
     heartbeat_s: Annotated[float, Ge(0.0)] = 600.0
-    """Seconds without a sign of life (an update, a measured batch) after which a training process counts as hung: it is
+    """Seconds without a heartbeat (an update, a measured batch) after which a training process counts as hung: it is
     killed, and its candidate goes on from its checkpoint in another. 0: never."""
     retries: Annotated[int, Interval(ge=0, le=100)] = 2
     """How often a candidate goes on after its process died or hung, before it counts as failed."""

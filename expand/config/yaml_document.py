@@ -20,9 +20,9 @@ from expand.errors import Problem
 MAX_BYTES = LARGEST_YAML
 MAX_DEPTH = 16
 MAX_ALIASES = 32
-MOST_ODD = 100_000
-"""Characters of a text with names that are no UTF-8 (`\\udce9`): the C parser does not read them, and the other one
-takes seconds for as much."""
+MAX_CHARS_WITH_SURROGATES = 100_000
+"""Characters of a text that escapes bytes outside UTF-8 (`\\udce9`): the C parser refuses such escapes, and the parser
+in Python takes seconds for a text of this length."""
 
 # The C parser reads the largest file that is allowed in well under a second; without libyaml it takes some seconds.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -44,6 +44,7 @@ class NotYaml(Exception):
         super().__init__(what)
 
     def problem(self, where: str) -> Problem:
+        """Return the mistake to report; `where` names the file."""
         return Problem(f"{where}:{self.line}" if self.line else where, self.what, self.suggestion)
 
 
@@ -53,8 +54,8 @@ class Mapping:
 
 
 def read_regular_file(path: Path) -> str:
-    """The text of a regular YAML file that a program keeps, as `read_bounded` reads it: raises NotYaml where it is
-    missing, unreadable, too large or not UTF-8."""
+    """Return the text of a regular YAML file that a program keeps, read by `read_bounded`; NotYaml where it is missing,
+    unreadable, too large or not UTF-8."""
     try:
         return decode_utf8(read_bounded(path, MAX_BYTES))
     except OSError as error:
@@ -62,8 +63,8 @@ def read_regular_file(path: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a configuration file, which may be a pipe; NotYaml where it is missing, unreadable, too large or not
-    UTF-8."""
+    """Return the text of a configuration file, which may be a pipe; NotYaml where it is missing, unreadable, too large
+    or not UTF-8."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -75,7 +76,7 @@ def read_text(path: Path) -> str:
 
 
 def decode_utf8(raw: bytes) -> str:
-    """The text that `raw` is; NotYaml where it is not UTF-8."""
+    """Return `raw` as text; NotYaml where it is not UTF-8."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -84,7 +85,7 @@ def decode_utf8(raw: bytes) -> str:
 
 
 def parse(text: str, loader: Any = _Loader) -> yaml.Node | None:
-    """The root node of a text (None: empty); NotYaml for a syntax error or one of YAML's traps."""
+    """Return the root node of a text (None: empty); NotYaml for a syntax error or one of YAML's traps."""
     if len(text) > MAX_BYTES:
         raise NotYaml("larger than 1 MB, which no configuration is")
     try:
@@ -126,13 +127,13 @@ def _refuse_traps(text: str, loader: Any) -> None:
 
 
 def pairs(node: yaml.MappingNode) -> Iterator[tuple[str, int, yaml.Node]]:
-    """(key, line, value) of a mapping, duplicates included; a key that is no scalar shows as '?'."""
+    """Yield (key, line, value) of a mapping, duplicates included; a key that is no scalar shows as '?'."""
     for key, value in node.value:
         yield (key.value if isinstance(key, yaml.ScalarNode) else "?"), key.start_mark.line + 1, value
 
 
 def value_of(node: yaml.Node) -> Any:
-    """The plain value of a node: None, bool, int, float, str, a list of these, or `Mapping()`."""
+    """Return the plain value of a node: None, bool, int, float, str, a list of these, or `Mapping()`."""
     if isinstance(node, yaml.MappingNode):
         return Mapping()
     if isinstance(node, yaml.SequenceNode):
@@ -142,7 +143,7 @@ def value_of(node: yaml.Node) -> Any:
 
 
 def resolve_scalar(text: str) -> Any:
-    """What a plain scalar stands for."""
+    """Return the value of a plain scalar: `1e-3` is a number, `2024-01-01` is text."""
     if _NULL.match(text):
         return None
     if _TRUE.match(text) or _FALSE.match(text):
@@ -167,7 +168,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def dump(value: Any) -> str:
-    """Plain values as YAML text, of which `parse_values` makes them again."""
+    """Return plain values as YAML text, of which `parse_values` makes them again."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -178,8 +179,8 @@ def parse_values(text: str) -> Any:
 
     Raises NotYaml for a syntax error or one of YAML's traps; no text costs more than its length.
     """
-    is_odd = len(text) <= MOST_ODD and _SURROGATE.search(text)
-    root = parse(text, yaml.SafeLoader if is_odd else _Loader)
+    needs_python = len(text) <= MAX_CHARS_WITH_SURROGATES and _SURROGATE.search(text)
+    root = parse(text, yaml.SafeLoader if needs_python else _Loader)
     left = MAX_BYTES  # values that aliases may still stand for
 
     def construct(node: yaml.Node, depth: int) -> Any:

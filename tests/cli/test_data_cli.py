@@ -183,7 +183,7 @@ def test_every_knob_of_the_made_clips_is_an_option_with_its_own_words():
 
 
 def test_the_help_answers_without_the_heavy_libraries():
-    loaded = "print([name for name in ('torch', 'av', 'numpy', 'pandas', 'rich') if name in sys.modules])"
+    loaded = "print([name for name in ('torch', 'av', 'numpy', 'pandas', 'rich', 'pydantic') if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", f"{MAIN}; {loaded}", "data", "check", "--help"], capture_output=True,
                            text=True, check=True)
     assert ended.stdout.endswith("[]\n") and "quarantine.csv" in ended.stdout

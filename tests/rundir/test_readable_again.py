@@ -36,7 +36,7 @@ def test_a_network_comes_back_with_class_names_in_any_script(names: list[str], o
 
 
 def test_names_that_are_no_utf8_are_read_only_from_texts_that_cost_little() -> None:
-    odd = yaml_document.dump({"names": ["caf\udce9"], "more": "x" * yaml_document.MOST_ODD})
+    odd = yaml_document.dump({"names": ["caf\udce9"], "more": "x" * yaml_document.MAX_CHARS_WITH_SURROGATES})
     with pytest.raises(yaml_document.NotYaml):
         yaml_document.parse_values(odd)
 
