@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from expand.config import Config, config_diff, parse_config
-from expand.config.schema import RUN_NAME
-from expand.config.schema import DataConfig
+from expand.config.schema import RUN_NAME, DataConfig
 from expand.data import PreparedData
 from expand.errors import RunError
 from expand.expansion.rules import Space

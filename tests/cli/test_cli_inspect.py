@@ -105,7 +105,7 @@ def test_plan_counts_with_the_classes_that_it_is_given(answer):
 
 
 def test_help_imports_neither_torch_nor_anything_else_heavy():
-    heavy = "torch numpy pandas matplotlib av yaml rich"
+    heavy = "torch numpy pandas matplotlib av yaml rich pydantic"
     code = ("import sys; from expand.cli import cli; cli.main(['--help'], standalone_mode=False); "
             f"print('loaded:', *(m for m in '{heavy}'.split() if m in sys.modules))")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from expand.bounded import read_bounded
 from expand.config import dump_config, parse_config
-from expand.config.yaml_document import NotYaml, parse_values
 from expand.config.schema import Config
+from expand.config.yaml_document import NotYaml, parse_values
 from expand.data.sources.written import read_clips
 from expand.errors import ExpandError, RunError
 from expand.exports.card import ENV, LATENCY
