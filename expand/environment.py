@@ -17,12 +17,12 @@ from expand.machine import available_cores
 PACKAGES = ("torch", "torchvision", "av", "numpy", "pandas", "fvcore", "pyyaml", "click")
 
 
-def environment(config: Config) -> dict[str, Any]:
-    """What a result may depend on besides the configuration, for env.json."""
+def environment(config: Config, gpu: str | None = None) -> dict[str, Any]:
+    """What a result may depend on besides the configuration, for env.json. `gpu`: the name of the one that it trains
+    on, where that was looked at."""
     import torch
 
-    on_gpu = config.run.device == "cuda" and torch.cuda.is_available()  # a cluster's nodes may have one, and this not
-    device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
+    device = gpu or platform.processor() or platform.machine()
     return {"x3d_expand": __version__, "git": _git_revision(), "python": platform.python_version(),
             "packages": {name: metadata.version(name) for name in PACKAGES}, "platform": platform.platform(),
             "device": device, "cores": available_cores(), "threads": config.run.threads, "seed": config.run.seed,

@@ -72,6 +72,11 @@ class CandidateFailed(ExpandError):
     """A candidate whose training cannot give a result (a loss that is not finite, no memory); the search goes on."""
 
 
+class DeviceFault(ExpandError):
+    """A GPU that failed under this process (an illegal access, an ECC error): whatever it calls there fails from now
+    on, so another process has to go on."""
+
+
 class Interrupted(ExpandError):
     """The user (Ctrl-C) or the system (SIGTERM) asked for a stop; the work so far is on disk."""
 

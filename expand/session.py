@@ -8,19 +8,23 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from expand import __version__
 from expand.config import Config, dump_config, parse_config, yaml_document
-from expand.config.schema import RUN_NAME
+from expand.config.schema import RUN_NAME, RunConfig
 from expand.data import ClipList, PreparedData, list_clips, prepare
 from expand.data.sources import keep_clips
 from expand.driver import Display, Driver
 from expand.environment import environment
-from expand.errors import RunError, UsageError
+from expand.errors import ExpandError, RunError, UsageError
 from expand.executors import early_start
+from expand.executors.apart import call_apart
 from expand.executors.nursery import Nursery
 from expand.expansion.forecast import check_target, forecast, largest_resolution
 from expand.expansion.rules import Space
@@ -40,6 +44,7 @@ from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
 from expand.settle import check_recipes, check_unchanged, settle
 from expand.training.estimate import estimate_seconds
+from expand.training.gpus import Gpu, complaints, look_at_all
 from expand.training.runtime import Runtime, settle_run
 
 
@@ -97,12 +102,13 @@ class Logged:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a search will come to: steps after the basis, candidates, their multiply-adds a clip in all, seconds."""
+    """What a search will come to: steps after the basis, candidates, their multiply-adds a clip in all, seconds (None
+    where the device could not be tried: a Ray cluster's GPU, for one, from a machine without)."""
 
     steps: int
     candidates: int
     gflops: float
-    seconds: float
+    seconds: float | None
 
 
 def begin(config: Config, run_dir: Path | None, name: str, display: Display | None,
@@ -114,23 +120,28 @@ def begin(config: Config, run_dir: Path | None, name: str, display: Display | No
     check_target(space)
     check_recipes(config, space)
     library.load()  # kernels or a device that are not there are said before the clips are decoded
-    runtime = Runtime.of(settle_run(config.run))
     paths = RunPaths(run_dir or choose_dir(config, name))
     check_free(paths)
     with early_start(config.run) as nursery:
+        gpus = _look_at_gpus(config.run, nursery)
+        config = replace(config, run=settle_run(config.run, gpus))
+        runtime = Runtime.of(config.run, gpus)
+        for complaint in complaints(gpus):
+            display.say(complaint)
         data = _prepare(config, listed, space, display.say, begins=True)
         config = settle(config, data, paths.root.resolve().name)
         check_recipes(config, space, len(data.train))
-        estimate = _estimate(config, space, data, runtime)
+        estimate = _estimate(config, space, data, runtime, nursery, display)
         display.say(f"{estimate.candidates} candidates in {estimate.steps} steps, "
-                    f"{estimate.gflops:.3g} GFLOPs a clip in all; roughly {_rough(estimate.seconds)}")
+                    f"{estimate.gflops:.3g} GFLOPs a clip in all"
+                    + ("" if estimate.seconds is None else f"; roughly {_rough(estimate.seconds)}"))
         if not confirm(estimate):
             raise UsageError("the search was not started", fix="a smaller --target-gflops, or fewer epochs "
                              "(--set candidate.epochs=N), makes it shorter")
         make_dir(paths.root)
         with RunLock(paths) as lock:
             check_free(paths)
-            write_json(paths.env, environment(config))
+            write_json(paths.env, environment(config, gpus[runtime.device.index].name if runtime.gpus else None))
             keep_clips(paths.clips, config.data, data.listed)
             write_atomic(paths.config, dump_config(config))
             _work(config, paths, data, runtime, display, nursery, lock)
@@ -153,10 +164,10 @@ def go_on(run_dir: Path, display: Display | None, values: Mapping[str, Any] | No
         started = run_started(events)
         if started:
             check_unchanged(started["config"], config, str(paths.config))
-        runtime = Runtime.of(config.run)
         listed = list_again(paths.clips, config.data, started and started["classes"])
         space = Space(config.search, len(listed.classes))
         with early_start(config.run) as nursery:
+            runtime = Runtime.of(config.run, _look_at_gpus(config.run, nursery))
             data = prepare_again(
                 listed, paths.clips, config.data, started,
                 lambda clips, say: _prepare(config, clips, space, say, run_list=paths.clips), display.say)
@@ -211,11 +222,31 @@ def _prepare(config: Config, listed: ClipList, space: Space, report: Callable[[s
                    begins=begins, run_list=run_list)
 
 
-def _estimate(config: Config, space: Space, data: PreparedData, runtime: Runtime) -> Estimate:
+def _look_at_gpus(run: RunConfig, nursery: Nursery | None) -> tuple[Gpu, ...]:
+    """The GPUs of this machine, where the run may take one; looked at in another process, which alone needs a context
+    on them. Raises `RunError` where that process fails."""
+    if run.device == "cpu" or not torch.cuda.is_available():
+        return ()
+    try:
+        return call_apart(look_at_all, nursery)
+    except RunError as error:
+        raise RunError(f"the GPUs could not be looked at: {error.what}", where="run.device",
+                       fix="`x3d-expand doctor` looks at the installation; --device cpu does without") from error
+
+
+def _estimate(config: Config, space: Space, data: PreparedData, runtime: Runtime, nursery: Nursery | None,
+              display: Display) -> Estimate:
+    """What the search will come to; its time is tried out in a process like those that train, and not known where that
+    cannot be done."""
     space = Space(config.search, space.classes)  # with the limits settled
     steps = forecast(space)
     candidates = [c for step in steps for c in step]
-    seconds = estimate_seconds(steps, config, runtime, space.classes, data.counts)
+    seconds = None
+    if runtime.device.type != "cuda" or torch.cuda.is_available():
+        try:
+            seconds = call_apart(partial(estimate_seconds, steps, config, runtime, space.classes, data.counts), nursery)
+        except ExpandError as error:
+            display.say(f"how long it will take could not be tried out: {error.what}")
     return Estimate(len(steps) - 1, len(candidates), sum(c.gflops for c in candidates), seconds)
 
 

@@ -22,9 +22,10 @@ from expand.data import ClipList, PreparedData, list_clips, prepare
 from expand.data.sources import counted, keep_clips
 from expand.driver import Display
 from expand.environment import environment
-from expand.errors import CandidateFailed, Interrupted, RunError
+from expand.errors import CandidateFailed, DeviceFault, Interrupted, RunError
 from expand.expansion.events import FINAL
 from expand.exports.card import write_card
+from expand.faults import WAY_OUT
 from expand.kernels import library
 from expand.machine import available_cores
 from expand.model import X3D
@@ -46,6 +47,7 @@ from expand.training.candidate import train_final
 from expand.training.checkpoint import save_weights
 from expand.training.distributed import Group, process_group
 from expand.training.evaluate import wilson_interval
+from expand.training.gpus import complaints
 from expand.training.job import Hooks, Job, candidate_seed
 from expand.training.recipe import check_batches
 from expand.training.recipe import settle as settle_recipe
@@ -60,6 +62,8 @@ def begin(network: Network, config: Config, init: Path | None, run_dir: Path | N
     runtime = Runtime.of(settle_run(config.run))
     with process_group() as group:
         display = display if display and group.is_first else Quiet()
+        for complaint in complaints() if config.run.device != "cpu" else ():
+            display.say(complaint)
         found: list[PreparedData] = []
         root = group.from_first(lambda: str(_create(network, config, init, run_dir, display, found)))
         return _work(RunPaths(Path(root)), runtime, group, display, found)
@@ -164,7 +168,8 @@ def _lay_out(paths: RunPaths, spec: dict[str, Any]) -> None:
     if not paths.network.exists():
         write_atomic(paths.network, dump_network(Network.from_dict(spec["network"], where=str(paths.training))))
     if not paths.env.exists():
-        write_json(paths.env, environment(config))
+        on_gpu = config.run.device == "cuda" and torch.cuda.is_available()
+        write_json(paths.env, environment(config, torch.cuda.get_device_name() if on_gpu else None))
     if not paths.config.exists():
         write_atomic(paths.config, dump_config(config))
 
@@ -201,6 +206,10 @@ def _train(paths: RunPaths, job: Job, data: PreparedData, runtime: Runtime, grou
         except Interrupted:
             raise Interrupted("stopped; all work so far is kept", where=str(paths.root),
                               fix=f"go on with: x3d-expand resume {paths.root}") from None
+        except DeviceFault as error:
+            raise DeviceFault(f"{error.what}; all work up to the last checkpoint is kept", where=str(paths.root),
+                              fix=f"go on with: x3d-expand resume {paths.root}; where it fails again, {WAY_OUT}"
+                              ) from error
         except CandidateFailed as error:
             raise RunError(f"the training failed: {error.what}", where=str(paths.root),
                            fix="change the recipe (--set final.lr=..., final.batch_size=...) in a new one") from error

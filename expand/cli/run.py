@@ -82,7 +82,8 @@ def train(network: str, clips: dict[str, Any], init: Path | None, epochs: int | 
 
 
 def _confirm(estimate: Estimate, display: Any) -> bool:
-    if estimate.seconds <= ASK_ABOVE_S or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    is_short = estimate.seconds is not None and estimate.seconds <= ASK_ABOVE_S
+    if is_short or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return True
     with display.paused():
         return click.confirm("Start?", default=True)

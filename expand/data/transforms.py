@@ -8,7 +8,8 @@ device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -103,11 +104,26 @@ def resample(cuts_BTSSC: torch.Tensor, side_B: torch.Tensor, flip_B: torch.Tenso
     down_BOS = _triangles(side_B, side, size)
     across_BOS = torch.where(flip_B[:, None, None], down_BOS.flip(1), down_BOS) / (255 * std)
     lines_BSN = cuts_BTSSC.permute(0, 2, 1, 3, 4).to(torch.float32).reshape(batch, size, frames * size * channels)
-    rows_BOTSC = torch.bmm(down_BOS, lines_BSN).view(batch, side, frames, size, channels)
-    lines_BNS = rows_BOTSC.permute(0, 2, 1, 4, 3).reshape(batch, frames * side * channels, size)
-    x_BTHCW = torch.bmm(lines_BNS, across_BOS.transpose(1, 2)).view(batch, frames, side, channels, side)
+    with _exact_products(cuts_BTSSC.device):
+        rows_BOTSC = torch.bmm(down_BOS, lines_BSN).view(batch, side, frames, size, channels)
+        lines_BNS = rows_BOTSC.permute(0, 2, 1, 4, 3).reshape(batch, frames * side * channels, size)
+        x_BTHCW = torch.bmm(lines_BNS, across_BOS.transpose(1, 2)).view(batch, frames, side, channels, side)
     scaled_BTHWC = x_BTHCW.permute(0, 1, 2, 4, 3).contiguous().sub_(mean / std)
     return scaled_BTHWC.permute(0, 4, 1, 2, 3)
+
+
+@contextmanager
+def _exact_products(device: torch.device) -> Iterator[None]:
+    """Matrix products in float32 as it is, whatever a training around them allows: bfloat16 or TF32 would round pixels
+    to fewer steps than they have."""
+    matmul = torch.backends.cuda.matmul
+    is_rounded = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32 = is_rounded
 
 
 def _triangles(side_B: torch.Tensor, side: int, size: int) -> torch.Tensor:

@@ -57,7 +57,8 @@ class Front:
     def __init__(self, fds: socket.socket, control: Connection, held: Any, share: cluster.Shares) -> None:
         self._fds, self._control, self._held = fds, control, held
         self._node = ray.get_runtime_context().get_node_id()
-        self._task = ray.remote(max_retries=0, num_cpus=share.cpus, num_gpus=share.gpus)(train)
+        self._task = ray.remote(max_retries=0, num_cpus=share.cpus, num_gpus=share.gpus,
+                                max_calls=1 if share.gpus else 0)(train)
         self._kill = ray.remote(max_retries=0, num_cpus=0)(kill)
         self._mailbox = ray.remote(num_cpus=0, max_restarts=-1)(Mailbox).options(
             scheduling_strategy=cluster.pinned(self._node)).remote()

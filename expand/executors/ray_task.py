@@ -113,8 +113,9 @@ class Line:
 
 
 def train(number: int, job: Job, shared: Shared, mailbox: Any) -> tuple[str, Any, list[Message]]:
-    """One training, as task `number`: how it ended (`done`, `interrupted` or `error` with its content), and what
-    is left to be said. Only Ray's own errors are raised, so that an `ExpandError` arrives as itself."""
+    """One training, as task `number`: how it ended (`done`, `interrupted`, `error` or `fault` with its content), and
+    what is left to be said. Only Ray's own errors are raised, so that an `ExpandError` arrives as itself. Ray ends the
+    process of a task that had a GPU with the task, so that no other is given one that failed."""
     from expand.executors.base import carry_out
     from expand.executors.worker import SignOfLife, answer
     from expand.training.job import Hooks

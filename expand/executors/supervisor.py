@@ -184,6 +184,10 @@ class Supervisor(ABC):
             self.listener.log(content)
         elif kind == "died" and job is not None and self._deadline is None:
             return self._lost(worker, *self._died(worker)) if worker.place else self._begin_another(worker)
+        elif kind == "fault":  # the process ends itself; another goes on from the checkpoint, without recordings
+            self._bury(worker)
+            worker.job = replace(job, may_record=False)
+            return self._lost(worker, content, False)
         elif kind in ("done", "error", "interrupted"):
             worker.job = None
             if kind == "done":

@@ -2,8 +2,11 @@
 
 Messages to it, each a pair: `shared` with clips and runtime, which all its jobs share, once; `job` with a `Job`;
 `stop`. Answers: `hello` with its place (`host:pid`), then for each job `begin` with the same, `alive` at updates,
-`tick`, `log`, and one that ends it: `done` with the fields of its event, `interrupted`, or `error` with an
-`ExpandError`.
+`tick`, `log`, and one that ends it: `done` with the fields of its event, `interrupted`, `error` with an
+`ExpandError`, or `fault` with the reason for which the process is of no more use and ends itself: its GPU failed.
+
+Or one message alone, `call` with a function (`expand.executors.apart`), answered by `done` with what it returns or by
+`error`.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from expand.errors import ExpandError, Interrupted, RunError
+from expand.errors import DeviceFault, ExpandError, Interrupted, RunError
 from expand.executors.base import carry_out
+from expand.faults import first_line
 from expand.machine import here
 from expand.training.job import Hooks, Job
 
@@ -35,10 +39,16 @@ def serve(pipe: Connection) -> None:
     pipe.send(("hello", here()))
     if (shared := given.get()) is None:
         return
+    if callable(shared):
+        pipe.send(_result_of(shared))
+        return
     data, runtime = shared
     while (job := given.get()) is not None:
         pipe.send(("begin", here()))
-        pipe.send(_answer(lambda hooks, job=job: carry_out(job, data, runtime, hooks), job, pipe, stop))
+        answered = _answer(lambda hooks, job=job: carry_out(job, data, runtime, hooks), job, pipe, stop)
+        pipe.send(answered)
+        if answered[0] == "fault":
+            return
 
 
 def _listen(pipe: Connection, given: queue.SimpleQueue, stop: threading.Event) -> None:
@@ -51,6 +61,15 @@ def _listen(pipe: Connection, given: queue.SimpleQueue, stop: threading.Event) -
         if kind == "stop":
             stop.set()
         given.put(content)
+
+
+def _result_of(work: Callable[[], Any]) -> tuple[str, Any]:
+    try:
+        return "done", work()
+    except ExpandError as error:
+        return "error", error
+    except Exception as error:  # noqa: BLE001 - whatever it was, the caller has to be told
+        return "error", RunError(f"{type(error).__name__}: {first_line(error)}")
 
 
 def _answer(work: Callable[[Hooks], dict[str, Any]], job: Job, pipe: Connection,
@@ -67,11 +86,13 @@ def answer(work: Callable[[], dict[str, Any]], job: Job, log: Callable[[str], No
         return "done", work()
     except Interrupted:
         return "interrupted", None
+    except DeviceFault as error:
+        return "fault", error.what
     except ExpandError as error:
         return "error", error
     except Exception as error:  # noqa: BLE001 - a person on another machine has no other way to see it
         log(traceback.format_exc())
-        what = (str(error) or repr(error)).splitlines()[0]
+        what = first_line(error)
         return "error", RunError(f"an unexpected error in the training of {job.id}: {type(error).__name__}: {what}",
                                  where=str(job.paths.dir), fix="log.txt of the run has the details; please report them")
 

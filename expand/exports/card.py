@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from expand.config import Config, parse_config, yaml_document
-from expand.errors import RunError, UsageError
+from expand.config.schema import RunConfig
+from expand.errors import ExpandError, RunError, UsageError
+from expand.executors.apart import call_apart
 from expand.exports.latency import measure_latency
 from expand.fields import mapping_of, or_null, record, text, whole
 from expand.fields import number as number_from
@@ -99,13 +105,28 @@ def _config(paths: RunPaths) -> Config:
 def _latency(paths: RunPaths, config: Config) -> dict[str, Any] | None:
     if paths.latency.exists():
         return read_json(paths.latency, LATENCY)
+    on_gpu = config.run.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():  # it was trained on another machine, or on a cluster's
+        return None
+    model = load_model(paths.root)
     try:
-        runtime = Runtime.of(config.run)
+        if on_gpu:  # in a process of its own: the driver of a search has no GPU
+            measured = call_apart(partial(_measured_at, paths.root, config.run))
+        else:
+            measured = measure_latency(model, Runtime.of(config.run))
     except UsageError:  # the run is looked at on another machine
         return None
-    measured = measure_latency(load_model(paths.root), runtime)
+    except ExpandError:  # a GPU that is full, reserved or failed; the card is worth more than this figure
+        if not on_gpu:
+            raise
+        return None
     write_json(paths.latency, measured)
     return measured
+
+
+def _measured_at(root: Path, run: RunConfig) -> dict[str, Any]:
+    """The latency of the network of the run at `root`, on a GPU of this machine."""
+    return measure_latency(load_model(root), Runtime.of(replace(run, executor="local")))
 
 
 def _text(facts: _Facts) -> str:
@@ -149,7 +170,7 @@ def _network_rows(facts: _Facts) -> Rows:
 
 def _latency_text(latency: Mapping[str, Any] | None) -> str:
     if latency is None:
-        return "not measured: the run's device is not in this machine"
+        return "not measured: the run's device is not in this machine, or was not to be had"
     threads = f" with {latency['threads']} thread{'s' if latency['threads'] != 1 else ''}"
     return (f"{number(latency['latency_ms'])} ms a clip: median of {latency['passes']} passes, "
             f"batch {latency['batch']}, {latency['crop']} px, {_plain(latency['device'])}{threads}, "

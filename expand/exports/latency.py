@@ -27,7 +27,8 @@ def measure_latency(model: X3D, runtime: Runtime) -> dict[str, Any]:
     network = model.network
     crop = evaluation_crop(network.factors.resolution)
     x_BCTHW = torch.zeros(1, 3, network.factors.frames, crop, crop)
-    answering = for_inference(model.to(runtime.device, memory_format=runtime.memory_format))
+    answering = for_inference(model.to(runtime.device, memory_format=runtime.memory_format),
+                              runtime.autocast_dtype)
     threads, times_s = torch.get_num_threads(), []
     runtime.prepare()
     try:

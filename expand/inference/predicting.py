@@ -16,6 +16,7 @@ from expand.data.child import Child
 from expand.data.sampling import clip_frames, view_starts_s, window_starts_s
 from expand.data.transforms import normalise, resize
 from expand.errors import DataError, UsageError
+from expand.faults import faults_explained
 from expand.inference.clips import centre_clips, frame_times
 from expand.inference.ready import check_finite, ready
 from expand.model import X3D
@@ -69,7 +70,7 @@ def predict(source: str | Path, videos: Sequence[str | Path], *, top: int = 5, v
     model, runtime = ready(source, weights, device, threads, log)
     network = model.network
     windows = Windows.of(network.factors, window_s, hop_s) if timeline else None
-    files, answering = [], for_inference(model)
+    files, answering = [], for_inference(model, runtime.autocast_dtype)
     with Child() as child:
         for video in videos:
             files.append(_answer(_Asked(Path(video), answering, runtime, views, windows, progress, child), top))
@@ -194,7 +195,7 @@ def _scores(asked: _Asked, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     side = evaluation_crop(network.factors.resolution)
     while some := list(islice(clips, BATCH)):
         clips_BTHWC = torch.stack([resize(torch.from_numpy(clip_THWC), side) for clip_THWC in some])
-        with torch.inference_mode():
+        with faults_explained(), torch.inference_mode():
             scores_BK = probabilities_of(asked.model, normalise(clips_BTHWC, network.mean, network.std), asked.runtime)
         check_finite(scores_BK, network)
         yield from scores_BK.numpy()

@@ -13,6 +13,7 @@ from expand.errors import RunError
 from expand.model import X3D
 from expand.model.load import load_named
 from expand.space.network import Network
+from expand.training.gpus import complaints
 from expand.training.runtime import Runtime, settle_run
 
 
@@ -23,6 +24,8 @@ def ready(source: str | Path, weights: str | Path | None, device: str, threads: 
     Raises `UsageError` or `RunError` where it cannot be loaded, `UsageError` where the machine lacks the device.
     """
     runtime = Runtime.of(settle_run(load_config(values={"run.device": device, "run.threads": threads}).run))
+    for complaint in complaints() if device != "cpu" else ():
+        log(complaint)
     runtime.prepare()
     model = load_named(source, weights, log)
     return model.to(runtime.device, memory_format=runtime.memory_format), runtime

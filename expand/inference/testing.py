@@ -25,6 +25,7 @@ from expand.data.loader import eval_loader
 from expand.data.sources import SHOWN, kept_clips, shown
 from expand.data.sources.labels import label_key
 from expand.errors import DataError, RunError, UsageError, did_you_mean
+from expand.faults import faults_explained, lacks_memory
 from expand.inference.ready import check_finite, ready
 from expand.machine import available_cores
 from expand.model import X3D
@@ -35,7 +36,7 @@ from expand.rundir.paths import RunPaths
 from expand.space.geometry import evaluation_crop
 from expand.space.network import Network
 from expand.training.evaluate import Evaluation, hits, judged, score_videos, wilson_interval
-from expand.training.runtime import Runtime, lacks_memory
+from expand.training.runtime import Runtime
 
 TIMES = 10
 CROPS = {10: 1, 30: 3}
@@ -216,8 +217,9 @@ def _scores(model: X3D, exam: _Exam, views: int, batch_size: int, runtime: Runti
                           views=TIMES, crops=CROPS[views], batch_size=batch_size, config=exam.config,
                           workers=runtime.loader_workers, device=runtime.device)
     try:
-        scores, labels = score_videos(model, _counted(batches, videos * views, progress), videos,
-                                      model.network.classes, runtime)
+        with faults_explained():
+            scores, labels = score_videos(model, _counted(batches, videos * views, progress), videos,
+                                          model.network.classes, runtime)
     except (MemoryError, RuntimeError) as error:
         if (death := dead_worker(error)) is not None:
             raise death from error

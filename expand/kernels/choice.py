@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from expand.errors import ExpandError
+from expand.faults import is_device_fault
 from expand.machine import user_cache
 from expand.rundir.files import write_json
 
@@ -46,11 +47,17 @@ def is_capturing() -> bool:
 
 @dataclass
 class Choices:
-    """What was chosen for each key, in `path` and in this process. `seconds` measures a rival."""
+    """What was chosen for each key, in `path` and in this process. `seconds` measures a rival.
+
+    Only what was measured is written down: a compiler or a header that is missing today may be there tomorrow. And
+    that a rival ended the process's use of the GPU, so that no other process tries it.
+    """
 
     path: Path | None
     seconds: Callable[[Rival], float] = seconds_on_gpu
     known: dict[str, str] = field(default_factory=dict)
+    unrivalled: set[str] = field(default_factory=set)
+    """Keys for which no rival of the standard was fit, as far as this process has seen."""
 
     def __post_init__(self) -> None:
         self.known = {**self._stored(), **self.known}
@@ -65,14 +72,17 @@ class Choices:
         standard = next(iter(rivals))
         if (known := self.known.get(key)) in rivals:
             return known
-        if is_capturing():
+        if key in self.unrivalled or is_capturing():
             return standard
         try:
             expected = rivals[standard]()
             if not all(bool(result.isfinite().all()) for result in expected):
                 return standard
             fit = {standard: rivals[standard], **self._agreeing(key, expected, rivals)}
-            chosen = self._fastest(fit) if len(fit) > 1 else standard
+            if len(fit) == 1:
+                self.unrivalled.add(key)
+                return standard
+            chosen = self._fastest(fit)
         except torch.OutOfMemoryError:
             return standard
         return self._keep(key, chosen, rivals)
@@ -85,7 +95,10 @@ class Choices:
                 wrong = disagreement(expected, rival())
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # noqa: BLE001 - a compiler's errors are of many kinds
+            except Exception as error:
+                if is_device_fault(error):  # nothing works in this process any more, and the next one must not try it
+                    self._keep(key, next(iter(rivals)), rivals)
+                    raise
                 wrong = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
             if wrong:
                 warnings.warn(f"the {name} kernel for {key} is not used: {wrong}", RuntimeWarning, stacklevel=2)

@@ -15,6 +15,7 @@ from expand.data.feed import dead_worker
 from expand.errors import CandidateFailed, Interrupted, RunError
 from expand.expansion.events import FIELDS
 from expand.expansion.types import Outcome
+from expand.faults import faults_explained, first_line, lacks_memory
 from expand.fields import Check, Wrong, record, shown, text
 from expand.rundir.files import cannot_write, jsonable, read_json, write_atomic, write_json
 from expand.space.network import dump_network
@@ -22,7 +23,7 @@ from expand.training import checkpoint
 from expand.training.distributed import ALONE, Group
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training
-from expand.training.runtime import Runtime, lacks_memory
+from expand.training.runtime import Runtime
 
 NO_MEMORY = "the memory did not suffice; a smaller batch_size, or a larger accumulation, needs less"
 
@@ -108,16 +109,17 @@ def _rate(training: Training) -> float:
 
 @contextmanager
 def _failures(job: Job, hooks: Hooks) -> Iterator[None]:
-    """What torch and the system raise in a training, as `CandidateFailed` with a reason; but a loader process that died
-    is no fault of the candidate's: `DataError`."""
+    """What torch and the system raise in a training, as `CandidateFailed` with a reason. No fault of the candidate's
+    are a loader process that died (`DataError`) and a GPU that failed (`DeviceFault`)."""
     try:
-        yield
+        with faults_explained():
+            yield
     except (MemoryError, RuntimeError) as error:
         if hooks.stop():  # of a group's processes, one had ended before another, which waited for it in vain
             raise Interrupted("stopped", where=job.id) from error
         if (death := dead_worker(error)) is not None:
             raise death from error
-        text = (str(error).strip() or repr(error)).splitlines()[0]
+        text = first_line(error)
         raise CandidateFailed(f"{NO_MEMORY} ({text})" if lacks_memory(error) else text) from error
 
 

@@ -6,6 +6,7 @@ What a kill or a disk does to one of the two leaves the other. A file that is da
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import secrets
@@ -20,11 +21,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from expand.bounded import read_bounded, size_text
+from expand.faults import lacks_memory
 from expand.model import X3D
 from expand.model.archive import IS_SEALED, Damaged, check, save_sealed
 from expand.rundir.files import TEMPORARY, atomic_path
 from expand.rundir.paths import CandidatePaths
-from expand.training.runtime import lacks_memory
 from expand.training.stopwatch import CLIPS, STEP
 
 VERSION = 1
@@ -70,10 +71,10 @@ def save(path: Path, identity: str, model: X3D, optimizer: torch.optim.Optimizer
     What was at `path` becomes `before`, where that is given. At every instant one of the two is whole: `path` is
     replaced in one step, and `before` not until then. Raises `RunError` where the disk refuses; both are as they were.
     """
-    state = {**_described(model), "identity": identity,
-             "optimizer": optimizer.state_dict(), "progress": dict(vars(progress)), "rng": torch.get_rng_state()}
+    state = {**_described(model), "identity": identity, "optimizer": _on_host(optimizer.state_dict()),
+             "progress": dict(vars(progress)), "rng": torch.get_rng_state()}
     if average is not None:
-        state["average"], state["averaged"] = average.module.state_dict(), int(average.n_averaged)
+        state["average"], state["averaged"] = _on_host(average.module.state_dict()), int(average.n_averaged)
     device = gpu_of(model)
     if device is not None:
         state["cuda_rng"] = torch.cuda.get_rng_state(device)
@@ -104,7 +105,20 @@ def _keep(path: Path, kept: Path, before: Path) -> None:
 
 def _described(model: X3D) -> dict[str, Any]:
     """The weights and what the network is, as `expand.model.weights` reads them."""
-    return {"version": VERSION, "network": model.network and model.network.as_dict(), "model": model.state_dict()}
+    return {"version": VERSION, "network": model.network and model.network.as_dict(),
+            "model": _on_host(model.state_dict())}
+
+
+def _on_host(value: Any) -> Any:
+    """`value` with all of its tensors in the host's memory. A file of torch's says where its tensors were, and is not
+    read on a machine without that device."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        moved = copy.copy(value)  # of its type, with what torch notes of a network in it
+        moved.update((key, _on_host(item)) for key, item in value.items())
+        return moved
+    return [_on_host(item) for item in value] if isinstance(value, list) else value
 
 
 def save_weights(path: Path, model: X3D) -> None:

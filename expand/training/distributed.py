@@ -40,7 +40,11 @@ class Group:
 
     def share(self, count: int) -> range:
         """This process's of `count` rows; the shares differ by one at most."""
-        return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+        return self.share_of(self.rank, count)
+
+    def share_of(self, rank: int, count: int) -> range:
+        """The share of process `rank`."""
+        return range(rank * count // self.size, (rank + 1) * count // self.size)
 
     def any(self, answer: bool) -> bool:
         """Whether any process answers yes, the same for all."""

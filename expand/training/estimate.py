@@ -10,6 +10,7 @@ from torch import nn
 
 from expand.config import Config
 from expand.expansion.types import Candidate
+from expand.faults import lacks_memory
 from expand.model import X3D
 from expand.space.geometry import Geometry
 from expand.training.loop import make_optimizer
@@ -20,13 +21,29 @@ PROBE_GFLOPS = 1.0
 
 
 def clip_seconds(candidate: Candidate, classes: int, config: Config, runtime: Runtime) -> float:
-    """Seconds of training a clip of `candidate`, measured on a batch of noise (the second of two steps)."""
+    """Seconds of training a clip of `candidate`, measured on a batch (the second of two steps): on a CPU, of few clips;
+    on a GPU, of as many as the recipe has go through the network at once, since a small network's step takes there
+    what its launches take, however few clips there are. Fewer where they do not fit."""
+    recipe = config.candidate
+    most = max(2, recipe.batch_size // recipe.accumulation)
+    clips = most if runtime.device.type == "cuda" else max(2, min(recipe.batch_size, int(0.1 / candidate.gflops)))
+    while True:
+        try:
+            return _step_seconds(candidate, classes, config, runtime, clips) / clips
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error) or clips == 2:
+                raise
+        clips = max(2, clips // 2)
+        runtime.release_memory()
+
+
+def _step_seconds(candidate: Candidate, classes: int, config: Config, runtime: Runtime, clips: int) -> float:
+    """Seconds of the second of two steps on `clips` clips."""
     runtime.prepare()
     with torch.random.fork_rng():
         model = X3D(Geometry.of(candidate.factors, classes))
     model.to(runtime.device, memory_format=runtime.memory_format).train()
     optimizer = make_optimizer(model, config.candidate)
-    clips = max(2, min(config.candidate.batch_size, int(0.1 / candidate.gflops)))
     factors = candidate.factors
     x_BCTHW = torch.zeros(clips, 3, factors.frames, factors.resolution, factors.resolution, device=runtime.device)
     x_BCTHW = x_BCTHW.to(memory_format=runtime.memory_format)
@@ -40,7 +57,7 @@ def clip_seconds(candidate: Candidate, classes: int, config: Config, runtime: Ru
         optimizer.step()
         loss.item()  # waits for a GPU
         seconds = time.perf_counter() - began
-    return seconds / clips
+    return seconds
 
 
 def estimate_seconds(steps: Sequence[Sequence[Candidate]], config: Config, runtime: Runtime, classes: int,

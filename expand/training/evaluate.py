@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -14,6 +14,10 @@ from expand.errors import CandidateFailed
 from expand.model import X3D
 from expand.training.folded import Answering, for_inference
 from expand.training.runtime import Runtime
+
+FETCH_EVERY = 10
+"""Batches between two looks at the results; a look makes a GPU wait, and without any it would be given batches faster
+than it measures them, whose memory adds up."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,14 @@ def wilson_interval(share: float, count: int, confidence: float = 0.95) -> tuple
 def probabilities_of(model: X3D | Answering, x_BCTHW: Tensor, runtime: Runtime) -> Tensor:
     """Class probabilities of clips, B x classes float64, on the CPU; for `torch.inference_mode`. Where many are asked
     for, `model` is best what `for_inference` makes of it."""
+    return _on_device(model, x_BCTHW, runtime).cpu()
+
+
+def _on_device(model: X3D | Answering, x_BCTHW: Tensor, runtime: Runtime) -> Tensor:
+    """`probabilities_of`, still where they were computed: a GPU is not waited for."""
     x_BCTHW = x_BCTHW.to(runtime.device, memory_format=runtime.memory_format, non_blocking=True)
     with runtime.autocast():
-        return model.probabilities(x_BCTHW).double().cpu()
+        return model.probabilities(x_BCTHW).double()
 
 
 def score_videos(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,
@@ -63,13 +72,28 @@ def score_videos(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], v
     scores = torch.zeros(videos, classes, dtype=torch.float64)
     labels = torch.zeros(videos, dtype=torch.int64)
     views = torch.zeros(videos, 1, dtype=torch.float64)
-    answering = for_inference(model)
+    answering, waiting = for_inference(model, runtime.autocast_dtype), []
+
+    def add() -> None:
+        for probabilities_BK, video_B in zip(_on_host([computed for computed, _ in waiting]),
+                                             [video_B for _, video_B in waiting], strict=True):
+            scores.index_add_(0, video_B, probabilities_BK)
+        waiting.clear()
+
     with torch.inference_mode():
         for x_BCTHW, y_B, video_B in batches:
-            scores.index_add_(0, video_B, probabilities_of(answering, x_BCTHW, runtime))
+            waiting.append((_on_device(answering, x_BCTHW, runtime), video_B))
             views.index_add_(0, video_B, torch.ones(len(y_B), 1, dtype=torch.float64))
             labels[video_B] = y_B
+            if len(waiting) == FETCH_EVERY:
+                add()
+        add()
     return scores / views, labels
+
+
+def _on_host(some: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`some` tensors of equal width, brought to the host together."""
+    return torch.cat(list(some)).cpu().split([len(part) for part in some]) if some else []
 
 
 def hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from expand.model import X3D
 from expand.model.convolution import is_plain, wants_onednn
@@ -19,29 +20,33 @@ from expand.model.layers import ResBlock, SqueezeExcitation
 from expand.space.network import Network
 
 
-def for_inference(model: nn.Module) -> nn.Module | Answering:
+def for_inference(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module | Answering:
     """What gives `model`'s `probabilities` fastest, for `torch.inference_mode`; made for the weights that it has now,
     on the device where it is. `model` is put into evaluation; anything but an `X3D` comes back as it is, and so does
-    one within `plain_operators`."""
+    one within `plain_operators`.
+
+    `dtype` is the one of the autocast that it will be called under: its weights are cast once, and not at every call.
+    """
     model.eval()
     if not isinstance(model, X3D) or is_plain():
         return model
-    return Answering(model)
+    return Answering(model, dtype)
 
 
 class Answering:
     """The folded form of an `X3D`: `probabilities`, `logits` and the description `network`. It shares no memory that a
     training changes."""
 
-    def __init__(self, model: X3D) -> None:
+    def __init__(self, model: X3D, dtype: torch.dtype | None = None) -> None:
         self.network: Network | None = model.network
         with torch.no_grad():
-            self._spatial = folded(model.stem.spatial)
-            self._temporal = folded(model.stem.temporal, model.stem.bn)
-            self._blocks = [_Block.of(block) for stage in model.stages for block in stage]
-            self._inner = folded(model.head.inner, model.head.inner_bn)
-            self._features = folded(model.head.features)
-            self._classifier = [tensor.detach().clone() for tensor in model.head.classifier.parameters()]
+            self._spatial = folded(model.stem.spatial, dtype=dtype)
+            self._temporal = folded(model.stem.temporal, model.stem.bn, dtype)
+            self._blocks = [_Block.of(block, dtype) for stage in model.stages for block in stage]
+            self._inner = folded(model.head.inner, model.head.inner_bn, dtype)
+            self._features = folded(model.head.features, dtype=dtype)
+            self._classifier = [tensor.detach().to(dtype or tensor.dtype, copy=True)
+                                for tensor in model.head.classifier.parameters()]
         self._window = model.head.window
 
     def probabilities(self, x_BCTHW: Tensor) -> Tensor:
@@ -79,11 +84,11 @@ class _Block:
     shortcut: Convolution | None
 
     @classmethod
-    def of(cls, block: ResBlock) -> _Block:
-        shortcut = None if isinstance(block.shortcut, nn.Identity) else folded(block.shortcut, block.shortcut_bn)
-        gate = _gate(block.se) if isinstance(block.se, SqueezeExcitation) else _as_it_is
-        return cls(folded(block.a, block.a_bn), folded(block.b, block.b_bn), gate, folded(block.c, block.c_bn),
-                   shortcut)
+    def of(cls, block: ResBlock, dtype: torch.dtype | None) -> _Block:
+        shortcut = None if isinstance(block.shortcut, nn.Identity) else folded(block.shortcut, block.shortcut_bn, dtype)
+        gate = _gate(block.se, dtype) if isinstance(block.se, SqueezeExcitation) else _as_it_is
+        return cls(folded(block.a, block.a_bn, dtype), folded(block.b, block.b_bn, dtype), gate,
+                   folded(block.c, block.c_bn, dtype), shortcut)
 
     def __call__(self, x_BCTHW: Tensor) -> Tensor:
         y_BCTHW = self.b(torch.relu_(self.a(x_BCTHW)))
@@ -96,9 +101,9 @@ def _as_it_is(x_BCTHW: Tensor) -> Tensor:
     return x_BCTHW
 
 
-def _gate(se: SqueezeExcitation) -> Callable[[Tensor], Tensor]:
+def _gate(se: SqueezeExcitation, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
     """Squeeze-and-excitation, into the memory of its input."""
-    reduce, expand = folded(se.reduce), folded(se.expand)
+    reduce, expand = folded(se.reduce, dtype=dtype), folded(se.expand, dtype=dtype)
 
     def gated(x_BCTHW: Tensor) -> Tensor:
         gate_BC111 = expand(torch.relu_(reduce(x_BCTHW.mean((2, 3, 4), keepdim=True))))
@@ -132,14 +137,16 @@ class Convolution:
         return F.conv3d(x_BCTHW, self.weight, self.bias, stride, padding, 1, self.groups)
 
 
-def folded(convolution: nn.Conv3d, norm: nn.Module | None = None) -> Convolution:
-    """`convolution` and the batch norm after it in evaluation, as one. The product is taken in float64."""
+def folded(convolution: nn.Conv3d, norm: nn.Module | None = None, dtype: torch.dtype | None = None) -> Convolution:
+    """`convolution` and the batch norm after it in evaluation, as one, with weights of `dtype` (by default those of
+    the convolution's type). The product is taken in float64."""
     weight, bias = convolution.weight.detach().double(), convolution.bias
-    if isinstance(norm, nn.BatchNorm3d):
+    if isinstance(norm, _BatchNorm):  # also those that torch has for several processes
         scale_C = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
         shift_C = 0.0 if bias is None else bias.double()
         weight = weight * scale_C.view(-1, 1, 1, 1, 1)
         bias = norm.bias.double() + (shift_C - norm.running_mean.double()) * scale_C
-    weight = weight.to(convolution.weight.dtype, memory_format=torch.channels_last_3d, copy=True)
-    bias = None if bias is None else bias.detach().to(convolution.weight.dtype, copy=True)
+    own = convolution.weight.dtype  # rounded to it first, as autocast would find the weights
+    weight = weight.to(own).to(dtype or own, memory_format=torch.channels_last_3d, copy=True)
+    bias = None if bias is None else bias.detach().to(own).to(dtype or own, copy=True)
     return Convolution(weight, bias, convolution.stride[-1], convolution.groups)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from expand.training.runtime import lacks_memory
+from expand.faults import first_line, lacks_memory
 
 WARM_UP = 3
 """Steps before the recording: libraries measure and allocate in them what they may not in a recording."""
@@ -47,10 +48,24 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """`thread_local`: the thread that pins the next batches calls CUDA meanwhile."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            result = work()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                result = work()
+        except BaseException:
+            self._leave(graph, current)
+            raise
         return graph.replay, result
+
+    def _leave(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
+        """Goes back to `stream` from a recording that failed. `torch.cuda.graph` raises where it ends one, and its own
+        stream stays the current one, on which no batch of another stream is ever freed."""
+        torch.cuda.set_stream(stream)
+        with suppress(RuntimeError, AttributeError):  # where torch has ended it, that is an error
+            torch._C._cuda_endAllocateToPool(stream.device_index, graph.pool())
+        with suppress(RuntimeError, AttributeError):  # the copy is not in a recording: dropout draws as before
+            generator = torch.cuda.default_generators[stream.device_index]
+            generator.graphsafe_set_state(generator.clone_state())
 
 
 class GraphedStep:
@@ -95,6 +110,7 @@ class GraphedStep:
         try:
             replay, sums = self._recorder.record(lambda: self._gradients(*inputs, clips))
         except (MemoryError, RuntimeError) as error:
+            self._drop_gradients()
             return self._fail(error)
         if sums is None:
             return self._fail(None)
@@ -102,10 +118,15 @@ class GraphedStep:
         self._grads = [parameter.grad for parameter in self._parameters]
         return True
 
+    def _drop_gradients(self) -> None:
+        """Those of a recording that failed hold its memory, and nothing was computed into them."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
     def _fail(self, error: Exception | None) -> bool:
         self._is_off = True
         is_memory = error is None or lacks_memory(error)
-        reason = "the memory did not suffice" if is_memory else str(error).strip().partition("\n")[0]
+        reason = "the memory did not suffice" if is_memory else first_line(error)
         self._log(f"the training step could not be recorded as a CUDA graph ({reason}); it runs without")
         return False
 

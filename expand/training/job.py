@@ -34,6 +34,8 @@ class Job:
     parts: int = 1
     """At least so many times `RecipeConfig.accumulation` parts go through the network, from the start: the system ended
     an earlier try for lack of memory."""
+    may_record: bool = True
+    """Whether a step may be recorded as a CUDA graph: not after the GPU failed in an earlier try."""
 
     @property
     def factors(self) -> Factors:

@@ -8,16 +8,18 @@ from contextlib import nullcontext
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from expand.config.schema import RecipeConfig
 from expand.data import PreparedData
 from expand.data.batches import clips_of_batch
 from expand.data.loader import Batches
 from expand.errors import CandidateFailed, Interrupted, UsageError
+from expand.faults import lacks_memory
 from expand.model import X3D
 from expand.model.weights import load_checkpoint
 from expand.training import checkpoint
+from expand.training.average import MovingAverage
 from expand.training.checkpoint import Progress
 from expand.training.distributed import ALONE, Group, shared
 from expand.training.graphs import GraphedStep
@@ -26,7 +28,7 @@ from expand.training.measuring import Measured
 from expand.training.metrics import Metrics
 from expand.training.recipe import check_batches, learning_rate
 from expand.training.restoring import Course, restore
-from expand.training.runtime import Runtime, lacks_memory
+from expand.training.runtime import Runtime
 from expand.training.stopwatch import CLIPS, PHASES, STEP, Stopwatch
 
 CHECK_EVERY = 10
@@ -65,9 +67,8 @@ class Training(Measured):
         self.called = shared(self.model, self.group, runtime.device)
         self.graphed = GraphedStep(self._gradients, list(self.model.parameters()),
                                    lambda text: self.hooks.log(f"{job.id}: {text}")) \
-            if runtime.cuda_graphs and self.group.size == 1 else None
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(job.recipe.ema)) \
-            if job.recipe.ema else None
+            if runtime.cuda_graphs and job.may_record and self.group.size == 1 else None
+        self.average = MovingAverage(self.model, job.recipe.ema) if job.recipe.ema else None
         self.progress = self._restored()
 
     def _restored(self) -> Progress:
@@ -243,7 +244,7 @@ class Training(Measured):
 
 def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.SGD:
     """SGD with Nesterov momentum; no weight decay on batch norm."""
-    norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm3d) for p in m.parameters()}
+    norms = {id(p) for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()}
     groups = [{"params": [p for p in model.parameters() if id(p) not in norms], "weight_decay": recipe.weight_decay},
               {"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, repeat
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from expand.data import PreparedData
 from expand.data.batches import clips_of_batch, updates_per_epoch
 from expand.data.loader import TrainBatches, eval_loader
 from expand.errors import CandidateFailed, Interrupted
+from expand.faults import lacks_memory
 from expand.machine import give_back_freed_memory
 from expand.model import X3D
 from expand.training.checkpoint import Progress
@@ -21,7 +23,7 @@ from expand.training.graphs import GraphedStep
 from expand.training.job import Hooks, Job
 from expand.training.norms import measure_norms
 from expand.training.recipe import most_parts
-from expand.training.runtime import Runtime, lacks_memory
+from expand.training.runtime import Runtime
 from expand.training.stopwatch import Stopwatch
 
 T = TypeVar("T")
@@ -101,12 +103,19 @@ class Measured:
                     raise
             self._halve(most)
 
-    def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """`batches` for as long as nobody asks to stop; the training itself is on disk by then."""
-        for batch in batches:
-            if self.hooks.stop():
+    def _stoppable(self, batches: Iterable[Any], rounds: int = 0) -> Iterator[Any]:
+        """`batches` for as long as no process of the group is asked to stop; the training itself is on disk by then.
+
+        All processes stop at the same batch, so every one asks the group at least `rounds` times: as often as the one
+        with the most batches.
+        """
+        for number, batch in enumerate(chain(batches, repeat(None))):
+            if batch is None and number >= rounds:
+                return
+            if self.group.any(self.hooks.stop()):
                 raise Interrupted("stopped", where=self.job.id)
-            yield batch
+            if batch is not None:
+                yield batch
 
     def evaluate(self, split: str) -> Evaluation:
         """Measures the network on `split` (`val` or `test`); in smaller batches where the memory does not suffice."""
@@ -126,8 +135,10 @@ class Measured:
                               batch_size=self._measured_batch,
                               config=self.job.data_config, workers=self.runtime.loader_workers,
                               device=self.runtime.device)
-        scores, labels = score_videos(self.result, self._stoppable(batches), len(mine), len(self.data.classes),
-                                      self.runtime)
+        most = max(len(self.group.share_of(rank, len(clips))) for rank in range(self.group.size))
+        rounds = -(-most * recipe.eval_clips // self._measured_batch)
+        scores, labels = score_videos(self.result, self._stoppable(batches, rounds), len(mine),
+                                      len(self.data.classes), self.runtime)
         return judged(*self._gathered(scores, labels, len(clips), mine))
 
     def _gathered(self, scores: torch.Tensor, labels: torch.Tensor, clips: int,
@@ -149,7 +160,9 @@ class Measured:
 
     def _check_weights(self, moment: str) -> None:
         """A compiled operator may turn a NaN into 0 (a maximum does), so that no loss and no score tells of it."""
-        spoilt = [name for name, tensor in self.result.state_dict().items() if not torch.isfinite(tensor).all()]
+        weights = self.result.state_dict()
+        is_good = torch.stack([torch.isfinite(tensor).all() for tensor in weights.values()]).tolist()  # one wait
+        spoilt = [name for name, good in zip(weights, is_good, strict=True) if not good]
         if spoilt:
             raise CandidateFailed(f"{len(spoilt)} of its weights are not finite {moment}, such as {spoilt[0]}")
 

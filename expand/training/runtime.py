@@ -6,16 +6,19 @@ import gc
 import os
 import re
 import resource
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from expand.config.schema import RunConfig
-from expand.errors import UsageError
+from expand.errors import RunError, UsageError
+from expand.faults import WAY_OUT, first_line, lacks_memory
 from expand.kernels import library
 from expand.machine import available_cores, keep_freed_memory
+from expand.training.gpus import Gpu, complaints, usable_gpus
 
 CONTEXT_BYTES = 600e6
 """What each process takes of a GPU beside its tensors: driver, libraries and their code (an estimate)."""
@@ -24,39 +27,39 @@ CONTEXT_BYTES = 600e6
 @dataclass(frozen=True)
 class Runtime:
     """`device`, CPU `threads` and `precision` (`fp32`, `tf32` or `bf16`), all settled; `sharers` processes have the
-    device to themselves together. `cuda_graphs`: whether a training step is to be recorded and replayed."""
+    device to themselves together. `cuda_graphs`: whether a training step is to be recorded and replayed. `gpus`: those
+    of this machine that workers take in turn, by number; all where it says none."""
 
     device: torch.device
     threads: int
     precision: str
     cuda_graphs: bool = False
     sharers: int = 1
+    gpus: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, run: RunConfig) -> Runtime:
-        """The runtime that a settled configuration asks for. Raises `UsageError` where the machine lacks it; of a Ray
-        cluster the nodes count, which the executor looks at."""
-        is_here = run.executor != "ray"
-        if is_here and run.device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("no CUDA device is usable here", where="run.device",
-                             fix="use --device cpu, or check the driver with nvidia-smi")
+    def of(cls, run: RunConfig, seen: Sequence[Gpu] | None = None) -> Runtime:
+        """The runtime that a settled configuration asks for, on the GPUs of `seen` that torch can compute on; without
+        them, this process looks at its own. Raises `UsageError` where the machine lacks it; of a Ray cluster the nodes
+        count, which the executor looks at."""
         if run.precision == "tf32" and run.device != "cuda":
             raise UsageError("tf32 is a precision of GPUs", where="run.precision", fix="use fp32, or --device cuda")
-        device = _device(run.device)
-        if is_here and device.type == "cuda" and device.index >= torch.cuda.device_count():
-            raise UsageError(f"more processes than this machine's {torch.cuda.device_count()} GPUs", where="torchrun",
-                             fix="start one for each: torchrun --nproc-per-node gpu ...")
-        return cls(device, run.threads, run.precision, run.cuda_graphs and device.type == "cuda")
+        device, gpus = _device(run.device), ()
+        if run.device == "cuda" and run.executor != "ray":
+            found = _gpus_for(run, device, seen)
+            device, gpus = torch.device("cuda", found[0].index), tuple(gpu.index for gpu in found)
+        return cls(device, run.threads, run.precision, run.cuda_graphs and device.type == "cuda", gpus=gpus)
 
     def of_worker(self, number: int, workers: int) -> Runtime:
         """That of worker `number` (from 0) of `workers`: GPUs take turns, and those on the same one share its memory
         evenly, so that what fits does not depend on what the others train just now."""
         if self.device.type != "cuda":
             return self
-        gpus = torch.cuda.device_count()
-        mine = (self.device.index + number) % gpus
-        sharers = sum((self.device.index + other) % gpus == mine for other in range(workers))
-        return replace(self, device=torch.device("cuda", mine), sharers=sharers)
+        gpus = self.gpus or tuple(range(torch.cuda.device_count()))
+        first = gpus.index(self.device.index)
+        mine = (first + number) % len(gpus)
+        sharers = sum((first + other) % len(gpus) == mine for other in range(workers))
+        return replace(self, device=torch.device("cuda", gpus[mine]), sharers=sharers)
 
     def remarks(self, processes: int) -> list[str]:
         """What makes trainings in so many processes on the CPU slower than they could be, a line each: compiled kernels
@@ -71,11 +74,18 @@ class Runtime:
         return found
 
     def prepare(self) -> None:
-        """Sets this process's GPU and CPU threads; results depend on the threads' number."""
+        """Sets this process's GPU and CPU threads; results depend on the threads' number. Raises `RunError` where the
+        GPU cannot be had: no fault of what was to be trained there."""
         torch.set_num_threads(self.threads)
         keep_freed_memory()
         if self.device.type == "cuda":
-            self._prepare_gpu()
+            try:
+                self._prepare_gpu()
+            except RuntimeError as error:
+                what = "has no memory left" if lacks_memory(error) else "cannot be used"
+                raise RunError(f"{what} ({first_line(error)})", where=f"GPU {self.device.index}",
+                               fix="nvidia-smi says who uses it (it may be reserved for one process, or full); or "
+                                   + WAY_OUT) from error
 
     def _prepare_gpu(self) -> None:
         torch.cuda.set_device(self.device)
@@ -93,6 +103,11 @@ class Runtime:
         return nullcontext()
 
     @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The type of the autocast, where it is used."""
+        return torch.bfloat16 if self.precision == "bf16" else None
+
+    @property
     def loader_workers(self) -> int:
         """Processes that prepare clips beside the training: none on a CPU, whose cores the training itself fills."""
         return min(8, self.threads) if self.device.type == "cuda" else 0
@@ -106,7 +121,8 @@ class Runtime:
         """Gives memory that no tensor uses back to a GPU, for other processes; after a training."""
         if self.device.type == "cuda":
             gc.collect()  # a training refers to itself
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # a GPU that failed gives nothing back, and why it failed is said elsewhere
+                torch.cuda.empty_cache()
 
     def reset_peak_memory(self) -> None:
         """Starts a new measurement of `peak_memory_mb`."""
@@ -129,11 +145,6 @@ class Runtime:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-NO_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED",
-             "could not create a primitive", "could not create a memory object", "could not execute a primitive")
-"""What errors without a kind of their own say; the last three are oneDNN's, which may have other reasons too."""
-
-
 def memory_share(whole_bytes: int, sharers: int) -> float:
     """The share of a GPU's memory that each of `sharers` processes may fill with tensors, in 0..1: all that there is
     for one alone. At least half of an even share, on a GPU that is too small for so many."""
@@ -147,26 +158,39 @@ def _device(name: str) -> torch.device:
     return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
 
 
-def lacks_memory(error: Exception) -> bool:
-    """Whether `error` is a word for memory that did not suffice: torch's, Python's or oneDNN's."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(words in str(error) for words in NO_MEMORY)
+def _gpus_for(run: RunConfig, device: torch.device, seen: Sequence[Gpu] | None) -> list[Gpu]:
+    """The GPUs for a `run` on this machine, the first of which is this process's own; raises `UsageError` where there
+    is none, or one lacks the precision."""
+    if not torch.cuda.is_available():
+        raise UsageError("no CUDA device is usable here", where="run.device",
+                         fix="use --device cpu, or check the driver with nvidia-smi")
+    if device.index >= torch.cuda.device_count():
+        raise UsageError(f"more processes than this machine's {torch.cuda.device_count()} GPUs", where="torchrun",
+                         fix="start one for each: torchrun --nproc-per-node gpu ...")
+    found = usable_gpus(seen)
+    if not found:
+        raise UsageError(f"torch cannot compute on a GPU here: {'; '.join(complaints(seen))}", where="run.device",
+                         fix="use --device cpu, or install a torch that was built for it: https://pytorch.org")
+    lacking = [gpu for gpu in found if not gpu.has_bf16]
+    if lacking and run.precision in ("bf16", "tf32"):
+        raise UsageError(f"{lacking[0].name} (GPU {lacking[0].index}) does not compute with {run.precision}",
+                         where="run.precision",
+                         fix="use fp32 (float16 is not offered: it would need its losses scaled), or choose other GPUs "
+                             "with CUDA_VISIBLE_DEVICES")
+    return found
 
 
-def _has_bf16() -> bool:
-    """Whether the GPU itself computes with bfloat16; torch would also emulate it, which is slow."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def settle_run(run: RunConfig) -> RunConfig:
-    """`run` with device, threads and precision settled for this machine."""
-    device = run.device
+def settle_run(run: RunConfig, seen: Sequence[Gpu] | None = None) -> RunConfig:
+    """`run` with device, threads and precision settled for this machine, whose GPUs are those of `seen`; without them,
+    this process looks at its own where a value depends on them."""
+    device, precision = run.device, run.precision
+    gpus = []
+    if torch.cuda.is_available() and (device == "auto" or device == "cuda" and precision == "auto"):
+        gpus = usable_gpus(seen)
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = run.precision
+        device = "cuda" if gpus else "cpu"
     if precision == "auto":
-        precision = "bf16" if device == "cuda" and _has_bf16() else "fp32"
+        precision = "bf16" if device == "cuda" and gpus and all(gpu.has_bf16 for gpu in gpus) else "fp32"
     processes = run.workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return replace(run, device=device, threads=run.threads or max(1, available_cores() // processes),
                    precision=precision)
