@@ -17,10 +17,11 @@ WAY_OUT = ("look at nvidia-smi and the system's log, take another GPU (CUDA_VISI
 
 NO_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED",
              "could not create a primitive", "could not create a memory object", "could not execute a primitive",
-             "unable to find an engine", "CUDNN_STATUS_NOT_INITIALIZED", "CUBLAS_STATUS_NOT_INITIALIZED",
-             "CUSOLVER_STATUS_ALLOC_FAILED", "CUFFT_ALLOC_FAILED")
-"""What errors without a kind of their own say. The three of oneDNN ("could not ..."), cuDNN's engines and the libraries
-that were not initialised may have other reasons too: a smaller batch is then tried in vain, down to a single clip."""
+             "unable to find an engine")
+"""What errors without a kind of their own say. The three of oneDNN ("could not ...") and cuDNN's engines may have other
+reasons too: a smaller batch is then tried in vain, down to a single clip."""
+MAYBE_NO_MEMORY = ("CUDNN_STATUS_NOT_INITIALIZED", "CUBLAS_STATUS_NOT_INITIALIZED")
+"""What CUDA's libraries say where there is no memory for their own, and where the GPU failed."""
 FAULT = re.compile(
     r"CUDA (driver )?error|Triton Error \[CUDA\]|device-side assert|illegal memory access|uncorrectable ECC|"
     r"unspecified launch failure|CU(DNN|BLAS)_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR|EXECUTION_FAILED|MAPPING_ERROR)|"
@@ -33,16 +34,17 @@ def lacks_memory(error: BaseException) -> bool:
     """Whether `error` says that memory did not suffice: Python's, torch's, oneDNN's, or that of a library of CUDA."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return any(words in str(error) for words in NO_MEMORY)
+    return any(words in str(error) for words in (*NO_MEMORY, *MAYBE_NO_MEMORY))
 
 
 def is_device_fault(error: BaseException) -> bool:
     """Whether `error` says that this process cannot use its GPU any more, so that only another one can go on. Where it
-    may be a lack of memory as well (`lacks_memory`), smaller batches are to be tried first."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error):
+    may be a lack of memory as well (`MAYBE_NO_MEMORY`), smaller batches are to be tried first."""
+    if not isinstance(error, RuntimeError):
         return False
-    return isinstance(error, RuntimeError) and (
-        type(error).__name__ == "AcceleratorError" or FAULT.search(str(error)) is not None)
+    if lacks_memory(error) and not any(words in str(error) for words in MAYBE_NO_MEMORY):
+        return False
+    return type(error).__name__ == "AcceleratorError" or FAULT.search(str(error)) is not None
 
 
 def first_line(error: BaseException) -> str:

@@ -67,6 +67,26 @@ def test_one_that_fails_or_differs_is_left_out_with_a_warning(wrong, word):
     assert choices.pick("shape", rivals(triton=wrong)) == "native"  # without another word
 
 
+def test_what_was_not_measured_is_not_kept(tmp_path):
+    """A compiler or Python.h that is missing today may be there tomorrow."""
+    path = tmp_path / "kept.json"
+    choices = Choices(path, Clock(native=2.0, triton=1.0))
+    with pytest.warns(RuntimeWarning, match="Failed to find C compiler"):
+        choices.pick("shape", rivals(triton=rival("triton", error=RuntimeError("Failed to find C compiler"))))
+    assert choices.pick("other", rivals()) == "triton"
+    assert json.loads(path.read_text()) == {"other": "triton"}
+    assert choices.pick("shape", rivals()) == "native"  # in this process, which has warned
+    assert Choices(path, Clock(native=2.0, triton=1.0)).pick("shape", rivals()) == "triton"
+
+
+def test_a_kernel_that_ends_the_use_of_the_gpu_is_not_tried_by_the_next_process(tmp_path):
+    path = tmp_path / "kept.json"
+    fatal = rivals(triton=rival("triton", error=torch.AcceleratorError("CUDA error: an illegal memory access")))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        Choices(path, Clock(native=2.0, triton=1.0)).pick("shape", fatal)
+    assert Choices(path, Clock(native=2.0, triton=1.0)).pick("shape", fatal) == "native"
+
+
 def test_without_memory_the_standard_is_used_and_nothing_is_remembered():
     choices = Choices(None, Clock(native=2.0, triton=1.0))
     for which in ("native", "triton"):

@@ -3,11 +3,13 @@ reads its inputs and writes its results where they were recorded."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from expand.training.graphs import WARM_UP, GraphedStep
+from expand.training.graphs import WARM_UP, CudaRecorder, GraphedStep
 
 
 class FakeRecorder:
@@ -102,6 +104,42 @@ def test_a_recording_that_fails_is_said_once_and_the_training_goes_on(error, rea
     assert same(plain, graphed)
     assert graphed.recorder.calls == ["beside"] * WARM_UP + ["record"]
     assert len(graphed.said) == 1 and reason in graphed.said[0]
+
+
+class BrokenGraph:
+    """`torch.cuda.graph` around a recording that fails: it cannot end it, and leaves its stream the current one."""
+
+    def __init__(self, graph, capture_error_mode):
+        pass
+
+    def __enter__(self):
+        torch.cuda.set_stream("of the recording")
+
+    def __exit__(self, *error):
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+def test_a_recording_that_fails_gives_the_stream_back(monkeypatch):
+    streams, ended = [SimpleNamespace(device_index=0)], []
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(pool=lambda: (0, 1)))
+    monkeypatch.setattr(torch.cuda, "graph", BrokenGraph)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: ended.append(pool), raising=False)
+    plain, graphed = Toy(False), Toy(True)
+    graphed.recorder.record = CudaRecorder().record
+    plain.run([8] * 7), graphed.run([8] * 7)
+    assert streams == [streams[0], "of the recording", streams[0]] and ended == [(0, (0, 1))]
+    assert same(plain, graphed) and "previous error during capture" in graphed.said[0]
+
+
+def test_gradients_of_a_recording_that_failed_are_dropped():
+    graphed = Toy(True, RuntimeError("capturing"))
+    graphed.run([8] * WARM_UP)
+    held = []
+    graphed.graphed._gradients = lambda *batch: held.extend(p.grad for p in graphed.model.parameters())
+    graphed.run([8])
+    assert held and all(gradient is None for gradient in held)
 
 
 def test_steps_without_memory_are_told_and_warm_nothing_up():
