@@ -63,7 +63,7 @@ class CudaRecorder:
         torch.cuda.set_stream(stream)
         with suppress(RuntimeError, AttributeError):  # where torch has ended it, that is an error
             torch._C._cuda_endAllocateToPool(stream.device_index, graph.pool())
-        with suppress(RuntimeError, AttributeError, IndexError):  # the copy is not in a recording: dropout draws as before
+        with suppress(RuntimeError, AttributeError, IndexError):  # a copy is in no recording: dropout draws as before
             generator = torch.cuda.default_generators[stream.device_index]
             generator.graphsafe_set_state(generator.clone_state())
 

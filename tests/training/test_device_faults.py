@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -10,10 +9,8 @@ import torch
 
 from expand import train_session
 from expand.config.schema import RunConfig
-from expand.errors import CandidateFailed, DeviceFault, RunError
-from expand.executors.apart import call_apart
+from expand.errors import DeviceFault
 from expand.executors.base import Listener
-from expand.executors.nursery import Nursery
 from expand.executors.supervisor import Supervisor, Worker
 from expand.executors.worker import answer
 from expand.model import X3D
@@ -145,26 +142,3 @@ def test_a_training_after_a_fault_records_no_graphs(job, data):
     assert Training(job, data, on_gpu, Hooks()).graphed is not None
     assert Training(replace(job, may_record=False), data, on_gpu, Hooks()).graphed is None
     assert replace(job, may_record=False).identity == job.identity
-
-
-def ended_badly():
-    raise CandidateFailed("of its own")
-
-
-def ended_worse():
-    raise ValueError("a mistake\nat length")
-
-
-def died():
-    os._exit(3)
-
-
-def test_work_apart_is_done_in_another_process_and_its_errors_are_told():
-    with Nursery() as nursery:
-        assert call_apart(os.getpid, nursery) not in (os.getpid(), call_apart(os.getpid, nursery))
-        with pytest.raises(CandidateFailed, match="of its own"):
-            call_apart(ended_badly, nursery)
-        with pytest.raises(RunError, match="ValueError: a mistake$"):
-            call_apart(ended_worse, nursery)
-        with pytest.raises(RunError, match="died"):
-            call_apart(died, nursery)
