@@ -26,10 +26,10 @@ RECIPE = RecipeConfig(epochs=1, batch_size=32, eval_clips=1, precise_bn_batches=
 
 
 def checks(setting: Setting, note: Note) -> dict[str, Check]:
-    """The faults."""
-    return {"too little memory": partial(restrict_memory, setting, note),
-            "a recording that fails": partial(fail_recording, setting),
-            "an error of the GPU is no outcome": partial(break_gpu, setting)}
+    """The faults; the first needs a process that has not used the GPU yet."""
+    return {"an error of the GPU is no outcome": partial(break_gpu, setting),
+            "too little memory": partial(restrict_memory, setting, note),
+            "a recording that fails": partial(fail_recording, setting)}
 
 
 def _job(setting: Setting, name: str, recipe: RecipeConfig = RECIPE) -> Job:
@@ -61,8 +61,9 @@ def restrict_memory(setting: Setting, note: Note) -> Result:
         note({"tried": tried})
         if outcome.state != "finished" or outcome.notes:
             break
-        # as if this many processes shared the GPU, so that each has half of what was taken, and then half of that
-        sharers = max(2 * sharers, int(whole / (outcome.peak_memory_mb * 1e6 / 1.5)))
+        # as if so many processes shared the GPU that each has a third of what was taken, and then half of that
+        sharers = max(2 * sharers, int(1.5 * whole / (outcome.peak_memory_mb * 1e6)))
+        runtime.release_memory()
     last = tried[-1]
     is_right = last["state"] == "finished" and bool(last["notes"])
     return Result(f"with {last['sharers']} sharers: {last['state']}; {'; '.join(last['notes']) or last['reason']}",

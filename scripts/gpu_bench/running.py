@@ -149,9 +149,8 @@ def _told(error: Exception) -> str:
 
 def _has_broken_gpu(error: Exception) -> bool:
     """Whether nothing on the GPU will work in this process any more. A lack of memory is none of these."""
-    import torch
-    is_fault = isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
-    return is_fault and not isinstance(error, torch.OutOfMemoryError)
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # torch's, which may not be imported
+    return ("AcceleratorError" in kinds or "CUDA error" in str(error)) and "OutOfMemoryError" not in kinds
 
 
 class Worker:

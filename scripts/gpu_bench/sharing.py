@@ -46,7 +46,7 @@ def share(setting: Setting, note: Note, environment: dict[str, str] | None = Non
     counts, batch, name = ((1, 2), 2, TINY) if setting.is_tiny else (COUNTS, BATCH, "x2d")
     rates: dict[int, list[float]] = {count: [] for count in counts}
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(Steps, setting, name, Variant(sharers=counts[-1]), batch,
+        workers = [stack.enter_context(Worker(Steps, setting, name, Variant(triton="off", sharers=counts[-1]), batch,
                                               environment=environment)) for _ in range(counts[-1])]
         _ask_all(workers, 0)
         for number in range(setting.rounds):

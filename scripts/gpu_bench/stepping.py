@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 from expand.config.schema import RecipeConfig
 from expand.kernels import triton_depthwise
 from expand.model import X3D
-from expand.model.convolution import plain_operators
 from expand.space.factors import Factors
+from expand.space.geometry import halved
 from expand.space.network import Network, preset
 from expand.training.graphs import GraphedStep
 from expand.training.loop import make_optimizer
@@ -158,8 +158,9 @@ class Steps:
     def __init__(self, setting: Setting, name: str, variant: Variant, batch: int) -> None:
         os.environ[triton_depthwise.SWITCH] = variant.triton
         self._setting = setting
-        self.runtime = Runtime(torch.device(setting.device), THREADS if setting.is_gpu else 1,
-                               "bf16" if setting.is_gpu else "fp32", variant.is_graphed and setting.is_gpu, variant.sharers)
+        precision, threads = ("bf16", THREADS) if setting.is_gpu else ("fp32", 1)
+        self.runtime = Runtime(torch.device(setting.device), threads, precision, variant.is_graphed and setting.is_gpu,
+                               variant.sharers)
         self.runtime.prepare()
         torch.backends.cudnn.benchmark = variant.measures
         torch.manual_seed(0)
@@ -174,7 +175,8 @@ class Steps:
                                 log=self.said.append)
 
     def start(self) -> bool:
-        """Have the network and its clips on the device; other processes may measure meanwhile."""
+        """Make a step of two clips, so that what is built for the first step is there, by several processes at once."""
+        self._stepper.step(self._x_BCTHW[:2], self._y_B[:2])
         self._setting.wait()
         return True
 
@@ -227,21 +229,21 @@ class Shape:
 
 
 def convolutions(network: Network, *, depthwise: bool) -> list[Shape]:
-    """The different depthwise convolutions of a network, or its 1x1x1 convolutions, in their order."""
-    found: dict[Shape, None] = {}
+    """The different depthwise convolutions of a network, or the different 1x1x1 ones of its blocks, in their order."""
+    geometry = network.geometry
+    side, found = halved(geometry.resolution), []
 
-    def look(module: nn.Conv3d, inputs: Sequence[Tensor]) -> None:
-        is_wanted = module.groups > 1 if depthwise else module.kernel_size == (1, 1, 1) and module.groups == 1
-        if is_wanted and inputs[0].shape[-1] > 1:
-            found[Shape(*inputs[0].shape[1:], module.out_channels, module.kernel_size, module.stride[-1],
-                        module.groups)] = None
+    def add(channels: int, out: int, kernel: tuple[int, int, int] = (1, 1, 1), stride: int = 1) -> None:
+        is_depthwise = kernel != (1, 1, 1)
+        if is_depthwise == depthwise:
+            found.append(Shape(channels, geometry.frames, side, side, out, kernel, stride, out if is_depthwise else 1))
 
-    with torch.device("meta"):
-        model = X3D.of(network).eval()
-    for module in model.modules():
-        if isinstance(module, nn.Conv3d):
-            module.register_forward_pre_hook(look)
-    factors = network.factors
-    with plain_operators(), torch.inference_mode():
-        model(torch.empty(1, 3, factors.frames, factors.resolution, factors.resolution, device="meta"))
-    return list(found)
+    add(geometry.stem, geometry.stem, (5, 1, 1))
+    for block in (block for stage in geometry.stages for block in stage):
+        add(block.outer_in, block.inner)
+        add(block.inner, block.inner, (3, 3, 3), block.stride)
+        if block.projection:
+            add(block.outer_in, block.outer, stride=block.stride)
+        side = halved(side) if block.stride == 2 else side
+        add(block.inner, block.outer)
+    return list(dict.fromkeys(found))
