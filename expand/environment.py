@@ -36,5 +36,6 @@ def _git_revision() -> str | None:
         return None
     command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip() or None
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=5, check=True)
+        return done.stdout.strip() or None
     return None

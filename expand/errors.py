@@ -7,7 +7,8 @@ exactly that and exits with the error's code, so the texts are part of the inter
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -87,3 +88,22 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """A suggestion for a mistyped `word`, or None where nothing known is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else None
+
+
+_speaks_command_line = False
+
+
+@contextmanager
+def hints_for_the_command_line() -> Iterator[None]:
+    """While this holds, hints name options of the command line; else arguments of the Python functions."""
+    global _speaks_command_line
+    before, _speaks_command_line = _speaks_command_line, True
+    try:
+        yield
+    finally:
+        _speaks_command_line = before
+
+
+def hint(*, command: str, python: str) -> str:
+    """What to do next, in the words of the interface that is in use."""
+    return command if _speaks_command_line else python

@@ -92,7 +92,7 @@ class Logged:
 
     def _write(self, line: str) -> None:
         try:
-            with open(self.paths.log, "a", encoding="utf-8") as file:
+            with open(self.paths.log, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         except (OSError, RunError) as error:
             if not self.has_failed:

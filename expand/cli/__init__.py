@@ -5,6 +5,7 @@ Nothing heavy is imported here, and of the commands only the one that is asked f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pkgutil
 import sys
@@ -12,7 +13,7 @@ import warnings
 
 import click
 
-from expand import __version__
+from expand import __version__, errors, streams
 from expand.cli.options import is_first_process
 from expand.errors import ExpandError
 
@@ -43,26 +44,33 @@ def cli() -> None:
 
 def main() -> None:
     """The entry point: exit 2 for usage and configuration, 1 for a failed run, 130 when interrupted."""
+    if sys._getframe(1).f_globals.get("__name__") == "__main__":  # as a program, not called by another one
+        streams.read_names_as_utf8()
+    streams.prepare()
     warnings.showwarning = _warn
     try:
-        cli.main(standalone_mode=False)
+        with errors.hints_for_the_command_line():
+            cli.main(standalone_mode=False)
+            sys.stdout.flush()
     except click.exceptions.Abort:
         _end("interrupted", 130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except streams.OutputLost as error:
+        sys.exit(1) if error.reader_has_gone else _end(str(error), error.exit_code)
     except ExpandError as error:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt:
         _end("interrupted; what is on disk is whole, and the same command goes on from there", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing left to say
-        sys.exit(1)
     except Exception as error:  # a defect of ours: say it in a line; the trace on request
         if os.environ.get("X3D_EXPAND_DEBUG"):
             raise
         _end(f"a defect of x3d-expand: {type(error).__name__}: {error}\n"
              "  set X3D_EXPAND_DEBUG=1 to see where; what is on disk is whole, and `resume` goes on from there", 1)
+    finally:
+        with contextlib.suppress(streams.OutputLost):  # what is left matters no more than what the exit code says
+            sys.stdout.flush()
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from expand import streams
 from expand.cli.options import as_json, data_overrides, data_root_option, print_json
 from expand.config.schema import FORMATS, BuiltinConfig
 
@@ -154,7 +155,8 @@ def synth(out: Path, classes: int | None, clips: int | None, seed: int | None, w
 def _show(checked: dict[str, Any]) -> None:
     from expand.report.clips import check_text
 
-    click.echo(check_text(checked, min(120, shutil.get_terminal_size((100, 24)).columns)), nl=False)
+    width = min(120, shutil.get_terminal_size((100, 24)).columns)
+    click.echo(check_text(checked, width, streams.output_encoding()), nl=False)
 
 
 def _cache_lines(kept: dict[str, Any]) -> list[str]:

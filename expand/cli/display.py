@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from expand import streams
 from expand.errors import ExpandError
 from expand.expansion.state import SearchState
 from expand.report.lines import event_line
@@ -88,7 +90,7 @@ class Live(Plain):
 
     def say(self, text: str) -> None:
         """A remark, above the bars."""
-        self.progress.console.print(one_line(text), markup=False, highlight=False)
+        self.progress.console.print(one_line(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def event(self, event: dict[str, Any], state: SearchState) -> None:
         """An event, above the bars; the bar of a training comes and goes with it."""
@@ -115,9 +117,12 @@ class Live(Plain):
 
 @contextmanager
 def make_display() -> Iterator[Plain]:
-    """A live display on a terminal, a plain one elsewhere."""
-    if not sys.stdout.isatty():
-        sys.stdout.reconfigure(line_buffering=True)
+    """A live display on a terminal that can move its cursor, a plain one elsewhere. The work goes on where nothing can
+    be shown."""
+    streams.go_on_without_output()
+    if not sys.stdout.isatty() or os.environ.get("TERM", "") in ("", "dumb", "unknown"):
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(line_buffering=True)
         yield Plain()
         return
     from rich.console import Console
@@ -173,6 +178,7 @@ class Told:
 def told(silent: bool) -> Iterator[Told]:
     """Somebody to tell things to; nobody where `silent`, for --json."""
     if silent:
+        streams.go_on_without_output()
         yield Told(None)
         return
     with make_display() as display:

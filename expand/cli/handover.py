@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from expand import streams
 from expand.cli.options import as_json, print_json
 from expand.exports import FORMATS
 
@@ -29,6 +30,7 @@ def export(network: str, format_: str, out: Path | None, weights: Path | None, j
     """
     from expand.exports import hand_over
 
+    streams.go_on_without_output()
     done = hand_over(network, format_, out, weights=weights, log=lambda text: click.echo(text, err=True))
     if json_:
         measured = {} if done.largest_difference is None else {"largest_difference": done.largest_difference}

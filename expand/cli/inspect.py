@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from expand import streams
 from expand.cli.options import as_json, configuration, print_json
 
 
@@ -15,7 +16,8 @@ def echo_status(summary: dict[str, Any]) -> None:
     """The status as text, as wide as the terminal."""
     from expand.report.tables import status_text
 
-    click.echo(status_text(summary, min(120, shutil.get_terminal_size((100, 24)).columns)))
+    width = min(120, shutil.get_terminal_size((100, 24)).columns)
+    click.echo(status_text(summary, width, streams.output_encoding()))
 
 
 @click.command()
@@ -37,6 +39,7 @@ def plot(run: Path, out: Path | None) -> None:
     """Draw the expansion path of a run: accuracy against compute."""
     from expand import api
 
+    streams.go_on_without_output()
     click.echo(api.plot(run, out))
 
 
@@ -59,7 +62,7 @@ def plan(config: str | None, clips: dict[str, Any], target_gflops: float | None,
         return
     from expand.report.planned import plan_text
 
-    click.echo(plan_text(planned))
+    click.echo(plan_text(planned, streams.output_encoding()))
 
 
 @click.command()

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from expand import streams
 from expand.cli.options import as_json, data_overrides, data_root_option, print_json
 
 Command = Callable[..., Any]
@@ -85,6 +86,7 @@ def predict(network: str, videos: tuple[str, ...], top: int, views: int, timelin
     from expand.inference import predicting
 
     with told(json_) as to:
+        streams.need_output()  # the answers are kept nowhere
         answers = predicting.predict(
             network, videos, top=top, views=views, timeline=timeline, window_s=window_s, hop_s=hop_s, weights=weights,
             device=device, threads=threads, log=to.say, progress=to.progress,

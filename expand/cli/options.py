@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from expand import streams
 from expand.config.schema import EXECUTORS
 
 Command = Callable[..., Any]
@@ -104,7 +105,9 @@ def is_first_process() -> bool:
 
 
 def print_json(value: Any) -> None:
-    """Strict JSON on standard output."""
+    """Strict JSON on standard output, in ASCII where that is not UTF-8. Raises `OutputLost` where it does not get
+    there."""
     from expand.rundir.files import to_json
 
-    click.echo(to_json(value, indent=2))
+    streams.need_output()
+    click.echo(to_json(value, indent=2, ascii_only=not streams.is_unicode(streams.output_encoding())))

@@ -11,7 +11,8 @@ from typing import IO
 
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-_PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {} import {}; {}(int(sys.argv[2]))"
+_PROGRAM = ("import json, sys; sys.path[:] = json.loads(sys.argv[1]); from expand import streams; streams.prepare(); "
+            "from {} import {}; {}(int(sys.argv[2]))")
 
 
 def start_program(module: str, function: str, end: socket.socket, output: IO | None = None) -> subprocess.Popen:

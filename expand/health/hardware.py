@@ -115,7 +115,7 @@ def _limits(name: str, old_name: str) -> list[float]:
 
 def _texts(name: str, root: Path, own: Path) -> list[str]:
     try:
-        path = re.search(r"^0::(/.*)$", own.read_text(), re.MULTILINE)
+        path = re.search(r"^0::(/.*)$", own.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     except OSError:
         path = None
     folders = [root]
@@ -126,8 +126,8 @@ def _texts(name: str, root: Path, own: Path) -> list[str]:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
         return None
 
 

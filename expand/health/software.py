@@ -125,8 +125,8 @@ def compiler() -> Check:
     if command is None:
         return Check("compiler", OK, "no C++ compiler; only building the CPU kernels takes one", facts=facts)
     try:
-        said = subprocess.run([*command, "--version"], capture_output=True, text=True, errors="replace", check=True,
-                              timeout=COMPILER_TIMEOUT_S, stdin=subprocess.DEVNULL).stdout.strip()
+        said = subprocess.run([*command, "--version"], capture_output=True, encoding="utf-8", errors="replace",
+                              check=True, timeout=COMPILER_TIMEOUT_S, stdin=subprocess.DEVNULL).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
         return Check("compiler", NOTE, f"{' '.join(command)} does not run: {in_one_line(error)}",
                      f"only building the CPU kernels takes one: install {builds.INSTALL_COMPILER}", facts)

@@ -79,7 +79,7 @@ def build(name: str, target: Path, folder: Path = HERE) -> None:
     command += [*_from_environment("CXXFLAGS"), *FLAGS, *BUILDS[name], f'-DX3D_SOURCE_HASH="{source_hash(folder)}"',
                 str(folder / SOURCE), "-o", str(target), *_from_environment("LDFLAGS")]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False,
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False,
                               timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildFailed(f"{command[0]} did not run: {error}") from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from expand.report.layout import SimpleTable, lay_out
 from expand.report.words import number, one_line
 
 if TYPE_CHECKING:
@@ -43,63 +43,53 @@ def clips_frame(checked: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def check_text(checked: Mapping[str, Any], width: int = 100) -> str:
+def check_text(checked: Mapping[str, Any], width: int = 100, encoding: str = "utf-8") -> str:
     """The whole of a check (docs/json.md) as plain text, lines at most `width` (at least 76) characters but for long
-    paths; ends with a line end."""
-    from rich.console import Console
-
-    width, buffer = max(NARROWEST, width), io.StringIO()
-    console = Console(file=buffer, width=width, color_system=None, force_terminal=False, markup=False, emoji=False,
-                      highlight=False, legacy_windows=False)
+    paths; ends with a line end. It has an ASCII form of what `encoding` lacks."""
+    width = max(NARROWEST, width)
     clips = sum(of["clips"] for of in checked["splits"].values())
-    console.print(f"{one_line(checked['data'])}: {clips:,} clips, {len(checked['classes']):,} classes")
-    for note in checked["notes"]:
-        console.print(_wrapped(one_line(note), width, "  "))
-    console.print()
-    console.print(_splits_table(checked))
-    console.print("least/median/most where they differ; unread: cannot be read; px: short side")
-    _print_classes(console, checked)
-    for lines in (_problem_lines(checked, width), _limit_lines(checked, width)):
-        console.print("\n" + "\n".join(lines), soft_wrap=True)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+    notes = [_wrapped(one_line(note), width, "  ") for note in checked["notes"]]
+    parts = [f"{one_line(checked['data'])}: {clips:,} clips, {len(checked['classes']):,} classes", *notes, "",
+             _splits_table(checked, encoding),
+             "least/median/most where they differ; unread: cannot be read; px: short side",
+             *_class_parts(checked, encoding),
+             *("\n" + "\n".join(lines) for lines in (_problem_lines(checked, width), _limit_lines(checked, width)))]
+    return lay_out(parts, width, encoding, wrap=False)
 
 
 HEADINGS = [("split", "left"), ("clips", "right"), ("unread", "right"), ("seconds", "right"), ("fps", "right"),
             ("px", "right")]
 
 
-def _table(columns: Sequence[tuple[str, str]]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+def _table(encoding: str, columns: Sequence[tuple[str, str]]) -> Table:
+    table = SimpleTable(2, encoding)
     for name, justify in columns:
         table.add_column(name, justify=justify, no_wrap=name != "class", overflow="fold",  # type: ignore[arg-type]
                          min_width=len("class") if name == "class" else None)
     return table
 
 
-def _splits_table(checked: Mapping[str, Any]) -> Table:
-    table = _table(HEADINGS)
+def _splits_table(checked: Mapping[str, Any], encoding: str) -> Table:
+    table = _table(encoding, HEADINGS)
     for split, of in checked["splits"].items():
         table.add_row(split, *_cells(of))
     return table
 
 
-def _print_classes(console: Any, checked: Mapping[str, Any]) -> None:
+def _class_parts(checked: Mapping[str, Any], encoding: str) -> Iterator[str | Table]:
     """The classes' figures; of many classes, those with the fewest clips to train on."""
     splits, classes = list(checked["splits"]), checked["classes"]
     names = list(classes)
-    console.print()
+    yield ""
     if len(names) > LISTED_CLASSES:
         names = sorted(names, key=lambda name: _usable(classes[name], splits[0]))[:LISTED_CLASSES // 2]
-        console.print(f"The {len(names)} classes with the fewest clips in {splits[0]} (of {len(classes):,}; the report "
-                      "has all)")
-    table = _table([("class", "left"), *HEADINGS])
+        yield (f"The {len(names)} classes with the fewest clips in {splits[0]} (of {len(classes):,}; the report "
+               "has all)")
+    table = _table(encoding, [("class", "left"), *HEADINGS])
     for name in names:
         for place, (split, of) in enumerate(classes[name].items()):
             table.add_row("" if place else one_line(name), split, *_cells(of))
-    console.print(table)
+    yield table
 
 
 def _usable(splits: Mapping[str, Any], split: str) -> int:

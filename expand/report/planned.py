@@ -6,27 +6,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from expand.report.words import axis_name, number, one_line, value_text
+from expand.streams import fitted
 
 ROW = "{:>4}  {:24}  {:26}  {:>12}  {:>6}  {:>12}"
 
 
-def _line(step: Any, candidate: Mapping[str, Any], note: str = "") -> str:
+def _line(encoding: str, step: Any, candidate: Mapping[str, Any], note: str = "") -> str:
     mark = " (one grid step exceeds the rate)" if candidate["overshoot"] else ""
     held = f" (held back: {candidate['note']})" if candidate["note"] else ""
-    return ROW.format(step, axis_name(candidate) + note, value_text(candidate), f"{candidate['gflops']:.9f}"[:12],
+    value = fitted(value_text(candidate), encoding)
+    return ROW.format(step, axis_name(candidate) + note, value, f"{candidate['gflops']:.9f}"[:12],
                       f"{candidate['ratio']:.3f}", f"{candidate['params']:,}") + mark + held
 
 
-def plan_text(planned: Mapping[str, Any]) -> str:
-    """A plan (docs/json.md) as tables."""
+def plan_text(planned: Mapping[str, Any], encoding: str = "utf-8") -> str:
+    """A plan (docs/json.md) as tables, with an ASCII form of what `encoding` lacks."""
     lines = [f"Target {number(planned['target_gflops'], 6)} GFLOPs; counted with {planned['classes']} classes", "",
-             ROW.format("step", "axis", "value", "GFLOPs", "ratio", "parameters"), _line(0, planned["basis"])]
-    lines += [_line(step["step"], step) for step in planned["steps"]]
+             ROW.format("step", "axis", "value", "GFLOPs", "ratio", "parameters"), _line(encoding, 0, planned["basis"])]
+    lines += [_line(encoding, step["step"], step) for step in planned["steps"]]
     if planned["contraction"]:
-        lines.append(_line("", planned["contraction"], note=", contracted"))
+        lines.append(_line(encoding, "", planned["contraction"], note=", contracted"))
     if planned["candidates"] or planned["excluded"]:
         lines += ["", f"Candidates of step {len(planned['steps']) + 1}:"]
-        lines += [_line("", candidate) for candidate in planned["candidates"]]
+        lines += [_line(encoding, "", candidate) for candidate in planned["candidates"]]
         lines += [f"      {axis_name(e)}: {e['reason']}" for e in planned["excluded"]]
         to_come = planned["to_come"]
         cost = number(to_come["gflops"])

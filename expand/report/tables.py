@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from expand.report.layout import SimpleTable, lay_out
 from expand.report.words import AXIS_NAMES, axis_name, cell, duration, number, one_line, percent, value_text
 
 if TYPE_CHECKING:
@@ -48,22 +48,15 @@ def _row(step: int, kind: str, candidate: Mapping[str, Any]) -> dict[str, Any]:
     return {key: own[key] if key in own else candidate.get(key) for key in COLUMNS}
 
 
-def status_text(summary: Mapping[str, Any], width: int = 100) -> str:
-    """The whole status as plain text, lines at most `width` (at least 60) characters; ends with a line end."""
-    from rich.console import Console
-
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=max(60, width), color_system=None, force_terminal=False, markup=False,
-                      emoji=False, highlight=False, legacy_windows=False)
-    console.print("\n".join(_header(summary)))
+def status_text(summary: Mapping[str, Any], width: int = 100, encoding: str = "utf-8") -> str:
+    """The whole status as plain text, lines at most `width` (at least 60) characters; ends with a line end. It has an
+    ASCII form of what `encoding` lacks."""
+    parts: list[str | Table] = ["\n".join(_header(summary))]
     if summary["steps"]:
-        console.print("\nPath")
-        console.print(_path_table(summary))
-        console.print("\nCandidates (> chosen)")
-        console.print(_candidates_table(summary))
-    for line in [*_excluded(summary), *_contraction_lines(summary), *_winner_lines(summary)]:
-        console.print(line)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+        parts += ["\nPath", _path_table(summary, encoding),
+                  "\nCandidates (> chosen)", _candidates_table(summary, encoding)]
+    parts += [*_excluded(summary), *_contraction_lines(summary), *_winner_lines(summary)]
+    return lay_out(parts, max(60, width), encoding)
 
 
 def _header(summary: Mapping[str, Any]) -> list[str]:
@@ -86,19 +79,16 @@ def _time_text(summary: Mapping[str, Any]) -> str:
     return f"{text}; about {duration(summary['remaining_s'])} left"
 
 
-def _table(columns: Sequence[tuple[str, str]]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+def _table(encoding: str, columns: Sequence[tuple[str, str]]) -> Table:
+    table = SimpleTable(1, encoding)
     for name, justify in columns:
         table.add_column(name, justify=justify, no_wrap=justify == "right", overflow="fold")  # type: ignore[arg-type]
     return table
 
 
-def _path_table(summary: Mapping[str, Any]) -> Table:
-    table = _table([("step", "right"), ("axis", "left"), ("value", "left"), ("GFLOPs", "right"), ("ratio", "right"),
-                    ("top-1 % (val)", "right")])
+def _path_table(summary: Mapping[str, Any], encoding: str) -> Table:
+    table = _table(encoding, [("step", "right"), ("axis", "left"), ("value", "left"), ("GFLOPs", "right"),
+                              ("ratio", "right"), ("top-1 % (val)", "right")])
     for step in summary["steps"]:
         if step["axis"] is None:
             open_count = sum(candidate["state"] not in ("finished", "failed") for candidate in step["candidates"])
@@ -109,9 +99,9 @@ def _path_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _candidates_table(summary: Mapping[str, Any]) -> Table:
-    table = _table([("step", "right"), ("", "right"), ("axis", "left"), ("value", "left"), ("GFLOPs", "right"),
-                    ("top-1 % (val)", "right"), ("state", "left")])
+def _candidates_table(summary: Mapping[str, Any], encoding: str) -> Table:
+    table = _table(encoding, [("step", "right"), ("", "right"), ("axis", "left"), ("value", "left"), ("GFLOPs", "right"),
+                              ("top-1 % (val)", "right"), ("state", "left")])
     before = None
     for step, kind, candidate in _networks(summary):
         if before not in (None, step):

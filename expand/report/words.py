@@ -90,5 +90,7 @@ def cell(text: str | None) -> str | None:
 
 
 def one_line(text: object) -> str:
-    """Text from a file as one printable line: control characters could move the cursor of a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(text)).strip()
+    """Text from a file as one printable line: control characters could move the cursor of a terminal. Undecodable
+    bytes of a file name (lone surrogates) are written out as `\\udcXX`."""
+    readable = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(letter if letter.isprintable() else " " for letter in readable).strip()

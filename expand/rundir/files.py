@@ -76,8 +76,9 @@ def atomic_path(path: Path, *, above: bool = True) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | str, *, above: bool = True) -> None:
-    """Makes `data` (text as UTF-8) the content of `path`, in one piece. Raises `RunError` where the disk refuses."""
-    content = data.encode("utf-8") if isinstance(data, str) else data
+    """Makes `data` the content of `path`, in one piece: text as UTF-8, in which undecodable bytes of a file name (lone
+    surrogates) are written out as `\\udcXX`. Raises `RunError` where the disk refuses."""
+    content = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
     with atomic_path(path, above=above) as temporary, open(temporary, "wb") as file:
         file.write(content)
 
@@ -121,9 +122,9 @@ def jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no place in JSON: {value!r}")
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
+def to_json(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
     """`value` as strict JSON text (RFC 8259), without a line end."""
-    return json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    return json.dumps(jsonable(value), ensure_ascii=ascii_only, allow_nan=False, indent=indent)
 
 
 def from_json(text: bytes) -> Any:

@@ -130,7 +130,7 @@ class Runtime:
             torch.cuda.reset_peak_memory_stats(self.device)
             return
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (Linux)
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM (Linux)
         except OSError:
             pass  # the peak is then that of the whole process so far
 
@@ -139,7 +139,7 @@ class Runtime:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e6
         try:
-            status = Path("/proc/self/status").read_text()
+            status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
             return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
         except (OSError, TypeError):
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -32,7 +32,7 @@ class Unfinished:
         self._head = json.dumps([__version__, av.__version__, str(dtype), settings])
         try:
             if self._first_line() != self._head:
-                path.write_text(self._head + "\n")
+                path.write_text(self._head + "\n", encoding="utf-8")
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed at the end of the check
             self._file.write(b"\n")  # a torn last line must not spoil the next one
         except OSError as error:
