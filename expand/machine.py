@@ -6,7 +6,6 @@ import ctypes
 import os
 import socket
 from contextlib import suppress
-from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's options (malloc.h)."""
@@ -20,12 +19,6 @@ def available_cores() -> int:
 def here() -> str:
     """This process, for people: `host:pid`."""
     return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def user_cache() -> Path:
-    """The folder of this project in the user's cache: `$XDG_CACHE_HOME/x3d-expand` or `~/.cache/x3d-expand`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "x3d-expand"
 
 
 def keep_freed_memory() -> None:

@@ -30,6 +30,7 @@ from expand.expansion.forecast import check_target, forecast, largest_resolution
 from expand.expansion.rules import Space
 from expand.expansion.state import SearchState
 from expand.exports.card import write_card
+from expand.home import expanded
 from expand.kernels import library
 from expand.machine import available_cores
 from expand.report.lines import event_line
@@ -177,7 +178,7 @@ def go_on(run_dir: Path, display: Display | None, values: Mapping[str, Any] | No
 
 def choose_dir(config: Config, stem: str) -> Path:
     """Where a run is kept that says no directory: named by its configuration, else by `stem` and a free number."""
-    folder, name = Path(config.run.runs_dir), config.run.name
+    folder, name = expanded(config.run.runs_dir, "run.runs_dir"), config.run.name
     if name is None:
         stem, number = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run", 1
         while (folder / f"{stem}-{number}").exists():

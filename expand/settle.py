@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from expand.config import Config, config_diff, parse_config
 from expand.config.schema import RUN_NAME, DataConfig
 from expand.data import PreparedData
 from expand.errors import RunError
 from expand.expansion.rules import Space
+from expand.home import expanded
 from expand.space.axes import AXES
 from expand.space.factors import Factors
 from expand.space.geometry import Geometry
@@ -53,10 +53,11 @@ def check_recipes(config: Config, space: Space, clips: int = ANY_NUMBER) -> None
 
 
 def _absolute(data: DataConfig) -> DataConfig:
-    def absolute(path: str | None) -> str | None:
-        return None if path is None else str(Path(path).expanduser().resolve())
+    def absolute(name: str) -> str | None:
+        path = getattr(data, name)
+        return None if path is None else str(expanded(path, f"data.{name}").resolve())
 
-    return replace(data, **{name: absolute(getattr(data, name))
+    return replace(data, **{name: absolute(name)
                             for name in ("path", "train", "val", "test", "root", "class_names", "quarantine",
                                          "cache_dir")})
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from expand import streams
-from expand.cli.options import as_json, data_overrides, data_root_option, print_json
+from expand.cli.options import PathName, as_json, data_overrides, data_root_option, print_json
 from expand.config.schema import FORMATS, BuiltinConfig
 
 Command = Callable[..., Any]
@@ -48,7 +48,7 @@ def clips_named(command: Command) -> Command:
         click.option("--format", "format_", type=click.Choice(FORMATS), metavar="NAME",
                      help=f"What DATA is: {', '.join(FORMATS)}.  [default: auto, recognised by content]"),
         data_root_option,
-        click.argument("data", metavar="[DATA]", required=False),
+        click.argument("data", metavar="[DATA]", required=False, type=PathName(text=True)),
     ):
         command = decorate(command)
     return command
@@ -56,7 +56,7 @@ def clips_named(command: Command) -> Command:
 
 @data.command()
 @clips_named
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
+@click.option("--out", type=PathName(), metavar="DIR",
               help="Where the report and the quarantine list are written.  [default: beside the clips, where a search "
                    "finds the list by itself]")
 @as_json
@@ -119,7 +119,7 @@ def knobs(command: Command) -> Command:
 
 
 @data.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PathName())
 @click.option("--classes", type=click.IntRange(2), metavar="N",
               help="Classes: as many as the cues give, times 2 to 36 papers.  [default: 16]")
 @click.option("--clips", type=click.IntRange(1), metavar="M",

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from expand import streams
-from expand.cli.options import as_json, print_json
+from expand.cli.options import PathName, as_json, print_json
 from expand.exports import FORMATS
 
 FORMAT_TABLE = "\n".join(["\b", "Formats, and how their files end:", *(
@@ -15,11 +15,11 @@ FORMAT_TABLE = "\n".join(["\b", "Formats, and how their files end:", *(
 
 
 @click.command(epilog=FORMAT_TABLE)
-@click.argument("network")
+@click.argument("network", type=PathName(text=True))
 @click.option("--format", "format_", required=True, metavar="F", help="One of the formats below.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="PATH",
+@click.option("--out", type=PathName(), metavar="PATH",
               help="A file, or a folder.  [default: the run's final/, else the current folder]")
-@click.option("--weights", type=click.Path(path_type=Path), metavar="CHECKPOINT",
+@click.option("--weights", type=PathName(), metavar="CHECKPOINT",
               help="The weights of a NETWORK that is only a description.")
 @as_json
 def export(network: str, format_: str, out: Path | None, weights: Path | None, json_: bool) -> None:

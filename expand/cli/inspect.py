@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from expand import streams
-from expand.cli.options import as_json, configuration, print_json
+from expand.cli.options import PathName, as_json, configuration, print_json
 
 
 def echo_status(summary: dict[str, Any]) -> None:
@@ -21,7 +21,7 @@ def echo_status(summary: dict[str, Any]) -> None:
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PathName())
 @as_json
 def status(run: Path, json_: bool) -> None:
     """Say what a run has done and is doing, from any shell."""
@@ -32,8 +32,8 @@ def status(run: Path, json_: bool) -> None:
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
+@click.argument("run", type=PathName())
+@click.option("--out", type=PathName(), metavar="FILE",
               help="A .png or .svg file.  [default: RUN/report/expansion.png]")
 def plot(run: Path, out: Path | None) -> None:
     """Draw the expansion path of a run: accuracy against compute."""
@@ -66,7 +66,7 @@ def plan(config: str | None, clips: dict[str, Any], target_gflops: float | None,
 
 
 @click.command()
-@click.argument("network")
+@click.argument("network", type=PathName(text=True))
 @as_json
 def complexity(network: str, json_: bool) -> None:
     """Count multiply-adds and parameters of NETWORK: xs, s, m, l, xl, x2d, a network's YAML file, or a run."""

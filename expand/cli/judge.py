@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from expand import streams
-from expand.cli.options import as_json, data_overrides, data_root_option, print_json
+from expand.cli.options import PathName, as_json, data_overrides, data_root_option, print_json
 
 Command = Callable[..., Any]
 LISTED_CLASSES = 20
@@ -23,7 +23,7 @@ def network_options(command: Command) -> Command:
         click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads.  [default: all cores]"),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
                      help="Where the network runs."),
-        click.option("--weights", type=click.Path(path_type=Path), metavar="CHECKPOINT",
+        click.option("--weights", type=PathName(), metavar="CHECKPOINT",
                      help="Weights for NETWORK, ours or those of SlowFast or PyTorchVideo."),
     ):
         command = decorate(command)
@@ -31,13 +31,14 @@ def network_options(command: Command) -> Command:
 
 
 @click.command()
-@click.argument("network")
+@click.argument("network", type=PathName(text=True))
 @click.option("--views", type=click.Choice(["10", "30"]), default="10", show_default=True,
               help="10 clips uniform in time; 30: three crops of each.")
-@click.option("--data", metavar="PATH", help="Clips with labels, as in `search`.  [default: those of the run]")
+@click.option("--data", type=PathName(text=True), metavar="PATH",
+              help="Clips with labels, as in `search`.  [default: those of the run]")
 @data_root_option
 @click.option("--split", type=click.Choice(["test", "val"]), help="[default: test where there is one, else val]")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the results are written.")
+@click.option("--out", type=PathName(), metavar="DIR", help="Where the results are written.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, metavar="N",
               help="Clips that go through the network at once.")
 @data_overrides
@@ -62,8 +63,8 @@ def test(network: str, views: str, data: str | None, data_root: str | None, spli
 
 
 @click.command()
-@click.argument("network")
-@click.argument("videos", nargs=-1, required=True, metavar="VIDEO...")
+@click.argument("network", type=PathName(text=True))
+@click.argument("videos", nargs=-1, required=True, type=PathName(text=True), metavar="VIDEO...")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, metavar="K",
               help="Classes named for each file.")
 @click.option("--views", type=click.IntRange(1, 1000), default=10, show_default=True, metavar="N",

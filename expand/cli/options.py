@@ -12,9 +12,30 @@ import click
 
 from expand import streams
 from expand.config.schema import EXECUTORS
+from expand.home import expanded
 
 Command = Callable[..., Any]
-data_root_option = click.option("--data-root", metavar="DIR",
+
+
+class PathName(click.ParamType):
+    """A path, as a `Path` or else as the `text` that it is, with `~` expanded where the shell left it there, as in
+    --out=~/x."""
+
+    name = "path"
+
+    def __init__(self, *, text: bool = False) -> None:
+        self._is_text = text
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path. Raises `UsageError` where it begins with a home that there is not."""
+        if self._is_text and not str(value).startswith("~"):
+            return value
+        where = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+        path = expanded(value, where)
+        return str(path) if self._is_text else path
+
+
+data_root_option = click.option("--data-root", type=PathName(text=True), metavar="DIR",
                                 help="Where the relative paths in lists start.  [default: the list's own folder]")
 data_overrides = click.option("--set", "overrides", multiple=True, metavar="data.KEY=VALUE",
                               help="Any other option of the data; may be repeated.")
@@ -29,7 +50,7 @@ def clip_source(command: Command) -> Command:
 
     for decorate in (
         data_root_option,
-        click.option("--data", metavar="PATH",
+        click.option("--data", type=PathName(text=True), metavar="PATH",
                      help="Your clips: a folder {train,val}/<class>/<clip> or <class>/<clip>, a list of `path label`, "
                           "or a published set's annotations (docs/data.md).  [default: the built-in clips]"),
     ):
@@ -45,7 +66,7 @@ def configuration(command: Command) -> Command:
         click.option("--target-gflops", type=float, metavar="G",
                      help="The budget: multiply-adds of one clip, in 10^9."),
         clip_source,
-        click.argument("config", required=False),
+        click.argument("config", required=False, type=PathName(text=True)),
     ):
         command = decorate(command)
     return command
@@ -68,7 +89,7 @@ def keeping(command: Command) -> Command:
                      help="CPU threads of each process.  [default: the cores, shared by the workers]"),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.  [default: auto]"),
         click.option("--seed", type=int, metavar="N", help="Seed of everything random.  [default: 0]"),
-        click.option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Keep it in DIR instead."),
+        click.option("--run-dir", type=PathName(), metavar="DIR", help="Keep it in DIR instead."),
         click.option("--name", metavar="N", help="Its name; it is kept in runs/N."),
     ):
         called = decorate(called)

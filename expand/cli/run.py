@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from expand.cli.options import clip_source, configuration, is_first_process, keeping, spreading
+from expand.cli.options import PathName, clip_source, configuration, is_first_process, keeping, spreading
 
 if TYPE_CHECKING:
     from expand.session import Estimate
@@ -39,7 +39,7 @@ def search(config: str | None, clips: dict[str, Any], target_gflops: float | Non
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PathName())
 @spreading
 def resume(run: Path, executor_values: dict[str, Any]) -> None:
     """Go on with a run after an interruption of any kind, with other workers where it is said."""
@@ -52,14 +52,14 @@ def resume(run: Path, executor_values: dict[str, Any]) -> None:
 
 
 @click.command()
-@click.argument("network")
+@click.argument("network", type=PathName(text=True))
 @clip_source
-@click.option("--init", type=click.Path(path_type=Path), metavar="CHECKPOINT",
+@click.option("--init", type=PathName(), metavar="CHECKPOINT",
               help="Weights to begin with: a run, a file of ours, SlowFast's or PyTorchVideo's.  [default: drawn anew]")
 @click.option("--epochs", type=int, metavar="N", help="Passes over the train split.  [default: about 2,000 updates]")
 @click.option("--batch-size", type=int, metavar="N",
               help="Clips in an update.  [default: by the size of the train split]")
-@click.option("--config", metavar="CONFIG",
+@click.option("--config", metavar="CONFIG", type=PathName(text=True),
               help="A YAML file or a ready configuration, for its sections data, final, run.")
 @keeping
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",

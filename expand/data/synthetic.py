@@ -40,6 +40,7 @@ from expand.data.cues import CUES, active, class_names, one_frame_ceiling, patte
 from expand.data.drawing import PERIOD_S, RENDERER, Drawing, draw, render
 from expand.data.pool import process_map
 from expand.errors import DataError, UsageError
+from expand.home import expanded
 
 __all__ = ["CLASSES", "HUES", "MOTIONS", "ONE_FRAME_CEILING", "PERIODS", "PERIOD_S", "SPLITS", "TEXTURES", "Drawing",
            "Synthesized", "class_names", "clip_files", "draw", "ensure_rendered", "render", "set_folder", "synthesize",
@@ -177,7 +178,7 @@ def synthesize(out: Path, config: BuiltinConfig = BUILTIN, *, classes: int | Non
     appears whole or not at all, whatever happens. Raises `UsageError` for a number of classes that the cues cannot
     give, `DataError` where `out` holds something or cannot be written.
     """
-    out, config = Path(out).expanduser().resolve(), _settled(config, classes, clips)
+    out, config = expanded(out, "OUT").resolve(), _settled(config, classes, clips)
     names, counts = class_names(config), _counts(config)
     try:
         _check_free(out)

@@ -11,7 +11,7 @@ from typing import Any
 
 from expand.config.schema import DataConfig, RunConfig
 from expand.health.check import NOTE, OK, PROBLEM, Check
-from expand.machine import user_cache
+from expand.home import cache_place
 
 COUNT_FOR_S = 1.0
 """How long files are counted; a cache of a large set has hundreds of thousands."""
@@ -21,13 +21,17 @@ LITTLE_GB = 2.0
 
 def cache() -> Check:
     """The folder of decoded frames and rendered clips: the one that is used unless `data.cache_dir` names another."""
-    folder = user_cache()
+    folder, reason = cache_place()
     size, counted_all = size_of(folder)
     facts = {**_room(folder), "size_gb": size / 1e9, "counted_all": counted_all,
-             "limit_gb": DataConfig().cache_gb}
+             "limit_gb": DataConfig().cache_gb, "no_home": reason}
     size_text = f"{'' if counted_all else 'more than '}{size / 1e9:.2f} GB in it (decoded frames: at most " \
                 f"{DataConfig().cache_gb:g})"
-    return _judged("cache", facts, size_text, "name another folder with --set data.cache_dir=DIR, or XDG_CACHE_HOME")
+    elsewhere = "name another folder with --set data.cache_dir=DIR, or XDG_CACHE_HOME"
+    found = _judged("cache", facts, size_text, elsewhere)
+    if reason and found.state == OK:
+        return Check("cache", NOTE, f"{found.text}; {reason}", f"to keep it for longer, {elsewhere}", facts)
+    return found
 
 
 def runs() -> Check:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from expand.errors import ExpandError
 from expand.faults import is_device_fault
-from expand.machine import user_cache
+from expand.home import user_cache
 from expand.rundir.files import write_json
 
 Rival = Callable[[], Sequence[Tensor]]

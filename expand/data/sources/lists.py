@@ -16,6 +16,7 @@ from expand.data.sources.labels import label_number, one_spelling, refuse_negati
 from expand.data.sources.paths import PLAIN, SUFFIX, ClipPaths, foreign, spellings, trim, unquoted
 from expand.data.sources.reading import csv_rows, read_lines, read_text
 from expand.errors import DataError
+from expand.home import expanded, expanded_entry
 
 EXPECTED = "expected `path label`"
 FIX = "a line is `path label` or `path,label`; quote a path or label with blanks or commas in it"
@@ -68,7 +69,7 @@ def read_lists(lists: Mapping[str | None, Path], root: str | None) -> Found:
     """
     rows: dict[str | None, list[Row]] = {}
     mistakes: list[str] = []
-    places = {split: ClipPaths(os.path.expanduser(root) if root else str(path.parent))
+    places = {split: ClipPaths(str(expanded(root, "data.root")) if root else str(path.parent))
               for split, path in lists.items()}
     for split, path in lists.items():
         rows[split], wrong = parse_list(path, places[split])
@@ -120,7 +121,7 @@ def _entries(chosen: Mapping[str, list[Row]], places: ClipPaths, mistakes: list[
     tried, found_any = [], False
     for split, rows in chosen.items():
         for row in rows:
-            path = os.path.expanduser(row.path) if row.path.startswith("~") else row.path
+            path = expanded_entry(row.path)
             found = None
             if row.column or not PLAIN.fullmatch(row.path):
                 found = places.find(row.path, _hints(row.label, split))

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from expand.config.schema import DataConfig
 from expand.data.sources.base import SPLITS
-from expand.machine import user_cache
+from expand.home import expanded, user_cache
 
 
 def lists_of(config: DataConfig) -> dict[str, Path]:
     """The lists that `data.train`, `.val` and `.test` name."""
-    return {split: Path(getattr(config, split)).expanduser() for split in SPLITS if getattr(config, split)}
+    return {split: expanded(getattr(config, split), f"data.{split}") for split in SPLITS if getattr(config, split)}
 
 
 def cache_dir(config: DataConfig) -> Path:
     """Where rendered clips and decoded frames are kept."""
-    return Path(config.cache_dir).expanduser() if config.cache_dir else user_cache()
+    return expanded(config.cache_dir, "data.cache_dir") if config.cache_dir else user_cache()

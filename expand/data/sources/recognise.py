@@ -15,6 +15,7 @@ from expand.data.sources.published import FORMATS, Annotations, kind_of, survey
 from expand.data.sources.reading import PEEK
 from expand.data.sources.walk import files_in, folders_in
 from expand.errors import DataError
+from expand.home import expanded
 
 LIST_SUFFIXES = (".csv", ".txt", ".tsv")
 LIST_NAMES = ("metadata", "labels", "label", "annotations", "annotation", "list", "index", "clips", "videos", "data",
@@ -25,11 +26,11 @@ WORDS = {"folders": "folders of classes", "lists": "lists", **FORMATS}
 
 def find_clips(config: DataConfig) -> Found:
     """The clips that `config` names, of whatever form. Raises `DataError` where they are none, or of several."""
-    if config.root and not os.path.isdir(os.path.expanduser(config.root)):
+    if config.root and not os.path.isdir(expanded(config.root, "data.root")):
         raise DataError("no such folder", where=config.root, fix="data.root is where the paths of lists start")
     if lists := lists_of(config):
         return _from_files(config, {**lists})
-    path = Path(config.path).expanduser()
+    path = expanded(config.path, "data.path")
     if path.is_dir():
         return _from_folder(config, path)
     if path.is_file():
@@ -49,7 +50,7 @@ def _from_files(config: DataConfig, lists: dict[str | None, Path]) -> Found:
     if kind == "lists":
         return _lists(config, lists)
     root = config.root or str(next(iter(lists.values())).parent)
-    return Annotations(kind, tuple(lists.items())).read(os.path.expanduser(root), config.fold)
+    return Annotations(kind, tuple(lists.items())).read(str(expanded(root, "data.root")), config.fold)
 
 
 def _kind_of_files(wanted: str, paths: list[Path]) -> str:
@@ -77,7 +78,7 @@ def _lists(config: DataConfig, lists: dict[str | None, Path]) -> Found:
 def _named(config: DataConfig, found: Found) -> Found:
     """`found` with names in place of numbers, where `data.class_names` gives them."""
     if config.class_names:
-        names = read_names(Path(config.class_names).expanduser())
+        names = read_names(expanded(config.class_names, "data.class_names"))
         found.order = names.rename(found.entries, found.where)
     return found
 
@@ -91,7 +92,7 @@ def _from_folder(config: DataConfig, path: Path) -> Found:
         return _named(config, read_folders(root))
     if kind == "lists":
         return _lists(config, lists)
-    return published[kind].read(os.path.expanduser(config.root or root), config.fold)
+    return published[kind].read(str(expanded(config.root or root, "data.root")), config.fold)
 
 
 def _kind(wanted: str, root: str, published: dict[str, Annotations], lists: dict[str | None, Path]) -> str:
