@@ -91,7 +91,8 @@ def train(network: str | Path | Network, config: str | Path | Config | None = No
     from expand import train_session
 
     settings = _settings(config, overrides, values)
-    return train_session.begin(network_of(network), settings, Path(init) if init else None,
+    # the clips say how many classes there are, whatever a network's description says
+    return train_session.begin(network_of(network, PUBLISHED_CLASSES), settings, Path(init) if init else None,
                                Path(run_dir) if run_dir else None, display)
 
 
@@ -187,9 +188,15 @@ def _classes(config: Config, named: bool) -> tuple[int, list[str]]:
 def complexity(network: str | Path) -> dict[str, Any]:
     """The costs of a published network, of a network's YAML file or of a run's winner (docs/json.md).
 
+    Where the YAML file does not say how many classes there are, 400 are counted with, as published; a warning says so.
     Raises `UsageError` where `network` names none of them.
     """
-    found = network_of(network)
+    try:
+        found = network_of(network)
+    except UsageError:
+        found = network_of(network, PUBLISHED_CLASSES)  # raises again for all else that is wrong with it
+        warnings.warn(f"{network} does not say how many classes there are; counted with {found.classes}, as published. "
+                      "Add a line `classes: N` for another number", stacklevel=2)
     cost = complexity_of(found.factors, found.classes)
     return {"network": found.name, "gflops": cost.gflops, "params": cost.params, "gflops_fvcore": cost.gflops_fvcore,
             "activations": cost.activations, "factors": found.factors.as_dict(), "frames": found.factors.frames,

@@ -15,7 +15,7 @@ import torch
 from expand.data.child import Child
 from expand.data.sampling import clip_frames, view_starts_s, window_starts_s
 from expand.data.transforms import normalise, resize
-from expand.errors import DataError, UsageError
+from expand.errors import DataError, UsageError, hint
 from expand.faults import faults_explained
 from expand.inference.clips import centre_clips, frame_times
 from expand.inference.ready import check_finite, ready
@@ -65,7 +65,8 @@ def predict(source: str | Path, videos: Sequence[str | Path], *, top: int = 5, v
     if views > MOST_VIEWS:
         raise UsageError(f"{views:,} views", fix=f"take at most {MOST_VIEWS}")
     if not timeline and (window_s, hop_s) != (None, None):
-        raise UsageError("a window and its hop belong to a timeline", fix="add --timeline")
+        raise UsageError("a window and its hop belong to a timeline",
+                         fix=hint(command="add --timeline", python="add timeline=True"))
     check_window(window_s, hop_s)
     model, runtime = ready(source, weights, device, threads, log)
     network = model.network

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from expand.config.schema import GridConfig
-from expand.errors import RunError, UsageError
+from expand.errors import RunError, UsageError, hint
 from expand.model.names import OURS
 from expand.model.shortcuts import has_first_norm
 from expand.model.weights import CLASSIFIER, SHOWN, Checkpoint, fitted, read_checkpoint
@@ -25,6 +25,8 @@ from expand.space.network import Network, load_network, preset
 
 Stages = tuple[tuple[int, int, int], ...]
 """Outer width, inner width and depth of each stage: what tells networks' weights apart, but for their classes."""
+NAME_IT = "say what the network is: xs, s, m, l, xl, x2d or a network's YAML as NETWORK, with --weights {}"
+"""The way out on the command line, where a file of weights was given as NETWORK."""
 
 
 def load_model(source: str | Path, network: str | Path | Network | None = None, *,
@@ -93,7 +95,8 @@ def weights_at(source: Path) -> Path:
         return source
     if name.lower() in PRESETS:
         raise UsageError("is a network without weights", where=name,
-                         fix=f"X3D.preset('{name.lower()}') makes it with first weights")
+                         fix=hint(command="give a run's directory or a file of weights",
+                                  python=f"X3D.preset('{name.lower()}') makes it with first weights"))
     raise UsageError("there is no such file or directory", where=name, fix="give a run's directory or a weights file")
 
 
@@ -105,7 +108,8 @@ def _described(checkpoint: Checkpoint, path: Path) -> Network | None:
             return load_network(beside)
     if checkpoint.doubt is not None:
         raise UsageError(checkpoint.doubt.what, where=checkpoint.doubt.where,
-                         fix="say what the network is: network='xs', or a network's YAML")
+                         fix=hint(command=NAME_IT.format(path),
+                                  python="say what the network is: network='xs', or a network's YAML"))
     return checkpoint.network
 
 
@@ -114,7 +118,7 @@ def _chosen(network: str | Path | Network, described: Network | None, classes: i
     if isinstance(network, Network):
         return network
     if not isinstance(network, str) or network.lower() not in PRESETS:
-        return network_of(network)
+        return network_of(network, classes)
     published = preset(network.lower(), classes)
     return published if described is None else replace(described, name=published.name, factors=published.factors)
 
@@ -182,8 +186,8 @@ def _inferred(stages: Stages, classes: int, path: Path, log: Callable[[str], Non
         return network
     others = (f"X3D-{fitting[0].upper()}'s; {' and '.join(fitting[1:])} have the same weights" if fitting
               else "X3D-XS's; the network is not a published one")
-    text = f"{path}: weights do not tell their clip. Taken: {clip}, {others}; network=... chooses"
-    log(text)
+    way_out = hint(command=NAME_IT.format(path), python="network=... chooses")
+    log(f"{path}: weights do not tell their clip. Taken: {clip}, {others}; {way_out}")
     return network
 
 
@@ -203,6 +207,7 @@ def _solved(stages: Stages, where: str) -> dict[str, float]:
             shape[:known] for shape in _stages(Geometry.of(factors, 1))]]
         if not fitting:
             raise UsageError(f"no factors on the grids give its shapes: {_text(stages)}", where=where,
-                             fix="say what the network is: network=... with a network's YAML")
+                             fix=hint(command=NAME_IT.format(where),
+                                      python="say what the network is: network=... with a network's YAML"))
         found = fitting[0]
     return {name: getattr(found, name) for name in windows}

@@ -10,14 +10,17 @@ from expand.rundir.paths import RunPaths
 from expand.space.network import Network, find_network, load_network
 
 
-def network_of(source: str | Path | Network) -> Network:
+def network_of(source: str | Path | Network, classes: int | None = None) -> Network:
     """The network that `source` is or names: a published one, a YAML file, or the winner of a run or training.
+    `classes` are taken where a YAML file does not say how many.
 
     Raises `UsageError` where it names none of them, `RunError` for a run without a winner.
     """
     if isinstance(source, Network):
         return source
-    return load_network(_description(RunPaths(Path(source)))) if os.path.isdir(source) else find_network(str(source))
+    if os.path.isdir(source):
+        return load_network(_description(RunPaths(Path(source))))
+    return find_network(str(source), classes)
 
 
 def _description(paths: RunPaths) -> Path:

@@ -56,11 +56,14 @@ class Network:
                 "std": self.std, "first_projection_bn": self.first_projection_bn, "class_names": names}
 
     @classmethod
-    def from_dict(cls, content: Any, *, where: str, name: str = "network") -> Network:
-        """A network from plain values, which may be a stranger's; `name` is that of one which has none.
+    def from_dict(cls, content: Any, *, where: str, name: str = "network", classes: int | None = None) -> Network:
+        """A network from plain values, which may be a stranger's; `name` is that of one which has none, `classes` the
+        number of them where it says neither that nor their names.
 
         Raises `UsageError` naming everything that is wrong with them, and `where` they stand.
         """
+        if isinstance(content, dict) and content.get("classes") is None:
+            content = {**content, "classes": _count_of_names(content, classes)}
         problems = list(_problems(content))
         if problems:
             raise UsageError("; ".join(problems), where=where,
@@ -70,6 +73,11 @@ class Network:
         return cls(str(content.get("network", name)), Factors(**gammas), content["classes"],
                    None if names is None else tuple(names), float(content.get("mean", cls.mean)),
                    float(content.get("std", cls.std)), content.get("first_projection_bn", cls.first_projection_bn))
+
+
+def _count_of_names(content: dict[Any, Any], otherwise: int | None) -> int | None:
+    names = content.get("class_names")
+    return len(names) if isinstance(names, list) and names else otherwise
 
 
 def dump_network(network: Network) -> str:
@@ -94,23 +102,25 @@ def preset(name: str, classes: int = PUBLISHED_CLASSES) -> Network:
     return Network(name, PRESETS[name], classes)
 
 
-def find_network(source: str) -> Network:
-    """The network that `source` names: a preset or a network's YAML. Raises `UsageError` where it names none."""
+def find_network(source: str, classes: int | None = None) -> Network:
+    """The network that `source` names: a preset or a network's YAML, with `classes` where the YAML does not say how
+    many. Raises `UsageError` where it names none."""
     path = Path(source)
     if path.suffix.lower() in WEIGHTS:
         raise UsageError("is a file of weights, not a network's description", where=source,
                          fix="name the network (a run, a YAML file, xs to xl), "
                              "and give the weights as --init or --weights")
     if path.suffix in (".yaml", ".yml") or os.path.exists(source):  # False for a name no file can have
-        return load_network(path)
+        return load_network(path, classes)
     if source.lower() in PRESETS:
         return preset(source.lower())
     raise UsageError(f"no network, file or run is called '{source}'", fix=did_you_mean(source.lower(), PRESETS) or
                      f"give one of {', '.join(PRESETS)}, a network's YAML file, or a run's directory")
 
 
-def load_network(path: Path) -> Network:
-    """Reads a network's YAML. Raises `UsageError` naming everything that is wrong with it."""
+def load_network(path: Path, classes: int | None = None) -> Network:
+    """Reads a network's YAML; `classes` are taken where it does not say how many. Raises `UsageError` naming everything
+    that is wrong with it."""
     from expand.config import yaml_document  # a YAML reader, which those that know their networks do without
 
     try:
@@ -118,7 +128,7 @@ def load_network(path: Path) -> Network:
     except yaml_document.NotYaml as error:
         raise UsageError(error.what,
                          where=f"{path}:{error.line}" if error.line else str(path), fix=error.suggestion) from error
-    return Network.from_dict(content, where=str(path), name=path.stem)
+    return Network.from_dict(content, where=str(path), name=path.stem, classes=classes)
 
 
 _MOST_SHOWN = 20
@@ -129,7 +139,9 @@ def _problems(content: Any) -> Any:
     if not isinstance(content, dict) or not isinstance(content.get("factors"), dict):
         yield "no mapping 'factors'"
         return
-    if not isinstance(content.get("classes"), int) or not 1 <= content["classes"] <= 1_000_000:
+    if content.get("classes") is None:
+        yield "'classes', their number, is missing"
+    elif not isinstance(content["classes"], int) or not 1 <= content["classes"] <= 1_000_000:
         yield "'classes' is not a positive whole number"
     yield from factor_problems(content["factors"])
     yield from _problems_of_the_clip(content)
