@@ -58,6 +58,14 @@ def test_complexity_reads_a_networks_file(answer, tmp_path):
     assert answer("complexity", file) == {**answer("complexity", "s"), "network": "mine"}
 
 
+def test_complexity_says_with_how_many_classes_it_counts_where_the_file_does_not_say(command, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"factors: {PRESETS['s'].as_dict()}\n")
+    code, out, err = command("complexity", file, "--json")
+    assert code == 0 and json.loads(out)["classes"] == 400
+    assert "does not say how many classes" in err and "`classes: N`" in err
+
+
 def test_plan_gives_the_papers_eleven_steps(answer):
     planned = answer("plan", "--target-gflops", 36, "--path", ",".join(PAPER_PATH))
     assert PLAN_KEYS <= set(planned) and planned["target_gflops"] == 36

@@ -22,6 +22,18 @@ def test_a_network_needs_no_more_than_factors_and_classes(tmp_path):
     assert load_network(path) == Network("mine", PRESETS["s"], 7)
 
 
+def test_the_number_of_classes_is_that_of_their_names_or_the_callers_where_a_file_does_not_say(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"factors: {PRESETS['s'].as_dict()}\n")
+    assert load_network(path, 5).classes == 5
+    with pytest.raises(UsageError, match="'classes', their number, is missing"):
+        load_network(path)
+    path.write_text(f"factors: {PRESETS['s'].as_dict()}\nclass_names: [a, b, c]\n")
+    assert load_network(path).classes == load_network(path, 5).classes == 3
+    path.write_text(f"classes: 7\nfactors: {PRESETS['s'].as_dict()}\n")
+    assert load_network(path, 5).classes == 7
+
+
 def test_an_unknown_name_gets_a_suggestion():
     with pytest.raises(UsageError, match="did you mean 'x2d'"):
         find_network("x2dd")
