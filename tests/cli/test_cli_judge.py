@@ -8,9 +8,13 @@ import time
 from itertools import pairwise
 
 import pytest
+import torch
 
+import expand
+from expand.errors import UsageError
 from expand.inference import predicting, testing
 from expand.space.factors import Factors
+from expand.space.network import dump_network
 from tests.data.clips import steady, write_clip, write_folder
 from tests.e2e.runs import start
 from tests.inference.networks import save_network
@@ -94,3 +98,31 @@ def test_an_interrupted_test_leaves_no_half_result(clips, tmp_path):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_weights_that_do_not_tell_their_network_are_explained_in_the_words_of_the_command_line(command, tmp_path):
+    factors = Factors.of(frames=2, stride=4, resolution=32, width=1.0, bottleneck=1.05, depth=0.4)
+    whole = save_network(tmp_path / "whole.pt", ("jump", "run"), factors)
+    bare = tmp_path / "bare.pt"
+    torch.save({"model": torch.load(whole, weights_only=True)["model"]}, bare)
+    with pytest.raises(UsageError, match=r"network=\.\.\."):
+        expand.load(bare)
+    code, out, err = command("predict", bare, "a.mp4")
+    assert (code, out) == (2, "") and f"as NETWORK, with --weights {bare}" in err and "network=" not in err
+    with pytest.raises(UsageError, match=r"network=\.\.\."):  # and in Python's again after that
+        expand.load(bare)
+
+
+def test_a_description_with_weights_need_not_say_how_many_classes(command, weights, tmp_path):
+    said = [line for line in dump_network(expand.load(weights).network).splitlines() if not line.startswith("class")]
+    description = tmp_path / "tiny.yaml"
+    description.write_text("\n".join(line for line in said if not line.startswith("- ")))
+    assert expand.load(weights, description).network.classes == 2
+
+
+def test_a_network_to_be_trained_need_not_say_how_many_classes(command, tmp_path):
+    """The next mistake is told: there are no such clips."""
+    description = tmp_path / "net.yaml"
+    description.write_text(f"factors: {Factors.of(frames=2, stride=4, resolution=32, depth=0.4).as_dict()}\n")
+    code, _, err = command("train", description, "--data", tmp_path / "none", "--run-dir", tmp_path / "run")
+    assert code == 1 and f"{tmp_path / 'none'}: no such folder or file" in err
