@@ -100,8 +100,8 @@ def _path_table(summary: Mapping[str, Any], encoding: str) -> Table:
 
 
 def _candidates_table(summary: Mapping[str, Any], encoding: str) -> Table:
-    table = _table(encoding, [("step", "right"), ("", "right"), ("axis", "left"), ("value", "left"), ("GFLOPs", "right"),
-                              ("top-1 % (val)", "right"), ("state", "left")])
+    table = _table(encoding, [("step", "right"), ("", "right"), ("axis", "left"), ("value", "left"),
+                              ("GFLOPs", "right"), ("top-1 % (val)", "right"), ("state", "left")])
     before = None
     for step, kind, candidate in _networks(summary):
         if before not in (None, step):

@@ -140,8 +140,9 @@ def test_every_path_of_the_configuration_is_explained(nowhere, key):
 
 
 @pytest.mark.parametrize("words", [
-    ("search", "--data=~nobodyhere", "--target-gflops", "6"), ("search", "--run-dir=~nobodyhere", "--target-gflops", "6"),
-    ("train", "xs", "--init=~nobodyhere"), ("train", "~nobodyhere"), ("status", "~nobodyhere"), ("resume", "~nobodyhere"),
+    ("search", "--data=~nobodyhere", "--target-gflops", "6"),
+    ("search", "--run-dir=~nobodyhere", "--target-gflops", "6"), ("train", "xs", "--init=~nobodyhere"),
+    ("train", "~nobodyhere"), ("status", "~nobodyhere"), ("resume", "~nobodyhere"),
     ("plot", "runs/x", "--out=~nobodyhere"), ("complexity", "~nobodyhere"), ("data", "check", "~nobodyhere"),
     ("data", "synth", "~nobodyhere"), ("test", "~nobodyhere"), ("predict", "xs", "~nobodyhere"),
     ("export", "xs", "--format", "onnx", "--out=~nobodyhere"), ("search", "~nobodyhere"),

@@ -14,7 +14,8 @@ from tests.data.clips import steady, write_clip
 from tests.e2e.runs import COMMAND, ROOT, events, wait_for
 
 CLASSES = ("tênis 😀", "γ-ray")
-QUICK = ["--target-gflops", "0.0026", "--set", "search.axes=[x_fast]", "--set", "search.basis={resolution: 32, depth: 0.4}",
+QUICK = ["--target-gflops", "0.0026", "--set", "search.axes=[x_fast]",
+         "--set", "search.basis={resolution: 32, depth: 0.4}",
          "--set", "candidate={epochs: 1, batch_size: 4, precise_bn_batches: 2, eval_clips: 1}",
          "--set", "final={epochs: 1, batch_size: 4, precise_bn_batches: 2}", "--set", "run.threads=1"]
 
@@ -39,7 +40,7 @@ def start(line: str, *words: str | Path, **variables: str) -> subprocess.Popen:
                             env=environment | variables)
 
 
-def test_a_search_begun_in_the_c_locale_and_left_by_its_reader_goes_on_under_another_with_closed_output(clips, tmp_path):
+def test_a_search_whose_reader_has_gone_resumes_under_another_locale_with_closed_output(clips, tmp_path):
     run = tmp_path / "run \N{GREEK SMALL LETTER GAMMA}"
     begun = start('exec "$@"', "search", *QUICK, "--data", clips, "--run-dir", run, **C_LOCALE)
     assert begun.stdout.readline().isascii()
