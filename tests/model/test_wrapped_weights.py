@@ -83,7 +83,7 @@ def refused(path, *words, of=load_model):
     lambda state: (state, {"epoch": 3}), lambda state: [{"lr": 0.1}, state],
     lambda state: {**state, "epoch": 3, "arch": "x3d"},
     lambda state: {"model": state, "optimizer": {"state": {0: {"momentum_buffer": state["stem.bn.weight"]}}}},
-    lambda state: {"optimizer": {"momentum": state}, "model": state}], ids=str)
+    lambda state: {"optimizer": {"momentum": state}, "model": state}])
 def test_weights_are_found_in_what_others_put_around_them(model, tmp_path, wrap):
     assert same(save(wrap(state_of(model)), tmp_path / "x3d.pt"), model)
 
