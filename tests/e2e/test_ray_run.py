@@ -62,7 +62,7 @@ def test_a_search_on_ray_that_is_stopped_loses_its_cluster_and_is_killed_ends_lo
     os.kill(int(raylet), signal.SIGKILL)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1, err + out
-    assert "the Ray cluster was lost (Ray's processes on this machine ended)" in err
+    assert "the Ray cluster was lost (" in err  # whether Ray's last words or their absence are met first is chance
     assert f"x3d-expand resume {run_dir}" in err and len(err.splitlines()) == 2
     assert events(run_dir)[-1]["event"] == "run_failed"
     until(lambda: not processes(own_ray), seconds=20)

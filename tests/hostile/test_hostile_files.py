@@ -165,10 +165,11 @@ def test_a_file_that_is_none_is_told_apart(tmp_path: Path) -> None:
             read_bounded(path, most)
 
 
-def test_names_without_a_number_of_classes_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [[], "ab", 7, {"a": 1}])
+def test_names_of_classes_that_are_none_are_told_where_their_number_is_missing(tmp_path: Path, names: object) -> None:
     """Found by the fuzzer."""
-    content = NETWORK.as_dict()
+    content = {**NETWORK.as_dict(), "class_names": names}
     del content["classes"]
     (tmp_path / "network.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(ExpandError, match="'classes' is not a positive whole number"):
+    with pytest.raises(ExpandError, match="class"):
         load_network(tmp_path / "network.yaml")
