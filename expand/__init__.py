@@ -10,6 +10,8 @@ from __future__ import annotations
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
+from expand.version import __version__
+
 if TYPE_CHECKING:
     from expand.api import (
         cache_clips,
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from expand.inference.testing import test
     from expand.model import X3D
 
-__version__ = "0.1.0"
 __all__ = ["X3D", "__version__", "cache_clips", "check_clips", "complexity", "doctor", "export", "load", "plan",
            "plot", "predict", "resume", "search", "status", "synthesize", "test", "train"]
 

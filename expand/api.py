@@ -17,15 +17,15 @@ from expand.errors import DataError, UsageError
 from expand.expansion.forecast import check_target, follow, forecast
 from expand.expansion.rules import Space
 from expand.machine import available_cores
+from expand.rundir.named_network import network_of
 from expand.rundir.paths import RunPaths
-from expand.rundir.winner import network_of
 from expand.space.complexity import complexity_of
 from expand.space.factors import PUBLISHED_CLASSES
 
 if TYPE_CHECKING:
-    from expand.driver import Display
     from expand.model import X3D
-    from expand.session import Estimate
+    from expand.run.driver import Display
+    from expand.run.search_run import Estimate
     from expand.space.network import Network
 
 Overrides = Sequence[str]
@@ -49,7 +49,7 @@ def search(config: str | Path | Config | None = None, *, overrides: Overrides = 
     Raises `ConfigError` and `UsageError` for a search that cannot be meant, `DataError` for its clips, `RunError` for
     its directory, `Interrupted` when stopped; `resume` then goes on.
     """
-    from expand.session import begin
+    from expand.run.search_run import begin
 
     settings = _settings(config, overrides, values)
     name = None if isinstance(config, Config) or config is None else Path(config).stem
@@ -65,13 +65,13 @@ def resume(run_dir: str | Path, *, values: Mapping[str, Any] | None = None,
     changed since the run began, or `values` could alter a result.
     """
     if RunPaths(Path(run_dir)).training.exists():
-        from expand import train_session
+        from expand.run import training_run as train_session
 
         if any(value is not None for value in (values or {}).values()):
             raise UsageError("a single training has no options to change", where=str(run_dir),
                              fix=f"go on with it as it was begun: x3d-expand resume {run_dir}")
         return train_session.go_on(Path(run_dir), display)
-    from expand.session import go_on
+    from expand.run.search_run import go_on
 
     return status(go_on(Path(run_dir), display, values))
 
@@ -88,7 +88,7 @@ def train(network: str | Path | Network, config: str | Path | Config | None = No
 
     Raises as `search` does.
     """
-    from expand import train_session
+    from expand.run import training_run as train_session
 
     settings = _settings(config, overrides, values)
     # the clips say how many classes there are, whatever a network's description says
@@ -235,7 +235,7 @@ def cache_clips(data: str | Path | None = None, *, short_side: int, overrides: O
 
     The rest is as in `check_clips`. Raises `DataError` for whatever is wrong with the clips.
     """
-    from expand.data.prepared import cache_clips as cache
+    from expand.data.loading.prepared import cache_clips as cache
 
     return cache(_clips(data, overrides, values), short_side=short_side, workers=workers or available_cores(),
                  report=report, progress=progress)
@@ -250,7 +250,7 @@ def synthesize(out: str | Path, *, classes: int | None = None, clips: int | None
     Raises `UsageError` for a number of classes that the settings cannot give, `DataError` where `out` is in use or
     cannot be written.
     """
-    from expand.data.synthetic import synthesize as make
+    from expand.data.synthetic.rendering import synthesize as make
 
     made = make(Path(out), _clips(None, overrides, values).builtin, classes=classes, clips=clips,
                 workers=workers or available_cores(), report=report, progress=progress)

@@ -13,13 +13,15 @@ import warnings
 
 import click
 
-from expand import __version__, errors, streams
+from expand import errors, streams
 from expand.cli.options import is_first_process
 from expand.errors import ExpandError
+from expand.version import __version__
 
-_HOMES = {"search": "run", "resume": "run", "train": "run", "status": "inspect", "plot": "inspect", "plan": "inspect",
-          "complexity": "inspect", "test": "judge", "predict": "judge", "export": "handover", "data": "data",
-          "doctor": "doctor"}
+_HOMES = {"search": "search_and_train", "resume": "search_and_train", "train": "search_and_train",
+          "status": "status_and_plan", "plot": "status_and_plan", "plan": "status_and_plan",
+          "complexity": "status_and_plan", "test": "test_and_predict", "predict": "test_and_predict",
+          "export": "export", "data": "data", "doctor": "doctor"}
 """The module of each command."""
 
 

@@ -160,8 +160,8 @@ def _show(checked: dict[str, Any]) -> None:
 
 
 def _cache_lines(kept: dict[str, Any]) -> list[str]:
-    from expand.data.prepared import size_text
-    from expand.report.words import duration, one_line
+    from expand.data.loading.prepared import size_text
+    from expand.report.text import duration, one_line
 
     size = f"{size_text(kept['bytes'])}, at a short side of at most {kept['short_side']} px"
     place = f"{one_line(kept['folder'])} ({duration(kept['wall_s'])})"

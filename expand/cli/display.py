@@ -14,9 +14,9 @@ import click
 from expand import streams
 from expand.errors import ExpandError
 from expand.expansion.state import SearchState
-from expand.report.lines import event_line
+from expand.report.event_lines import event_line
 from expand.report.summary import summarize
-from expand.report.words import duration, one_line
+from expand.report.text import duration, one_line
 from expand.rundir.paths import RunPaths
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ def doctor(json_: bool) -> None:
 
 def doctor_text(found: dict[str, Any]) -> str:
     """A line for each check, and below it what to do where something is."""
-    from expand.report.words import one_line
+    from expand.report.text import one_line
 
     lines = []
     for name, check in found["checks"].items():

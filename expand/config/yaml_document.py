@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from expand.bounded import LARGEST_YAML, read_bounded
+from expand.bounded_files import LARGEST_YAML, read_bounded
 from expand.errors import Problem
 
 MAX_BYTES = LARGEST_YAML

@@ -10,7 +10,7 @@ from expand.config.schema import RunConfig
 if TYPE_CHECKING:
     from expand.data import PreparedData
     from expand.executors.base import Executor, Listener
-    from expand.executors.nursery import Nursery
+    from expand.executors.fork_server import Nursery
     from expand.rundir.paths import RunPaths
     from expand.training.runtime import Runtime
 
@@ -23,7 +23,7 @@ def early_start(run: RunConfig) -> AbstractContextManager[Nursery | None]:
 
         check_installed()
         return nullcontext()
-    from expand.executors.nursery import Nursery
+    from expand.executors.fork_server import Nursery
 
     return Nursery()
 

@@ -17,11 +17,11 @@ import ray
 from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from expand import __version__
 from expand.errors import ExpandError, RunError, UsageError
+from expand.executors.ray_request import Wanted
 from expand.executors.ray_task import NodeFacts, Shared, look, token_complaint, versions, wait_until
-from expand.executors.ray_wanted import Wanted
 from expand.rundir.files import TEMPORARY, write_atomic
+from expand.version import __version__
 
 LOOK_S = 120.0
 """What nodes may take to answer: their first process imports torch from what may be a slow disk."""

@@ -13,7 +13,7 @@ from expand.config.schema import RunConfig
 from expand.data import PreparedData
 from expand.errors import RunError
 from expand.executors.base import Finished, Listener
-from expand.executors.nursery import Nursery
+from expand.executors.fork_server import Nursery
 from expand.executors.supervisor import Supervisor, Worker
 from expand.machine import oom_kills
 from expand.training.job import Job

@@ -20,7 +20,7 @@ from expand.data import PreparedData
 from expand.errors import ExpandError, Interrupted, RunError, UsageError
 from expand.executors.base import Finished, Listener
 from expand.executors.program import start_program
-from expand.executors.ray_wanted import Wanted
+from expand.executors.ray_request import Wanted
 from expand.executors.supervisor import Supervisor, Worker
 from expand.rundir.paths import RunPaths
 from expand.training.runtime import Runtime
@@ -117,7 +117,7 @@ class RayExecutor(Supervisor):
 
 
 class _FrontProcess:
-    """The process that speaks with Ray (`expand.executors.ray_front`), and what it writes, which is Ray's."""
+    """The process that speaks with Ray (`expand.executors.ray_driver`), and what it writes, which is Ray's."""
 
     SILENT_S = 120.0
     """After that it counts as lost; Ray itself waits 60 s for the cluster's first process."""
@@ -133,7 +133,7 @@ class _FrontProcess:
             self._said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
             ours, theirs = socket.socketpair()
             with theirs:
-                self._process = start_program("expand.executors.ray_front", "main", theirs, self._said)
+                self._process = start_program("expand.executors.ray_driver", "main", theirs, self._said)
             self._socket, self._pipe = ours, Connection(os.dup(ours.fileno()))
         except OSError as error:
             raise RunError(f"no process can be started to speak with Ray: {error.strerror}",

@@ -22,10 +22,10 @@ from typing import Any
 
 import ray
 
-from expand import __version__
 from expand.errors import ExpandError, Interrupted, RunError
 from expand.machine import here
 from expand.training.job import Job
+from expand.version import __version__
 
 Message = tuple[int, str, Any]
 """The number of a task, and what it says: one of the messages of `expand.executors.worker`."""
@@ -240,7 +240,7 @@ def _left(path: Path, token: str) -> str | None:
 
 def _seen(clip: Any) -> tuple[str | None, bool]:
     """Reads a frame of `clip` as a training does: what is wrong, and whether it was there decoded."""
-    from expand.data.access import read_frames
+    from expand.data.frames.frame_access import read_frames
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -5,8 +5,8 @@ Messages to it, each a pair: `shared` with clips and runtime, which all its jobs
 `tick`, `log`, and one that ends it: `done` with the fields of its event, `interrupted`, `error` with an
 `ExpandError`, or `fault` with the reason for which the process is of no more use and ends itself: its GPU failed.
 
-Or one message alone, `call` with a function (`expand.executors.apart`), answered by `done` with what it returns or by
-`error`.
+Or one message alone, `call` with a function (`expand.executors.forked_call`), answered by `done` with what it
+returns or by `error`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from expand.device_faults import first_line
 from expand.errors import DeviceFault, ExpandError, Interrupted, RunError
 from expand.executors.base import carry_out
-from expand.faults import first_line
 from expand.machine import here
 from expand.training.job import Hooks, Job
 

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from expand.bounded import LARGEST_YAML
+from expand.bounded_files import LARGEST_YAML
 from expand.expansion.types import BASIS_AXIS, CANDIDATE_ID
-from expand.fields import (
+from expand.field_checks import (
     Check,
     Wrong,
     flag,

@@ -37,9 +37,10 @@ FORMATS = {
                            "expand.model.weights:save_pytorchvideo"),
     "safetensors": Format(".safetensors", "the weights, with the network's description",
                           "expand.model.weights:save_safetensors"),
-    "onnx": Format(".onnx", "for ONNX Runtime and others; any batch size", "expand.exports.graphs:save_onnx", True),
-    "torch-export": Format(".pt2", "for torch.export.load; any batch size", "expand.exports.graphs:save_torch_export",
-                           True)}
+    "onnx": Format(".onnx", "for ONNX Runtime and others; any batch size",
+                   "expand.exports.graph_files:save_onnx", True),
+    "torch-export": Format(".pt2", "for torch.export.load; any batch size",
+                           "expand.exports.graph_files:save_torch_export", True)}
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ import torch
 from expand.config import Config, parse_config, yaml_document
 from expand.config.schema import RunConfig
 from expand.errors import ExpandError, RunError, UsageError
-from expand.executors.apart import call_apart
+from expand.executors.forked_call import call_apart
 from expand.exports.latency import measure_latency
-from expand.fields import mapping_of, or_null, record, text, whole
-from expand.fields import number as number_from
+from expand.field_checks import mapping_of, or_null, record, text, whole
+from expand.field_checks import number as number_from
 from expand.model.load import load_model
 from expand.report.summary import summarize
-from expand.report.words import axis_name, number, one_line, percent, split_note, value_text
+from expand.report.text import axis_name, number, one_line, percent, split_note, value_text
 from expand.rundir.files import read_json, write_atomic, write_json
 from expand.rundir.journal import read_events, run_started
 from expand.rundir.paths import RunPaths

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from expand.model import X3D
+from expand.model.folded_batch_norm import for_inference
 from expand.space.geometry import evaluation_crop
 from expand.training.evaluate import probabilities_of
-from expand.training.folded import for_inference
 from expand.training.runtime import Runtime
 
 WARM_UP = 2

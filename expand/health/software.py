@@ -10,9 +10,9 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from expand import __version__
 from expand.health.check import NOTE, OK, PROBLEM, Check, in_one_line
 from expand.kernels import builds
+from expand.version import __version__
 
 DISTRIBUTION = "x3d-expand"
 NATIVE = ("torch", "torchvision", "av")

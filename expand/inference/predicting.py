@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from expand.data.child import Child
-from expand.data.sampling import clip_frames, view_starts_s, window_starts_s
-from expand.data.transforms import normalise, resize
+from expand.data.loading.sampling import clip_frames, view_starts_s, window_starts_s
+from expand.data.loading.transforms import normalise, resize
+from expand.device_faults import faults_explained
 from expand.errors import DataError, UsageError, hint
-from expand.faults import faults_explained
-from expand.inference.clips import centre_clips, frame_times
-from expand.inference.ready import check_finite, ready
+from expand.inference.loaded_network import check_finite, ready
+from expand.inference.windows import centre_clips, frame_times
 from expand.model import X3D
+from expand.model.folded_batch_norm import Answering, for_inference
+from expand.processes.child import Child
 from expand.space.factors import REFERENCE_FPS, Factors
 from expand.space.geometry import evaluation_crop
 from expand.space.network import Network
 from expand.training.evaluate import probabilities_of
-from expand.training.folded import Answering, for_inference
 from expand.training.runtime import Runtime
 
 MOST_VIEWS = 1000

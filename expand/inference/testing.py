@@ -19,18 +19,18 @@ from torch import Tensor
 from expand.config import load_config
 from expand.config.schema import DataConfig
 from expand.data import ClipList, list_clips, prepare
-from expand.data.cache import CachedClip
-from expand.data.feed import dead_worker
-from expand.data.loader import eval_loader
+from expand.data.frames.cache import CachedClip
+from expand.data.loading.loader import eval_loader
+from expand.data.loading.prefetch import dead_worker
 from expand.data.sources import SHOWN, kept_clips, shown
 from expand.data.sources.labels import label_key
+from expand.device_faults import faults_explained, lacks_memory
 from expand.errors import DataError, RunError, UsageError, did_you_mean
-from expand.faults import faults_explained, lacks_memory
-from expand.inference.ready import check_finite, ready
+from expand.inference.loaded_network import check_finite, ready
 from expand.machine import available_cores
 from expand.model import X3D
 from expand.report.confusion import classes_frame, confusion_frame, plot_confusion
-from expand.report.words import cell, one_line, percent, split_note
+from expand.report.text import cell, one_line, percent, split_note
 from expand.rundir.files import jsonable, make_dir, write_atomic, write_json
 from expand.rundir.paths import RunPaths
 from expand.space.geometry import evaluation_crop

@@ -2,8 +2,8 @@
 (docs/decisions/014-gpu.md).
 
 `supports` and `depthwise` are what a layer needs. Which implementation a shape gets is measured once on the GPU at hand
-and remembered (`expand.kernels.choice`); there, the two are compared too, so that a wrong result is never used. Triton
-is imported on first use only, and comes with torch's CUDA builds.
+and remembered (`expand.kernels.timed_choice`); there, the two are compared too, so that a wrong result is never used.
+Triton is imported on first use only, and comes with torch's CUDA builds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from expand.errors import UsageError
-from expand.kernels.choice import Choices, Rival, kept_choices
+from expand.kernels.timed_choice import Choices, Rival, kept_choices
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -4,7 +4,7 @@ on a GPU with a kernel of ours where that is faster (docs/decisions/014-gpu.md).
 Both are exact, and both are plain `nn.Conv3d` in parameters. On a CPU, PyTorch's own backward of a depthwise 3-D
 convolution takes half of a training step: here its input gradient is a forward convolution with the flipped kernel, and
 its weight gradient a sum over the kernel's taps (docs/decisions/003-cpu-convolutions.md). Where the compiled kernels
-are at hand, whole blocks take their place (`expand.kernels.fused`).
+are at hand, whole blocks take their place (`expand.model.fused_blocks`).
 """
 
 from __future__ import annotations

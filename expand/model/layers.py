@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from expand.kernels import fused
+from expand.model import fused_blocks as fused
 from expand.model.convolution import Depthwise, Pointwise, SwishPointwise, is_plain
 from expand.space.geometry import Block
 

@@ -16,8 +16,8 @@ from expand.model.names import OURS
 from expand.model.shortcuts import has_first_norm
 from expand.model.weights import CLASSIFIER, SHOWN, Checkpoint, fitted, read_checkpoint
 from expand.model.x3d import X3D
+from expand.rundir.named_network import network_of
 from expand.rundir.paths import FINAL, NETWORK, WEIGHTS, RunPaths, inside
-from expand.rundir.winner import network_of
 from expand.space.complexity import complexity
 from expand.space.factors import PRESETS
 from expand.space.geometry import BASE_DEPTHS, Geometry

@@ -20,12 +20,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from expand.bounded import kind_of
+from expand.bounded_files import kind_of
 from expand.errors import UsageError
 from expand.model import archive, names, public, shortcuts
 from expand.model.exported import read_torch_export
-from expand.model.foreign import check_kind
-from expand.model.wrapped import Group, find_groups, find_tensors
+from expand.model.foreign_files import check_kind
+from expand.model.wrapped_weights import Group, find_groups, find_tensors
 from expand.model.x3d import X3D
 from expand.rundir.files import atomic_path, from_json, to_json, write_atomic
 from expand.space.network import MAX_BYTES, Network
@@ -64,7 +64,7 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a file of weights, whatever its name: ours (weights, a training's checkpoint, safetensors, .pt2),
     SlowFast's, PyTorchVideo's or MMAction2's, a bare state dict too, and any of them as trainers wrap them
-    (`expand.model.wrapped`).
+    (`expand.model.wrapped_weights`).
 
     Raises `UsageError` for any other file, and for one that is damaged or would run code.
     """

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from expand.report.layout import SimpleTable, lay_out
-from expand.report.words import number, one_line
+from expand.report.text import number, one_line
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from expand.report.words import cell, one_line
+from expand.report.text import cell, one_line
 from expand.rundir.files import atomic_path, jsonable
 
 DPI = 150

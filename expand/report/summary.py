@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from expand.errors import RunError
+from expand.report.text import split_note
 from expand.report.timing import elapsed_s, remaining_s
-from expand.report.words import split_note
 from expand.rundir.journal import read_events
 from expand.rundir.lock import holder
 from expand.rundir.paths import RunPaths

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from expand.report.layout import SimpleTable, lay_out
-from expand.report.words import AXIS_NAMES, axis_name, cell, duration, number, one_line, percent, value_text
+from expand.report.text import AXIS_NAMES, axis_name, cell, duration, number, one_line, percent, value_text
 
 if TYPE_CHECKING:
     import pandas as pd

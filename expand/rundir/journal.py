@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from expand.bounded import kind_of, read_bounded, size_text
+from expand.bounded_files import kind_of, read_bounded, size_text
 from expand.errors import RunError
 from expand.expansion.events import FIELDS, Course, event_name
-from expand.fields import Wrong
+from expand.field_checks import Wrong
 from expand.rundir.files import cannot_write, from_json, sync_dir, to_json
 
 Event = dict[str, Any]

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from expand.errors import RunError
-from expand.fields import Check, Wrong, matching, number, whole
+from expand.field_checks import Check, Wrong, matching, number, whole
 from expand.rundir.files import cannot_write, clear_leftovers, from_json, to_json
 from expand.rundir.paths import RunPaths
 

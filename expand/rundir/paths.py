@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from expand.bounded import kind_of
+from expand.bounded_files import kind_of
 from expand.errors import RunError
 from expand.expansion.types import CANDIDATE_ID
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from expand.config import yaml_document
 from expand.errors import RunError
-from expand.fields import Check, Wrong, list_of, number, one_of, or_null, record, text, whole
+from expand.field_checks import Check, Wrong, list_of, number, one_of, or_null, record, text, whole
 from expand.rundir.paths import RunPaths
 
 

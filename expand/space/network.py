@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from expand.bounded import LARGEST_YAML, size_text
+from expand.bounded_files import LARGEST_YAML, size_text
 from expand.errors import UsageError, did_you_mean
-from expand.fields import SHOWN, shown
+from expand.field_checks import SHOWN, shown
 from expand.space.complexity import complexity_of
 from expand.space.factors import BASE_RESOLUTION, PRESETS, PUBLISHED_CLASSES, Factors
 from expand.space.geometry import BASE_DEPTHS, BASE_WIDTH, WIDTH_FACTOR, Geometry, stage_widths

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from expand.data import PreparedData
-from expand.data.feed import dead_worker
+from expand.data.loading.prefetch import dead_worker
+from expand.device_faults import faults_explained, first_line, lacks_memory
 from expand.errors import CandidateFailed, Interrupted, RunError
 from expand.expansion.events import FIELDS
 from expand.expansion.types import Outcome
-from expand.faults import faults_explained, first_line, lacks_memory
-from expand.fields import Check, Wrong, record, shown, text
+from expand.field_checks import Check, Wrong, record, shown, text
 from expand.rundir.files import cannot_write, jsonable, read_json, write_atomic, write_json
 from expand.space.network import dump_network
 from expand.training import checkpoint

@@ -1,7 +1,8 @@
 """The state of a training on disk, in two generations: it can be continued bit for bit on the CPU.
 
 What a kill or a disk does to one of the two leaves the other. A file that is damaged is noticed by its seal
-(`expand.model.archive`), one that does not fit by `expand.training.restoring`, before anything of it is used.
+(`expand.model.archive`), one that does not fit by `expand.training.untrusted_checkpoint`, before anything of it is
+used.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from expand.bounded import read_bounded, size_text
-from expand.faults import lacks_memory
+from expand.bounded_files import read_bounded, size_text
+from expand.device_faults import lacks_memory
 from expand.model import X3D
 from expand.model.archive import IS_SEALED, Damaged, check, save_sealed
 from expand.rundir.files import TEMPORARY, atomic_path

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from expand.config import Config
+from expand.device_faults import lacks_memory
 from expand.expansion.types import Candidate
-from expand.faults import lacks_memory
 from expand.model import X3D
 from expand.space.geometry import Geometry
 from expand.training.loop import make_optimizer

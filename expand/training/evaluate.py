@@ -12,7 +12,7 @@ from torch import Tensor
 
 from expand.errors import CandidateFailed
 from expand.model import X3D
-from expand.training.folded import Answering, for_inference
+from expand.model.folded_batch_norm import Answering, for_inference
 from expand.training.runtime import Runtime
 
 FETCH_EVERY = 10

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from expand.faults import first_line
+from expand.device_faults import first_line
 
 BF16_CAPABILITY = (8, 0)
 """The first of NVIDIA's GPUs with bfloat16 and TF32 in hardware."""

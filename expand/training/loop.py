@@ -12,24 +12,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from expand.config.schema import RecipeConfig
 from expand.data import PreparedData
-from expand.data.batches import clips_of_batch
-from expand.data.loader import Batches
+from expand.data.loading.batches import clips_of_batch
+from expand.data.loading.loader import Batches
+from expand.device_faults import lacks_memory
 from expand.errors import CandidateFailed, Interrupted, UsageError
-from expand.faults import lacks_memory
 from expand.model import X3D
 from expand.model.weights import load_checkpoint
 from expand.training import checkpoint
-from expand.training.average import MovingAverage
 from expand.training.checkpoint import Progress
+from expand.training.cuda_graphs import GraphedStep
 from expand.training.distributed import ALONE, Group, shared
-from expand.training.graphs import GraphedStep
 from expand.training.job import Hooks, Job, Tick
 from expand.training.measuring import Measured
 from expand.training.metrics import Metrics
+from expand.training.moving_average import MovingAverage
 from expand.training.recipe import check_batches, learning_rate
-from expand.training.restoring import Course, restore
 from expand.training.runtime import Runtime
 from expand.training.stopwatch import CLIPS, PHASES, STEP, Stopwatch
+from expand.training.untrusted_checkpoint import Course, restore
 
 CHECK_EVERY = 10
 """Updates between two looks at the loss; a look makes a GPU wait."""

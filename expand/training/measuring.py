@@ -10,18 +10,18 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from expand.data import PreparedData
-from expand.data.batches import clips_of_batch, updates_per_epoch
-from expand.data.loader import TrainBatches, eval_loader
+from expand.data.loading.batches import clips_of_batch, updates_per_epoch
+from expand.data.loading.loader import TrainBatches, eval_loader
+from expand.device_faults import lacks_memory
 from expand.errors import CandidateFailed, Interrupted
-from expand.faults import lacks_memory
 from expand.machine import give_back_freed_memory
 from expand.model import X3D
 from expand.training.checkpoint import Progress
+from expand.training.cuda_graphs import GraphedStep
 from expand.training.distributed import Group
 from expand.training.evaluate import Evaluation, judged, score_videos
-from expand.training.graphs import GraphedStep
 from expand.training.job import Hooks, Job
-from expand.training.norms import measure_norms
+from expand.training.precise_batch_norm import measure_norms
 from expand.training.recipe import most_parts
 from expand.training.runtime import Runtime
 from expand.training.stopwatch import Stopwatch

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from expand.config.schema import RunConfig
+from expand.device_faults import WAY_OUT, first_line, lacks_memory
 from expand.errors import RunError, UsageError
-from expand.faults import WAY_OUT, first_line, lacks_memory
 from expand.kernels import library
 from expand.machine import available_cores, keep_freed_memory
 from expand.training.gpus import Gpu, complaints, usable_gpus

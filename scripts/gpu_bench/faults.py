@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from expand.config.schema import RecipeConfig
-from expand.data import PreparedData, prepare, synthetic
+from expand.data import PreparedData, prepare
+from expand.data.synthetic import rendering as synthetic
 from expand.rundir.paths import CandidatePaths
 from expand.space.factors import Factors
 from expand.space.network import Network

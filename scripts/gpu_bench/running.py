@@ -324,7 +324,8 @@ def _end(process: Any) -> None:
 
 def preload() -> None:
     """Import what the stages need, so that they have it from the start. A stage tells itself what it misses."""
-    for module in ("torch", "expand.training.candidate", "expand.training.folded", "expand.kernels.triton_depthwise"):
+    for module in ("torch", "expand.training.candidate", "expand.model.folded_batch_norm",
+                   "expand.kernels.triton_depthwise"):
         try:
             importlib.import_module(module)
         except ImportError as error:

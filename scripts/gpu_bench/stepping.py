@@ -19,7 +19,7 @@ from expand.model import X3D
 from expand.space.factors import Factors
 from expand.space.geometry import halved
 from expand.space.network import Network, preset
-from expand.training.graphs import GraphedStep
+from expand.training.cuda_graphs import GraphedStep
 from expand.training.loop import make_optimizer
 from expand.training.runtime import Runtime
 from gpu_bench.running import Setting

@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from expand.config.schema import BuiltinConfig, DataConfig, RecipeConfig
-from expand.data import PreparedData, prepare, synthetic
-from expand.data.transforms import resample
+from expand.data import PreparedData, prepare
+from expand.data.loading.transforms import resample
+from expand.data.synthetic import rendering as synthetic
 from expand.errors import Interrupted
 from expand.model import X3D
 from expand.model.convolution import plain_operators
+from expand.model.folded_batch_norm import for_inference
 from expand.rundir.paths import CandidatePaths
 from expand.training.evaluate import probabilities_of
-from expand.training.folded import for_inference
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training
-from expand.training.norms import measure_norms
+from expand.training.precise_batch_norm import measure_norms
 from expand.training.runtime import Runtime
 from gpu_bench.running import Check, Note, NotHere, Result, Setting
 from gpu_bench.stepping import THREADS, TINY, Stepper, network_of, our_model, triton_switch

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from expand.data.access import read_frames
-from expand.data.decode import ClipReader
+from expand.data.frames.decode import ClipReader
+from expand.data.frames.frame_access import read_frames
 
 PLENTY = 1e9
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from expand.data.decode import ClipReader
+from expand.data.frames.decode import ClipReader
 
 FULL = 10_000
 """A short side that no clip here has."""

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import expand
-from expand import session
-from expand.executors.nursery import Nursery
+from expand.executors.fork_server import Nursery
+from expand.run import search_run as session
 from tests.e2e.runs import events
 
 TINY = [

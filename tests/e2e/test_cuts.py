@@ -21,12 +21,13 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import expand
-from expand import driver, session
 from expand.config import parse_config
 from expand.errors import Interrupted
 from expand.executors.base import Finished, carry_out
 from expand.expansion.rules import Space
 from expand.expansion.state import Record, SearchState, decide
+from expand.run import driver
+from expand.run import search_run as session
 from expand.rundir.journal import Journal, read_events
 from expand.training.job import Hooks, Job
 from tests.e2e.faults import named, search_here

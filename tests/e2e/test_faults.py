@@ -20,8 +20,8 @@ import pytest
 
 import expand
 from expand.errors import RunError
+from expand.run.search_run import Logged, renew_report
 from expand.rundir.paths import RunPaths
-from expand.session import Logged, renew_report
 from tests.e2e.faults import (
     TINY,
     Resumed,

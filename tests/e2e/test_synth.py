@@ -14,8 +14,8 @@ import dataclasses
 import math
 
 from expand.config.schema import AXES, BuiltinConfig
-from expand.data.cues import class_names
-from expand.data.synthetic import synthesize
+from expand.data.synthetic.cues import class_names
+from expand.data.synthetic.rendering import synthesize
 from tests.e2e.runs import call, events
 
 NOTHING = BuiltinConfig(size=40, seconds=1.54, fps=15, train_clips=160, val_clips=120, test_clips=16,

@@ -18,9 +18,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import expand
-from expand.data import synthetic
+from expand.data.synthetic import rendering as synthetic
+from expand.run.search_run import check_free
 from expand.rundir.paths import RunPaths
-from expand.session import check_free
 from expand.space.factors import Factors
 from expand.space.network import Network, dump_network
 from tests.e2e.runs import ROOT, call, kill, start

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from expand import session
 from expand.config import load_config
 from expand.errors import CandidateFailed, RunError
-from expand.executors.apart import call_apart
-from expand.executors.nursery import Nursery
+from expand.executors.fork_server import Nursery
+from expand.executors.forked_call import call_apart
 from expand.expansion.rules import Space
 from expand.exports import card
+from expand.run import search_run as session
 from expand.training.estimate import estimate_seconds
 from expand.training.gpus import look_at_all
 from expand.training.runtime import Runtime

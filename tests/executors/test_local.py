@@ -15,8 +15,8 @@ import pytest
 
 from expand.errors import Interrupted, RunError
 from expand.executors import local, supervisor
+from expand.executors.fork_server import Nursery
 from expand.executors.local import LocalExecutor
-from expand.executors.nursery import Nursery
 from tests.executors.conftest import RUN
 from tests.executors.suite import Heard, job, kill
 from tests.training.small import RUNTIME
@@ -134,7 +134,7 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from expand.executors.local import LocalExecutor
-from expand.executors.nursery import Nursery
+from expand.executors.fork_server import Nursery
 from tests.executors.conftest import RUN
 from tests.executors.suite import Heard, job
 from tests.training.small import RUNTIME, clips

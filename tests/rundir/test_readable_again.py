@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from expand.config import yaml_document
-from expand.data.sources import written
-from expand.data.sources.base import Clip, ClipList
+from expand.data.sources import run_clips as written
+from expand.data.sources.clip import Clip, ClipList
 from expand.errors import DataError, RunError, UsageError
 from expand.rundir import journal as journal_
 from expand.rundir.journal import Journal, read_events

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from expand.config.schema import BuiltinConfig, DataConfig, RecipeConfig
-from expand.data import PreparedData, prepare, synthetic
+from expand.data import PreparedData, prepare
+from expand.data.synthetic import rendering as synthetic
 from expand.space.factors import Factors
 from expand.space.network import Network
 from expand.training.runtime import Runtime

@@ -12,8 +12,8 @@ from expand.config.schema import Config, GridConfig, RecipeConfig, SearchConfig
 from expand.errors import CandidateFailed, UsageError
 from expand.expansion.rules import Space
 from expand.model import X3D
+from expand.run.resolve import check_recipes
 from expand.rundir.paths import CandidatePaths
-from expand.settle import check_recipes
 from expand.space.factors import Factors
 from expand.space.geometry import Geometry
 from expand.training.candidate import train_candidate

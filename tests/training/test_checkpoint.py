@@ -21,7 +21,7 @@ from expand.space.network import Network
 from expand.training import checkpoint
 from expand.training.checkpoint import Progress
 from expand.training.loop import make_optimizer
-from expand.training.restoring import Course, restore
+from expand.training.untrusted_checkpoint import Course, restore
 
 COURSE = Course(epochs=5, clips=40, batch_size=8)
 PROGRESS = Progress(epoch=2, batch=1, loss_sum=0.1 + 0.2, correct=3, seen=8, clips=88, parts=2,

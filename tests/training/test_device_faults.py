@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from expand import train_session
 from expand.config.schema import RunConfig
 from expand.errors import DeviceFault
 from expand.executors.base import Listener
 from expand.executors.supervisor import Supervisor, Worker
 from expand.executors.worker import answer
 from expand.model import X3D
+from expand.run import training_run as train_session
 from expand.rundir.paths import CandidatePaths, RunPaths
 from expand.training.candidate import train_candidate, train_final
 from expand.training.distributed import ALONE

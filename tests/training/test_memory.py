@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from expand.report.lines import event_line
+from expand.model.folded_batch_norm import Answering
+from expand.report.event_lines import event_line
 from expand.report.summary import summarize
 from expand.report.tables import status_text
 from expand.rundir.paths import CandidatePaths
 from expand.training.candidate import train_candidate, train_final
-from expand.training.folded import Answering
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training
 from tests.report.conftest import FakeSearch

@@ -11,18 +11,18 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from expand.data import transforms
-from expand.data.transforms import resample
+from expand.data.loading import transforms
+from expand.data.loading.transforms import resample
 from expand.model import X3D
+from expand.model.folded_batch_norm import Answering, for_inference
 from expand.rundir.paths import CandidatePaths
 from expand.training import estimate, evaluate
-from expand.training.average import MovingAverage
 from expand.training.checkpoint import Progress, save, save_weights
 from expand.training.evaluate import score_videos
-from expand.training.folded import Answering, for_inference
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training, make_optimizer
-from expand.training.norms import measure_norms
+from expand.training.moving_average import MovingAverage
+from expand.training.precise_batch_norm import measure_norms
 from expand.training.runtime import Runtime
 from tests.model.seeded import awaken
 from tests.training.small import CONFIG, RECIPE, RUNTIME, network

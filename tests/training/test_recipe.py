@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from expand.config.schema import DataConfig, RecipeConfig
 from expand.data import PreparedData
-from expand.data.loader import TrainBatches
+from expand.data.loading.loader import TrainBatches
 from expand.training.recipe import BATCHES, EPOCHS, REFERENCE_BATCH, UPDATES, learning_rate, settle, updates_per_epoch
 
 SETTLED = RecipeConfig(batch_size=128, epochs=30)

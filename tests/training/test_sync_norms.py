@@ -18,10 +18,10 @@ from torch import nn
 
 from expand.errors import Interrupted
 from expand.model import X3D
+from expand.model.folded_batch_norm import Answering, for_inference
 from expand.rundir.paths import CandidatePaths
 from expand.training import distributed
 from expand.training.distributed import ALONE, Group
-from expand.training.folded import Answering, for_inference
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training, make_optimizer
 from tests.model.seeded import awaken

@@ -10,11 +10,11 @@ from torch import nn
 
 from expand.errors import Interrupted
 from expand.model import X3D
+from expand.model.folded_batch_norm import Answering
 from expand.model.load import load_model
 from expand.rundir.paths import CandidatePaths
 from expand.training.candidate import train_final
 from expand.training.checkpoint import save_weights
-from expand.training.folded import Answering
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training
 from tests.training.small import CONFIG, RECIPE, RUNTIME, network

@@ -12,20 +12,20 @@ from typing import Any
 import av
 import numpy as np
 
-from expand import __version__
 from expand.config.schema import DataConfig
-from expand.data import synthetic
 from expand.data.check.figures import by_class_and_split, limits
 from expand.data.check.measuring import Failure, measure_all
 from expand.data.check.places import Row, find_places, rows_by_hand, write_list
 from expand.data.check.problems import Problem, copies_within, find_problems
-from expand.data.lengths import median_length_s
+from expand.data.loading.clip_length import median_length_s
 from expand.data.sources import ClipList, cache_dir, counted, list_clips, quarantine_file
 from expand.data.sources.balance import balance, balance_notes
-from expand.data.sources.base import absolute
-from expand.data.sources.checking import emptied
+from expand.data.sources.checks import emptied
+from expand.data.sources.clip import absolute
+from expand.data.synthetic import rendering as synthetic
 from expand.errors import DataError
 from expand.rundir.files import write_json
+from expand.version import __version__
 
 __all__ = ["check_clips", "next_step"]
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from expand.config.schema import DataConfig
 from expand.data.check.unfinished import Unfinished
-from expand.data.child import died_of
-from expand.data.decode import ClipReader, UnreadableClip
-from expand.data.pool import process_map
+from expand.data.frames.decode import ClipReader, UnreadableClip
+from expand.processes.child import died_of
+from expand.processes.pool import process_map
 
 SMALL_SIDE = 32
 """Short side of the pictures that contents are compared by, pixels."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from expand.config.schema import DataConfig
 from expand.data.check.problems import KINDS
 from expand.data.sources import quarantine_file, read_quarantine, write_quarantine
-from expand.data.sources.base import absolute
+from expand.data.sources.clip import absolute
 from expand.data.sources.quarantine import NAME
 from expand.errors import RunError, UsageError
 from expand.rundir.files import make_dir

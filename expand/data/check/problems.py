@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from expand.data.check.measuring import Failure, same_contents
+from expand.data.frames.unreadable import KINDS as UNREADABLE
 from expand.data.sources import Clip, ClipList, counted
-from expand.data.sources.base import absolute
-from expand.data.unreadable import KINDS as UNREADABLE
+from expand.data.sources.clip import absolute
 
 KINDS = (*UNREADABLE, "truncated", "clock", "too-short", "duplicate")
 MUCH_LESS = 0.9

@@ -15,10 +15,10 @@ from typing import Any, Self
 import av
 import numpy as np
 
-from expand import __version__
-from expand.data.content import file_state
-from expand.data.unreadable import UnreadableClip
+from expand.data.frames.content import file_state
+from expand.data.frames.unreadable import UnreadableClip
 from expand.rundir.files import cannot_write
+from expand.version import __version__
 
 
 class Unfinished:

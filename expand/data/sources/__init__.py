@@ -11,17 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from expand.config.schema import DataConfig
-from expand.data import synthetic
-from expand.data.sources.base import SHOWN, SPLITS, Clip, ClipList, Entry, Found, absolute, counted, is_number, shown
-from expand.data.sources.checking import checked, refuse_missing
-from expand.data.sources.kept import other_orders, read_begun, refuse_changed, restored, write_kept
+from expand.data.sources.checks import checked, refuse_missing
+from expand.data.sources.clip import SHOWN, SPLITS, Clip, ClipList, Entry, Found, absolute, counted, is_number, shown
 from expand.data.sources.labels import unify_labels
 from expand.data.sources.location import cache_dir
 from expand.data.sources.qualities import keep_together
 from expand.data.sources.quarantine import left_out, quarantine_file, read_quarantine, write_quarantine
 from expand.data.sources.recognise import find_clips
+from expand.data.sources.run_clip_changes import other_orders, read_begun, refuse_changed, restored, write_kept
+from expand.data.sources.run_clips import FIX, read_clips, read_rows, write_clips
 from expand.data.sources.split import make_splits
-from expand.data.sources.written import FIX, read_clips, read_rows, write_clips
+from expand.data.synthetic import rendering as synthetic
 from expand.errors import DataError
 
 __all__ = ["PUT_BACK", "SHOWN", "SPLITS", "Clip", "ClipList", "cache_dir", "count_classes", "counted", "keep_clips",

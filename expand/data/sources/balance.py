@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from expand.data.sources.base import SPLITS, ClipList
+from expand.data.sources.clip import SPLITS, ClipList
 
 UNEVEN = 5.0
 """Times that the largest class may be as large as the smallest before it is said."""

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from expand.data.sources.base import SPLIT_NAMES
+from expand.data.sources.clip import SPLIT_NAMES
 
 PATHS = ("path", "video_path", "clip_path", "file_path", "full_path", "relative_path", "rel_path", "absolute_path",
          "abs_path", "local_path", "file", "file_name", "video_file", "clip_file", "video_file_name", "clip_file_name",

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 
 from expand.data.file_kinds import PICTURE_FOLDERS, PROXY_FOLDERS
-from expand.data.sources.base import SHOWN, SPLIT_NAMES, Entry, Found, in_order, shown, split_named
+from expand.data.sources.clip import SHOWN, SPLIT_NAMES, Entry, Found, in_order, shown, split_named
 from expand.data.sources.qualities import without_proxies
 from expand.data.sources.walk import PassedOver, clips_below, count_system_folders, files_in, folders_in
 from expand.errors import DataError

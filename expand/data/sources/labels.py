@@ -7,7 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from expand.data.sources.base import MOST_DIGITS, Found
+from expand.data.sources.clip import MOST_DIGITS, Found
 from expand.data.sources.paths import INVISIBLE
 from expand.errors import DataError
 

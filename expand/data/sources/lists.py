@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from expand.data.sources.base import Entry, Found, absolute, in_order, is_number, mistakes_error
+from expand.data.sources.clip import Entry, Found, absolute, in_order, is_number, mistakes_error
 from expand.data.sources.columns import IDS, LABELS, PATHS, Columns, find_columns, flagged_split, is_known, split_of
 from expand.data.sources.labels import label_number, one_spelling, refuse_negative
 from expand.data.sources.paths import PLAIN, SUFFIX, ClipPaths, foreign, spellings, trim, unquoted
-from expand.data.sources.reading import csv_rows, read_lines, read_text
+from expand.data.sources.text_files import csv_rows, read_lines, read_text
 from expand.errors import DataError
 from expand.home import expanded, expanded_entry
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from expand.config.schema import DataConfig
-from expand.data.sources.base import SPLITS
+from expand.data.sources.clip import SPLITS
 from expand.home import expanded, user_cache
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from expand.data.file_kinds import PROXY_FOLDERS
-from expand.data.sources.base import Entry, Found, counted, split_named
+from expand.data.sources.clip import Entry, Found, counted, split_named
 from expand.data.sources.walk import PassedOver
 
 _PROXY_WORD = r"(?:proxy|proxies|low-?_?res|lo-?_?res|lrv|preview)"

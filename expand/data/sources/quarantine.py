@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from expand.config.schema import DataConfig
-from expand.data.sources.base import absolute
+from expand.data.sources.clip import absolute
 from expand.data.sources.location import cache_dir, lists_of
-from expand.data.sources.reading import csv_bytes, csv_rows
+from expand.data.sources.text_files import csv_bytes, csv_rows
 from expand.errors import DataError
 from expand.home import expanded, expanded_entry
 from expand.rundir.files import write_atomic

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 from expand.config.schema import DataConfig
-from expand.data.sources.base import SPLIT_NAMES, Found, split_named
+from expand.data.sources.class_names import read_names
+from expand.data.sources.clip import SPLIT_NAMES, Found, split_named
 from expand.data.sources.folders import has_splits, read_folders
 from expand.data.sources.lists import is_frame_list, read_lists
 from expand.data.sources.location import lists_of
-from expand.data.sources.names import read_names
 from expand.data.sources.published import FORMATS, Annotations, kind_of, survey
-from expand.data.sources.reading import PEEK
+from expand.data.sources.text_files import PEEK
 from expand.data.sources.walk import files_in, folders_in
 from expand.errors import DataError
 from expand.home import expanded

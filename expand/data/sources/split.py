@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from expand.data.sources.base import SPLITS, Entry, Found, counted, in_order, shown
+from expand.data.sources.clip import SPLITS, Entry, Found, counted, in_order, shown
 from expand.errors import DataError
 
 Groups = dict[str, dict[str, int]]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expand.data.sources.base import SPLIT_NAMES, Found
+from expand.data.sources.clip import SPLIT_NAMES, Found
 from expand.data.sources.published import kinetics, recordings, ssv2
-from expand.data.sources.reading import PEEK
+from expand.data.sources.text_files import PEEK
 from expand.data.sources.walk import files_in, folders_in
 from expand.errors import DataError
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from expand.data.sources.base import SPLIT_NAMES, Entry, Found, counted, in_order, mistakes_error
+from expand.data.sources.clip import SPLIT_NAMES, Entry, Found, counted, in_order, mistakes_error
 from expand.data.sources.finder import Finder
-from expand.data.sources.reading import csv_rows
+from expand.data.sources.text_files import csv_rows
 from expand.errors import DataError
 
 NEEDED = ("youtube_id", "time_start", "time_end")

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from expand.data.sources.base import Entry, Found, in_order, is_number, mistakes_error
+from expand.data.sources.clip import Entry, Found, in_order, is_number, mistakes_error
 from expand.data.sources.finder import Finder
 from expand.data.sources.published.kinetics import missing_note
-from expand.data.sources.reading import read_lines
+from expand.data.sources.text_files import read_lines
 from expand.errors import DataError, did_you_mean
 
 UCF_LIST = re.compile(r"(train|test)list0?([1-3])\.txt", re.IGNORECASE)

@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from expand.data.sources.base import SPLIT_NAMES, Entry, Found, counted, in_order, shown
+from expand.data.sources.clip import SPLIT_NAMES, Entry, Found, counted, in_order, shown
 from expand.data.sources.finder import Finder
 from expand.data.sources.published.kinetics import missing_note
-from expand.data.sources.reading import read_json, read_lines
+from expand.data.sources.text_files import read_json, read_lines
 from expand.data.sources.walk import files_in
 from expand.errors import DataError, did_you_mean
 

@@ -1,0 +1,81 @@
+"""`status`, `plot`, `plan` and `complexity`: they look and change nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from expand import streams
+from expand.cli.options import PathName, as_json, configuration, print_json
+
+
+def echo_status(summary: dict[str, Any]) -> None:
+    """The status as text, as wide as the terminal."""
+    from expand.report.tables import status_text
+
+    width = min(120, shutil.get_terminal_size((100, 24)).columns)
+    click.echo(status_text(summary, width, streams.output_encoding()))
+
+
+@click.command()
+@click.argument("run", type=PathName())
+@as_json
+def status(run: Path, json_: bool) -> None:
+    """Say what a run has done and is doing, from any shell."""
+    from expand.report.summary import summarize  # as `api.status`, without all that `api` imports
+
+    summary = summarize(run)
+    print_json(summary) if json_ else echo_status(summary)
+
+
+@click.command()
+@click.argument("run", type=PathName())
+@click.option("--out", type=PathName(), metavar="FILE",
+              help="A .png or .svg file.  [default: RUN/report/expansion.png]")
+def plot(run: Path, out: Path | None) -> None:
+    """Draw the expansion path of a run: accuracy against compute."""
+    from expand import api
+
+    streams.go_on_without_output()
+    click.echo(api.plot(run, out))
+
+
+@click.command()
+@configuration
+@click.option("--path", metavar="AXIS,AXIS,...", help="Follow these axes, such as x_bottleneck,x_fast.")
+@click.option("--classes", type=click.IntRange(1, 1_000_000), metavar="N",
+              help="Classes to count with.  [default: those of the clips; 400, as published, where none are named]")
+@as_json
+def plan(config: str | None, clips: dict[str, Any], target_gflops: float | None, overrides: tuple[str, ...],
+         path: str | None, classes: int | None, json_: bool) -> None:
+    """Show what a search would try, without training anything."""
+    from expand import api
+
+    axes = [axis.strip() for axis in path.split(",") if axis.strip()] if path else []
+    planned = api.plan(config, overrides=overrides, path=axes, classes=classes,
+                       values={**clips, "search.target_gflops": target_gflops})
+    if json_:
+        print_json(planned)
+        return
+    from expand.report.plan_text import plan_text
+
+    click.echo(plan_text(planned, streams.output_encoding()))
+
+
+@click.command()
+@click.argument("network", type=PathName(text=True))
+@as_json
+def complexity(network: str, json_: bool) -> None:
+    """Count multiply-adds and parameters of NETWORK: xs, s, m, l, xl, x2d, a network's YAML file, or a run."""
+    from expand import api
+
+    counted = api.complexity(network)
+    if json_:
+        print_json(counted)
+        return
+    from expand.report.plan_text import complexity_text
+
+    click.echo(complexity_text(counted))

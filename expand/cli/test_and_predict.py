@@ -1,0 +1,159 @@
+"""`test` and `predict`: a trained network judged, and asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import click
+
+from expand import streams
+from expand.cli.options import PathName, as_json, data_overrides, data_root_option, print_json
+
+Command = Callable[..., Any]
+LISTED_CLASSES = 20
+"""Most classes whose figures are printed; of more, the worst."""
+
+
+def network_options(command: Command) -> Command:
+    """--weights, --device, --threads."""
+    for decorate in (
+        click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads.  [default: all cores]"),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+                     help="Where the network runs."),
+        click.option("--weights", type=PathName(), metavar="CHECKPOINT",
+                     help="Weights for NETWORK, ours or those of SlowFast or PyTorchVideo."),
+    ):
+        command = decorate(command)
+    return command
+
+
+@click.command()
+@click.argument("network", type=PathName(text=True))
+@click.option("--views", type=click.Choice(["10", "30"]), default="10", show_default=True,
+              help="10 clips uniform in time; 30: three crops of each.")
+@click.option("--data", type=PathName(text=True), metavar="PATH",
+              help="Clips with labels, as in `search`.  [default: those of the run]")
+@data_root_option
+@click.option("--split", type=click.Choice(["test", "val"]), help="[default: test where there is one, else val]")
+@click.option("--out", type=PathName(), metavar="DIR", help="Where the results are written.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, metavar="N",
+              help="Clips that go through the network at once.")
+@data_overrides
+@network_options
+@as_json
+def test(network: str, views: str, data: str | None, data_root: str | None, split: str | None, out: Path | None,
+         batch_size: int, overrides: tuple[str, ...], weights: Path | None, device: str, threads: int | None,
+         json_: bool) -> None:
+    """Measure a network by the published protocol.
+
+    NETWORK is a run, a training's folder or a file with weights; with --weights, also xs, s, m, l, xl or a network's
+    YAML file.
+    """
+    from expand.cli.display import told
+    from expand.inference import testing
+
+    with told(json_) as to:
+        result = testing.test(network, views=int(views), data=data, data_root=data_root, overrides=overrides,
+                              split=split, weights=weights, out=out, batch_size=batch_size, device=device,
+                              threads=threads, log=to.say, progress=to.progress)
+    print_json(result) if json_ else click.echo("\n".join(_test_lines(result)))
+
+
+@click.command()
+@click.argument("network", type=PathName(text=True))
+@click.argument("videos", nargs=-1, required=True, type=PathName(text=True), metavar="VIDEO...")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, metavar="K",
+              help="Classes named for each file.")
+@click.option("--views", type=click.IntRange(1, 1000), default=10, show_default=True, metavar="N",
+              help="Clips taken from each file, uniform in time.")
+@click.option("--timeline", is_flag=True, help="Also say what is seen when.")
+@click.option("--window", "window_s", type=float, metavar="S",
+              help="Seconds that an entry of the timeline looks at.  [default: the network's clip, at least 1]")
+@click.option("--hop", "hop_s", type=float, metavar="S",
+              help="Seconds between two entries.  [default: half of the window]")
+@network_options
+@as_json
+def predict(network: str, videos: tuple[str, ...], top: int, views: int, timeline: bool, window_s: float | None,
+            hop_s: float | None, weights: Path | None, device: str, threads: int | None, json_: bool) -> None:
+    """Say what is seen in each VIDEO, a file of any length.
+
+    NETWORK is a run, a training's folder or a file with weights. Ends with 1 if a file could not be read.
+    """
+    from expand.cli.display import told
+    from expand.errors import DataError
+    from expand.inference import predicting
+
+    with told(json_) as to:
+        streams.need_output()  # the answers are kept nowhere
+        answers = predicting.predict(
+            network, videos, top=top, views=views, timeline=timeline, window_s=window_s, hop_s=hop_s, weights=weights,
+            device=device, threads=threads, log=to.say, progress=to.progress,
+            report=lambda file: to.show("\n".join(_file_lines(file))))
+    if json_:
+        print_json(answers)
+    if unread := sum("error" in file for file in answers["files"]):
+        raise DataError(f"{unread} of {len(videos)} files could not be read")
+
+
+def _test_lines(result: dict[str, Any]) -> Iterator[str]:
+    from expand.report.text import duration, one_line, percent
+
+    left_out = f" ({result['left_out']} unreadable ones left out)" if result["left_out"] else ""
+    yield (f"{one_line(result['network'])}: {result['videos']} videos{left_out} of {result['split']} in "
+           f"{one_line(result['data'])}, {result['views']} views each")
+    for name, key in (("top-1", "accuracy"), ("top-5", "top5")):
+        low, high = result[f"{key}_interval"]
+        yield f"  {name}  {percent(result[key]):>5} %   95 % interval {percent(low)} to {percent(high)}"
+    yield f"  loss   {result['loss']:.3f}"
+    if result["note"]:
+        yield f"  {result['note']}"
+    yield ""
+    yield from _class_lines(result["per_class"])
+    yield ""
+    yield (f"{duration(result['wall_s'])} on {result['device']}, {result['precision']}, "
+           f"{result['clips_per_s']:.1f} clips/s. Written to {one_line(result['out'])}")
+
+
+def _class_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The classes' figures; of many classes, the worst first."""
+    from expand.report.text import one_line, percent
+
+    shown = rows
+    if len(rows) > LISTED_CLASSES:
+        shown = sorted(rows, key=lambda row: row["accuracy"])[:LISTED_CLASSES]
+        yield f"The worst {LISTED_CLASSES} of {len(rows)} classes (classes.csv has all):"
+    names = [one_line(row["class"]) for row in shown]
+    width = max(map(len, [*names, "class"]))
+    yield f"{'class':<{width}}  videos  top-1 %  top-5 %  most often mistaken for"
+    for name, row in zip(names, shown, strict=True):
+        mistaken = f"{one_line(row['confused_with'])} ({row['confused']})" if row["confused"] else "-"
+        yield (f"{name:<{width}}  {row['videos']:>6}  {percent(row['accuracy']):>7}  {percent(row['top5']):>7}  "
+               f"{mistaken}")
+
+
+def _file_lines(file: dict[str, Any]) -> Iterator[str]:
+    from expand.report.text import one_line
+
+    if "error" in file:
+        yield f"{one_line(file['path'])}: cannot be read: {one_line(file['error'])}"
+        return
+    damaged = f", {file['damaged']} damaged packets skipped" if file["damaged"] else ""
+    often = file["clock_jumps"]
+    jumps = f", its clock jumps {often} time{'s' if often > 1 else ''} and is not followed there" if often else ""
+    yield f"{one_line(file['path'])} ({file['length_s']:.1f} s{damaged}{jumps})"
+    for guess in file["predictions"]:
+        yield f"  {100 * guess['probability']:5.1f} %  {one_line(guess['class'])}"
+    for start_s, end_s, name, probability in _merged(file.get("timeline", [])):
+        yield f"  {start_s:7.1f} to {end_s:7.1f} s  {100 * probability:5.1f} %  {one_line(name)}"
+
+
+def _merged(timeline: Sequence[dict[str, Any]]) -> Iterator[tuple[float, float, str, float]]:
+    """(start, end, class, mean probability) of neighbouring windows that see the same class."""
+    for _, group in groupby(timeline, key=lambda window: window["predictions"][0]["label"]):
+        windows = list(group)
+        best = [window["predictions"][0] for window in windows]
+        yield (windows[0]["start_s"], windows[-1]["end_s"], best[0]["class"],
+               sum(guess["probability"] for guess in best) / len(best))

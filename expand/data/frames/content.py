@@ -1,0 +1,151 @@
+"""What a clip is, whatever it is called: a hash of its bytes, and a memo that saves hashing a file twice.
+
+The memo is a text file to which any number of processes append: a line a hashed clip, written in one piece. A line
+that is torn, foreign or half overwritten fails its check sum and is passed over; a lost one costs a hash.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from expand.data.frames.frame_folder import frame_files
+from expand.data.frames.unreadable import UnreadableClip
+from expand.processes.child import beat
+
+CHUNK = 1 << 20
+SETTLED_NS = 2_000_000_000
+"""A file that was changed more recently than this, nanoseconds, is hashed but not remembered: the clocks of some file
+systems are this coarse, so that a further change might leave no trace in its time."""
+SPARE_LINES = 1000
+"""Superseded lines that a memo may hold beyond as many as it needs."""
+_PATH, _STATE, _CONTENT, _CHECK = 32, 16, 64, 8
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a clip: of a file's bytes, or of those of a folder's frames in their order. 64 hexadecimal digits.
+
+    The name is no part of it, nor are the frames' names. Raises `OSError`, also for what is no regular file, and
+    `UnreadableClip` for a folder without frames.
+    """
+    if not path.is_dir():
+        return _file_hash(path)
+    digest = hashlib.sha256(b"frames")
+    for file in frame_files(path):
+        digest.update(bytes.fromhex(_file_hash(file)))
+    return digest.hexdigest()
+
+
+def file_state(path: Path) -> str:
+    """What changes when somebody writes to the clip: a digest of size, times of modification and of change, and inode,
+    of a folder those of all frames. 16 hexadecimal digits. Raises as `content_hash`."""
+    return _state(path)[0]
+
+
+def _state(path: Path) -> tuple[str, int]:
+    """The state, and the latest modification time in it, nanoseconds."""
+    digest, latest_ns = hashlib.sha256(), 0
+    for file in frame_files(path) if path.is_dir() else [path]:
+        about = file.stat()
+        if not stat.S_ISREG(about.st_mode):  # a pipe would make whoever opens it wait
+            raise OSError(errno.EINVAL, "is not a regular file")
+        latest_ns = max(latest_ns, about.st_mtime_ns)
+        name = os.fsencode(file.name) if file != path else b""
+        # the time of change too: programs that copy or restore a file give it any time of modification that they like
+        digest.update(b"%d %d %d %d %s\0" % (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino, name))
+    return digest.hexdigest()[:_STATE], latest_ns
+
+
+def _file_hash(path: Path) -> str:
+    digest, chunk = hashlib.sha256(), memoryview(bytearray(CHUNK))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(chunk):
+            digest.update(chunk[:count])
+            beat()
+    return digest.hexdigest()
+
+
+class ContentMemo:
+    """The content of clips by their absolute path and state, in `file`; goes with `process_map`."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known: dict[bytes, bytes] = {}  # 16 bytes for a path: 40 for its state and content
+        self._lines = 0
+        with suppress(OSError):
+            self._known, self._lines = _parsed(file.read_bytes().splitlines())
+
+    def known(self, path: Path) -> str | None:
+        """The content of `path`, if it was hashed in its present state; reads nothing of the clip."""
+        try:
+            return self._found(path, file_state(path))
+        except (OSError, UnreadableClip):  # the reader says what is wrong with it
+            return None
+
+    def content(self, path: Path) -> tuple[str, str]:
+        """(content, state) of `path`; hashed now unless it is known. Raises as `content_hash`."""
+        state, latest_ns = _state(path)
+        content = self._found(path, state)
+        if content is None:
+            content = content_hash(path)
+            if latest_ns < time.time_ns() - SETTLED_NS and _state(path)[0] == state:
+                self._remember(path, state, content)
+        return content, state
+
+    def compact(self) -> None:
+        """Write the file anew if most of it is superseded. Whoever calls it holds a lock that keeps others from it;
+        a line that is appended meanwhile may be lost."""
+        if self._lines <= 2 * len(self._known) + SPARE_LINES:
+            return
+        temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}.tmp")
+        with suppress(OSError):
+            with open(temporary, "wb") as file:
+                file.writelines(_line(path.hex(), value.hex()) for path, value in self._known.items())
+            os.replace(temporary, self._file)
+            self._lines = len(self._known)
+        with suppress(OSError):  # which a read-only disk gives for a file that is not there, too
+            temporary.unlink(missing_ok=True)
+
+    def _found(self, path: Path, state: str) -> str | None:
+        value = self._known.get(bytes.fromhex(_path_digest(path)), b"").hex()
+        return value[_STATE:] if value[:_STATE] == state and value else None
+
+    def _remember(self, path: Path, state: str, content: str) -> None:
+        name = _path_digest(path)
+        self._known[bytes.fromhex(name)] = bytes.fromhex(state + content)
+        with suppress(OSError):  # a full disk or a folder of somebody else's: it is hashed again next time
+            file = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                os.write(file, _line(name, state + content))
+            finally:
+                os.close(file)
+
+
+def _path_digest(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:_PATH]
+
+
+def _line(name: str, value: str) -> bytes:
+    """A path's line: its digest, state and content, and a check sum."""
+    text = f"{name} {value[:_STATE]} {value[_STATE:]}"
+    return f"{text} {hashlib.sha256(text.encode()).hexdigest()[:_CHECK]}\n".encode()
+
+
+def _parsed(lines: Iterable[bytes]) -> tuple[dict[bytes, bytes], int]:
+    """What whole lines say (the last one of a path counts), and how many lines there are."""
+    known, count = {}, 0
+    for line in lines:
+        count += 1
+        words = line.split(b" ")
+        if len(line) == _PATH + _STATE + _CONTENT + _CHECK + 3 and len(words) == 4:
+            with suppress(ValueError, UnicodeDecodeError):
+                name, state, content = (word.decode() for word in words[:3])
+                if _line(name, state + content)[:-1] == line:
+                    known[bytes.fromhex(name)] = bytes.fromhex(state + content)
+    return known, count

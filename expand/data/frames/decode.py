@@ -1,0 +1,167 @@
+"""Reading a clip's frames with PyAV: upright RGB at a bounded size, with their times from the stream.
+
+One decoder and one scaler for everything, since decoders differ from one another by some grey levels. A clip damaged
+in places is read as far as it decodes; one without a single good frame is an `UnreadableClip`.
+docs/decisions/009-decoder.md has the reasons and the measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from expand.data.frames.clock import Stamped
+from expand.data.frames.frame_folder import FrameFolder
+from expand.data.frames.orientation import SQUARE, UPRIGHT, shown_size, turn_upright
+from expand.data.frames.unreadable import KINDS, MAX_PIXELS, MIN_SIDE, UnreadableClip, check_size
+from expand.data.frames.video_file import Header, VideoFile
+from expand.data.loading.sampling import one_per_tick
+
+__all__ = ["KINDS", "MAX_PIXELS", "MIN_SIDE", "ClipReader", "Header", "UnreadableClip", "stored_size"]
+
+SEEK_FROM = 2
+"""A first wanted frame before this one is reached faster without a seek."""
+
+
+def stored_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """(height, width) of a frame whose short side is at most `short_side`; never enlarged, aspect kept."""
+    short = min(height, width)
+    if short <= short_side:
+        return height, width
+    return max(1, round(height * short_side / short)), max(1, round(width * short_side / short))
+
+
+class ClipReader:
+    """The frames of one clip, a video file or a folder of pictures, in order: an iterable of (time, frame).
+
+    Times are seconds from the first frame, from the stream's presentation times (right for variable rates) as far as
+    these can be believed (`expand.data.frames.clock`). Those of AVI, which stand in the order of decoding, are put in
+    order.
+    At most one frame a tick of 1/30 s is given (`one_per_tick`). A frame is an H x W x 3 uint8 array with square
+    pixels, mirrored and turned upright where the file says how, and None without `pictures`. The pictures of a folder
+    are `frame_rate` a second.
+
+    With `wanted`, only the frames of these ascending indices are converted and given, and reading stops after the last
+    of them; with the `stamps` of an earlier reading too, it starts at the key frame before the first of them. Neither
+    changes a bit of what is given.
+
+    After an iteration `damaged` counts the packets or pictures that could not be decoded without an error, `decoded`
+    the frames that came of the others, before any was left out; `broken_off` says that the container could not be read
+    to its end. `source_height` and `source_width` are those of the upright source, with square pixels. `stamps` are
+    those of the given frames, one each (int64), or None where they are no way to the same frames and times again:
+    missing, out of order, of a clock that jumps (`jumps` times, by `jumped_s` seconds in all), of a damaged clip, whose
+    frames are patched up from those before, or of one whose frames' size or orientation changes. `header` is what the
+    clip says of itself. Raises `UnreadableClip` where no frame comes at all.
+    """
+
+    def __init__(self, path: Path, short_side: int, wanted: Sequence[int] | None = None, *, frame_rate: float = 30.0,
+                 stamps: np.ndarray | None = None, pictures: bool = True) -> None:
+        self.path, self.short_side, self._pictures = Path(path), short_side, pictures
+        self._frame_rate, self._known = frame_rate, stamps
+        self._wanted = None if wanted is None else [int(index) for index in wanted]
+        self._scaler = VideoReformatter()
+        self._reset()
+
+    def _reset(self) -> None:
+        self.damaged, self.decoded, self.broken_off = 0, 0, False
+        self.source_height = self.source_width = 0
+        self._format: str | None = None
+        self._orientation, self._aspect, self._uniform = UPRIGHT, SQUARE, True
+        self.jumps, self.jumped_s = 0, 0.0
+        self.stamps: np.ndarray | None = None
+        self.header: Header | None = None
+
+    def __iter__(self) -> Iterator[tuple[float, np.ndarray | None]]:
+        given = 0
+        if self._wanted == []:
+            return
+        if self._known is not None and self._wanted:
+            try:
+                for given, item in enumerate(self._sought(), start=1):
+                    yield item
+            except UnreadableClip:  # a seek that goes wrong, or the clip; the other way tells
+                pass
+            if given == len(self._wanted):
+                return
+        for number, item in enumerate(self._from_start()):
+            if number >= given:
+                yield item
+
+    def _from_start(self) -> Iterator[tuple[float, np.ndarray | None]]:
+        source, index, stamps = self._open(), -1, []
+        clock = source.clock()
+        wanted = None if self._wanted is None else frozenset(self._wanted)
+        for index, (time_s, stamped) in enumerate(one_per_tick(clock.timed(self._counted(source.frames())))):
+            if wanted is None or index in wanted:
+                stamps.append(stamped.stamp)
+                yield time_s, self._picture(stamped)
+            if wanted is not None and index >= self._wanted[-1]:
+                break
+        self.jumps, self.jumped_s = clock.jumps, clock.jumped_s
+        self._note(source, stamps if source.sound and self._uniform and not clock.jumps else None)
+        if index < 0 and source.oversized:
+            raise self._unreadable(f"its frames have more than {MAX_PIXELS:,} pixels", "huge")
+        if index < 0:
+            raise self._unreadable("no frame in it could be decoded")
+
+    def _sought(self) -> Iterator[tuple[float, np.ndarray | None]]:
+        """The wanted frames by their stamps, as far as they are found; each that is given is the right one."""
+        source, stamps = self._open(), [int(self._known[index]) for index in self._wanted]
+        seek_to, number = (stamps[0] if self._wanted[0] >= SEEK_FROM else None), 0
+        for stamped in self._counted(source.frames(seek_to, frozenset(stamps))):
+            first = self.decoded == 1
+            lost = stamped.stamp is None or stamped.stamp > stamps[number] or (first and not stamped.frame.key_frame)
+            if lost or not source.sound:
+                break  # what it, or a frame after it, builds on may be missing
+            if stamped.stamp == stamps[number]:
+                yield source.time_s(stamps[number]) - source.time_s(int(self._known[0])), self._picture(stamped)
+                number += 1
+            if number == len(stamps):
+                break
+        self._note(source, stamps)
+
+    def _open(self) -> VideoFile | FrameFolder:
+        self._reset()
+        return FrameFolder(self.path, self._frame_rate) if self.path.is_dir() else VideoFile(self.path)
+
+    def _counted(self, frames: Iterator[Stamped]) -> Iterator[Stamped]:
+        first = None
+        for stamped in frames:
+            frame = stamped.frame
+            shape = (frame.height, frame.width, stamped.aspect, stamped.orientation)
+            if first is None:
+                check_size(frame.height, frame.width, str(self.path))
+                first, self._format = shape, frame.format.name
+                self._aspect, self._orientation = shape[2:]
+                self.source_height, self.source_width = shown_size(*shape)
+                check_size(self.source_height, self.source_width, str(self.path))
+            self._uniform = self._uniform and shape == first
+            self.decoded += 1
+            yield stamped
+
+    def _note(self, source: VideoFile | FrameFolder, stamps: list[int] | None) -> None:
+        self.damaged, self.broken_off = source.damaged, source.broken_off
+        self.header = replace(source.header, pixel_format=self._format,
+                              rotation=self._orientation.quarter_turns * 90, mirrored=self._orientation.mirrored,
+                              pixel_aspect=float(self._aspect))
+        self.stamps = None if stamps is None else np.array(stamps, dtype=np.int64)
+
+    def _picture(self, stamped: Stamped) -> np.ndarray | None:
+        if not self._pictures:
+            return None
+        height, width = stored_size(self.source_height, self.source_width, self.short_side)
+        if stamped.orientation.quarter_turns % 2:
+            height, width = width, height
+        try:
+            rgb = self._scaler.reformat(stamped.frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR)
+            return turn_upright(rgb.to_ndarray(), stamped.orientation)
+        except (av.FFmpegError, ValueError) as error:
+            raise self._unreadable(f"its frames cannot be converted: {error}") from error
+
+    def _unreadable(self, reason: str, kind: str = "corrupt") -> UnreadableClip:
+        return UnreadableClip(reason, where=str(self.path), kind=kind)

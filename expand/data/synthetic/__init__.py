@@ -1,0 +1,1 @@
+"""Clips made to order, whose classes need a chosen axis: the built-in set and `data synth`."""

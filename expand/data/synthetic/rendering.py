@@ -1,0 +1,261 @@
+"""The built-in clips: a small set whose labels need every axis, rendered as real H.264 files on first use.
+
+Coarse bands drift over a still picture of fine lines while the light pulses. The label is appearance x motion x
+period, where the appearance is a hue and a texture: 4 x 2 x 2 = 16 classes named like `warm-rows-up-slow`.
+
+- hue: `warm` or `cool`; one frame of any size tells it;
+- texture: fine lines in `rows` or `columns`, 23 to the frame: needs pixels (evaluation at 32 px keeps a fifth of their
+  contrast, at 48 px half, at 64 px 0.7);
+- motion: the bands drift `up` or `down`, about every two seconds by their own length: needs several frames, and close
+  enough in time;
+- period: the light pulses about every 0.8 s (`fast`) or 2.4 s (`slow`): needs a clip of about a second.
+
+Left and right do not matter, so the default horizontal flip does no harm.
+
+Each of these cues has a strength and a size in `BuiltinConfig`, and two more are there to be turned on: bars that
+jump in `steps` and the coloured papers of `appearance`. `synthesize` writes a set of any such settings to a folder;
+`expand.data.synthetic.cues` says of every cue when which axis becomes worth it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from expand.config.schema import BuiltinConfig
+from expand.data.synthetic.cues import CUES, active, class_names, one_frame_ceiling, patterns_for
+from expand.data.synthetic.drawing import PERIOD_S, RENDERER, Drawing, draw, render
+from expand.errors import DataError, UsageError
+from expand.home import expanded
+from expand.processes.child import beat
+from expand.processes.pool import process_map
+from expand.version import __version__
+
+__all__ = ["CLASSES", "HUES", "MOTIONS", "ONE_FRAME_CEILING", "PERIODS", "PERIOD_S", "SPLITS", "TEXTURES", "Drawing",
+           "Synthesized", "class_names", "clip_files", "draw", "ensure_rendered", "render", "set_folder", "synthesize",
+           "write_clip"]
+
+HUES, TEXTURES, MOTIONS, PERIODS = (cue.levels for cue in CUES[:4])
+BUILTIN = BuiltinConfig()
+CLASSES = class_names(BUILTIN)
+"""The classes of the built-in set with its own strengths."""
+SPLITS = ("train", "val", "test")
+
+ONE_FRAME_CEILING = one_frame_ceiling(BUILTIN)
+"""Best accuracy, 1/4, that any network can reach from one frame of a clip.
+
+The bands' phase at time t is phase + direction x frequency x t modulo 1 with a phase uniform on [0, 1): uniform
+whatever direction and frequency. The light at time t is a fixed function of a phase that is uniform too, whatever the
+period. Both phases and every nuisance are drawn without looking at the label. So at any instant (bands, light,
+nuisances) has one distribution for all four combinations of motion and period; a single frame tells nothing about
+them, and with hue and texture known four equally frequent classes remain. (A mean of scores over several single-frame
+views is blind to the direction for the same reason, since a clip run backwards has the same frames; the spread of its
+brightness could tell the period in principle, so there the strict ceiling is 1/2. Training on one frame gives a
+network no reason to use that.) The same holds for the bars, whose phase is uniform whether they step on or back."""
+
+
+def clip_files(config: BuiltinConfig, cache_dir: Path) -> dict[str, list[tuple[Path, int]]]:
+    """(path, label) of every clip by split, whether rendered yet or not; balanced, the count of a split rounded up."""
+    return _files_in(set_folder(config, cache_dir), config)
+
+
+def _files_in(folder: Path, config: BuiltinConfig) -> dict[str, list[tuple[Path, int]]]:
+    counts, names = (config.train_clips, config.val_clips, config.test_clips), class_names(config)
+    return {split: [(folder / split / name / f"{number:04d}.mp4", label)
+                    for label, name in enumerate(names) for number in range(-(-count // len(names)))]
+            for split, count in zip(SPLITS, counts)}
+
+
+def set_folder(config: BuiltinConfig, cache_dir: Path) -> Path:
+    """Where the set of these settings lives: named by their hash and the renderer's version."""
+    text = json.dumps([RENDERER, dataclasses.asdict(config)], sort_keys=True)
+    return cache_dir / "builtin" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def ensure_rendered(config: BuiltinConfig, cache_dir: Path, workers: int, report: Callable[[str], None]) -> None:
+    """Render the set unless it is there. It appears whole or not at all; a second process waits for the first.
+
+    Raises `DataError` where the folder cannot be written.
+    """
+    folder = set_folder(config, cache_dir)
+    if folder.is_dir():
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with open(folder.parent / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the system when the process ends, however it ends
+            for leftover in folder.parent.glob(".rendering-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            if not folder.is_dir():
+                temporary = folder.parent / f".rendering-{uuid.uuid4().hex}"
+                temporary.mkdir()
+                with _whole(temporary, folder):
+                    jobs = _jobs(temporary, config)
+                    report(f"rendering {len(jobs)} built-in clips into {folder} (once)")
+                    for _ in _rendered(jobs, config, workers):
+                        pass
+    except OSError as error:
+        raise DataError(f"the built-in clips cannot be written: {error.strerror or error}", where=str(folder.parent),
+                        fix="make room there, or name another folder with data.cache_dir") from error
+
+
+@contextmanager
+def _whole(temporary: Path, folder: Path) -> Iterator[None]:
+    """`temporary` becomes `folder` when the block ends well, and is gone when it does not."""
+    try:
+        yield
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _jobs(folder: Path, config: BuiltinConfig) -> list[tuple[Path, str, Sequence[int]]]:
+    """(path, class name, seed) of every clip of a set in `folder`."""
+    names = class_names(config)
+    return [(path, names[label], [config.seed, number, index])
+            for number, files in enumerate(_files_in(folder, config).values())
+            for index, (path, label) in enumerate(files)]
+
+
+def _rendered(jobs: Sequence[tuple[Path, str, Sequence[int]]], config: BuiltinConfig, workers: int) -> Iterator[int]:
+    """Render the clips of `jobs`; gives how many are done after each."""
+    for parent in {path.parent for path, _, _ in jobs}:
+        parent.mkdir(parents=True)
+    for done, _ in enumerate(process_map(write_clip, config, jobs, workers), 1):
+        yield done
+
+
+def write_clip(config: BuiltinConfig, job: tuple[Path, str, Sequence[int]]) -> None:
+    """Render one clip as H.264; `job` is (path, class name, seed)."""
+    import av  # late: naming the clips must not load a decoder
+
+    path, name, seed = job
+    size = config.size + config.size % 2  # 4:2:0 has no odd sizes
+    times_s = np.arange(round(config.seconds * config.fps)) / config.fps
+    drawing = draw(np.random.default_rng(seed), name, config)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=config.fps)
+        stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.options = {"preset": "ultrafast", "crf": "18", "g": str(config.fps)}
+        for block_s in np.split(times_s, range(config.fps, len(times_s), config.fps)):  # what a core's cache holds
+            beat()
+            for frame in render(drawing, size, block_s):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="yuv420p")))
+        container.mux(stream.encode())
+
+
+@dataclass(frozen=True)
+class Synthesized:
+    """A set that was written: its `classes` in order, `counts` of clips a split, and `config`, its settings in full."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    counts: dict[str, int]
+    config: BuiltinConfig
+
+
+def synthesize(out: Path, config: BuiltinConfig = BUILTIN, *, classes: int | None = None,
+               clips: int | None = None, workers: int = 1, report: Callable[[str], None] = lambda line: None,
+               progress: Callable[[int, int], None] | None = None) -> Synthesized:
+    """Render a set of `config`'s cues to the folder `out`: `{train,val,test}/<class>/<clip>.mp4`.
+
+    `classes`: None for what the cues give. `clips`: all of them, half for train and a quarter each for val and test;
+    None for the counts of `config`; a split's count is rounded up to a multiple of the classes. The same settings give
+    the same pixels, whatever the `workers`. `synth.json` and `README.md` beside the splits say the settings. `out`
+    appears whole or not at all, whatever happens. Raises `UsageError` for a number of classes that the cues cannot
+    give, `DataError` where `out` holds something or cannot be written.
+    """
+    out, config = expanded(out, "OUT").resolve(), _settled(config, classes, clips)
+    names, counts = class_names(config), _counts(config)
+    try:
+        _check_free(out)
+        with _claimed(out) as temporary, _whole(temporary, out):
+            jobs = _jobs(temporary, config)
+            report(f"rendering {len(jobs)} clips of {len(names)} classes into {out}")
+            for done in _rendered(jobs, config, workers):
+                if progress is not None:
+                    progress(done, len(jobs))
+            _describe(temporary, config)
+    except OSError as error:
+        raise DataError(f"the clips cannot be written: {error.strerror or error}", where=str(out),
+                        fix="make room there, or name another folder") from error
+    return Synthesized(out, tuple(sorted(names)), counts, config)  # as a folder's classes are ordered
+
+
+def _settled(config: BuiltinConfig, classes: int | None, clips: int | None) -> BuiltinConfig:
+    if classes is not None:
+        config = dataclasses.replace(config, patterns=patterns_for(classes, config))
+    if clips is not None:
+        if clips < 4:
+            raise UsageError(f"{clips} clips are too few for three splits", where="--clips", fix="ask for at least 4")
+        quarter = clips // 4
+        config = dataclasses.replace(config, train_clips=clips - 2 * quarter, val_clips=quarter, test_clips=quarter)
+    return config
+
+
+def _counts(config: BuiltinConfig) -> dict[str, int]:
+    return {split: len(files) for split, files in _files_in(Path(), config).items()}
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise DataError("not a folder", where=str(out), fix="name a new folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise DataError("the folder is not empty", where=str(out), fix="name a new folder, or empty this one")
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, locked for as long as the block runs; what killed runs left there is removed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{out.name}.rendering-"
+    for leftover in [entry for entry in out.parent.iterdir() if entry.name.startswith(prefix)]:
+        with suppress(OSError), _locked(leftover):  # the system let go of a dead owner's lock
+            shutil.rmtree(leftover)
+    temporary = out.parent / f"{prefix}{uuid.uuid4().hex}"
+    temporary.mkdir()
+    with _locked(temporary):
+        yield temporary
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder's lock; `BlockingIOError` where another process has it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _describe(folder: Path, config: BuiltinConfig) -> None:
+    """`synth.json` for programs and `README.md` for people; a source of clips passes over both."""
+    settings, cues = dataclasses.asdict(config), active(config)
+    facts = {"x3d_expand": __version__, "renderer": RENDERER, "classes": sorted(class_names(config)),
+             "clips": _counts(config), "one_frame_ceiling": one_frame_ceiling(config), "settings": settings,
+             "rules": {cue.name: cue.rule for cue in cues}}
+    (folder / "synth.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = ["# A rendered set of clips", "",
+             f"Written by `x3d-expand data synth` (version {__version__}, renderer {RENDERER}).",
+             "The same settings give the same pixels.", "",
+             f"- {len(facts['classes'])} classes: {' x '.join(f'{len(cue.levels)} {cue.name}' for cue in cues)}",
+             *(f"- {split}: {count} clips" for split, count in facts["clips"].items()),
+             f"- best accuracy from a single frame: {facts['one_frame_ceiling']:.3g}", "",
+             "## What each cue asks for", "",
+             *(f"- **{cue.name}** ({', '.join(cue.levels)}). {cue.rule}" for cue in cues), "", "## Settings", "",
+             *(f"- {key}: {value}" for key, value in settings.items())]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,170 @@
+"""The one loop with side effects: propose, train, journal, select, until the target; then contract and finish.
+
+Every decision is `expand.expansion.state.decide`'s; this module carries it out and writes the event down. An event is
+written after what it speaks of is on disk, so that a kill at any instant loses no more than the training since the
+last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from expand.config import Config
+from expand.data import PreparedData
+from expand.errors import CandidateFailed, ExpandError, Interrupted, RunError
+from expand.executors import make_executor
+from expand.executors.base import Executor, Listener
+from expand.executors.fork_server import Nursery
+from expand.expansion.events import FINAL
+from expand.expansion.rules import Space
+from expand.expansion.state import Done, Record, SearchState, Stuck, Train, TrainFinal, decide
+from expand.expansion.types import Candidate
+from expand.exports.card import write_card
+from expand.rundir.files import cannot_write, write_atomic
+from expand.rundir.journal import Journal
+from expand.rundir.paths import RunPaths
+from expand.space.network import Network, dump_network, load_network
+from expand.training.job import Job, Tick, candidate_seed
+from expand.training.runtime import Runtime
+
+
+class Display(Protocol):
+    """What a run tells a person."""
+
+    def opened(self, paths: RunPaths) -> None:
+        """The run's directory is known, and its journal may be read."""
+
+    def say(self, text: str) -> None:
+        """A remark."""
+
+    def event(self, event: dict[str, Any], state: SearchState) -> None:
+        """An event was written; `state` is the one after it."""
+
+    def tick(self, job_id: str, tick: Tick) -> None:
+        """A training goes on."""
+
+
+@dataclass
+class Driver:
+    """Carries a run on from its journal. `stop` is asked at every update whether to end."""
+
+    config: Config
+    space: Space
+    paths: RunPaths
+    data: PreparedData
+    runtime: Runtime
+    journal: Journal
+    state: SearchState
+    display: Display
+    stop: Callable[[], bool] = lambda: False
+    nursery: Nursery | None = None
+    """Of `executors.early_start`."""
+    check: Callable[[], None] = lambda: None
+    """Raises where the run's directory is no longer there (`RunLock.check`): asked at every update and before an event
+    is written."""
+
+    def run(self) -> None:
+        """Works until the search is done.
+
+        Raises `Interrupted` when asked to stop, `RunError` where the search cannot go on; either is in the journal.
+        """
+        listener = Listener(self._begin, self._retry, self.display.tick, self.display.say,
+                            self._is_to_stop)
+        try:
+            with make_executor(self.config.run, self.data, self.runtime, self.paths, listener,
+                               self.nursery) as executor:
+                while not isinstance(action := decide(self.state, self.space), Done):
+                    self._carry_out(action, executor)
+        except Interrupted as interruption:
+            self._record_end("run_interrupted", reason=interruption.what)
+            raise Interrupted("stopped; all work so far is kept", where=str(self.paths.root),
+                              fix=f"go on with: x3d-expand resume {self.paths.root}") from None
+        except ExpandError as error:
+            self.check()  # where the whole directory is gone, a training may have met that first, at a file of its own
+            self._record_end("run_failed", reason=str(error))
+            raise
+
+    def _is_to_stop(self) -> bool:
+        self.check()
+        return self.stop()
+
+    def _record_end(self, event: str, reason: str) -> None:
+        """Writes down why work ends, where that is still possible: on a full disk it may not be, and no decision
+        depends on it."""
+        with suppress(ExpandError):
+            self.record(event, reason=reason)
+
+    def record(self, event: str, **fields: Any) -> None:
+        """Writes an event down and folds it into the state."""
+        self.check()
+        written = self.journal.append(event, **fields)
+        self.state = self.state.apply(written)
+        self.display.event(written, self.state)
+
+    def retry_failed(self) -> None:
+        """Takes back the failed candidates of a step in which all failed, so that they are trained again."""
+        action = decide(self.state, self.space)
+        if isinstance(action, Stuck):
+            for candidate in action.step.candidates:
+                paths = self.paths.candidate(candidate.id)
+                for file in (paths.outcome, paths.checkpoint, paths.checkpoint_before):
+                    try:
+                        file.unlink(missing_ok=True)
+                    except OSError as error:
+                        raise cannot_write(file, error) from error
+            self.record("step_retried", step=action.step.number, ids=[c.id for c in action.step.candidates])
+
+    def _carry_out(self, action: Any, executor: Executor) -> None:
+        if self.stop():
+            raise Interrupted("stopped")
+        if isinstance(action, Record):
+            if action.event == "winner_chosen":
+                self._write_network(action)
+            self.record(action.event, **action.fields)
+        elif isinstance(action, Train):
+            for finished in executor.run([self._job(candidate) for candidate in action.candidates]):
+                self.record("candidate_finished", **finished.fields)
+        elif isinstance(action, TrainFinal):
+            self._train_final(action.winner, executor)
+        elif isinstance(action, Stuck):
+            raise RunError(action.reason, where=str(self.paths.root),
+                           fix=f"x3d-expand resume {self.paths.root} trains them again; look at the recipe "
+                               "(candidate.lr, candidate.batch_size) first, in a new run")
+
+    def _write_network(self, action: Record) -> None:
+        winner = Candidate.from_dict(action.fields["network"])
+        write_atomic(self.paths.network, dump_network(self._network(self.paths.root.resolve().name, winner)))
+
+    def _network(self, name: str, candidate: Candidate) -> Network:
+        data = self.config.data
+        return Network(name, candidate.factors, self.space.classes, self.data.classes, data.mean, data.std)
+
+    def _job(self, candidate: Candidate) -> Job:
+        paths, network = self.paths.candidate(candidate.id), self._network(candidate.id, candidate)
+        return Job(candidate.id, network, candidate.gflops, self.config.candidate, self.config.data,
+                   candidate_seed(self.config.run.seed, candidate.id), paths, self.config.run.checkpoint_every_s)
+
+    def _begin(self, job: Job, worker: str) -> None:
+        resumed = job.paths.checkpoint.exists()
+        if job.id == FINAL:
+            self.record("final_started", resumed=resumed, worker=worker)
+        else:
+            self.record("candidate_started", id=job.id, resumed=resumed, worker=worker)
+
+    def _retry(self, job: Job, attempt: int, reason: str) -> None:
+        self.record("candidate_retried", id=job.id, attempt=attempt, reason=reason)
+
+    def _train_final(self, winner: Candidate, executor: Executor) -> None:
+        job = replace(self._job(winner), id=FINAL, network=load_network(self.paths.network), recipe=self.config.final,
+                      paths=self.paths.final_candidate, seed=candidate_seed(self.config.run.seed, FINAL),
+                      weights=self.paths.weights)
+        try:
+            [finished] = executor.run([job])
+        except CandidateFailed as error:
+            raise RunError(f"the winner's final training failed: {error.what}", where=str(self.paths.root),
+                           fix="its network is in final/network.yaml; change the final recipe in a new run") from error
+        write_card(self.paths)
+        self.record("final_finished", **finished.fields)
