@@ -38,12 +38,15 @@ gigabytes of a few bytes (`bytearray`, `_codecs.encode`)."""
 INERT = ("argparse", "pathlib", "datetime", "collections", "types", "typing", "enum", "decimal", "fractions", "uuid",
          "numpy", "omegaconf", "hydra", "pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities",
          "mmengine", "mmcv", "mmaction", "yacs", "fvcore", "iopath", "slowfast", "pytorchvideo", "torchmetrics", "timm",
-         "addict", "easydict", "munch", "box", "ml_collections", "transformers", "accelerate", "__main__")
-"""Packages whose objects stand beside weights: settings, paths, times, numbers. They are read as `Nothing`."""
+         "addict", "easydict", "munch", "box", "ml_collections", "transformers", "accelerate", "functools",
+         "torch.optim", "torch.nn.modules.loss", "__main__")
+"""Packages and modules whose objects stand beside weights: settings, paths, times, numbers, optimisers. They are read
+as `Nothing`."""
 INERT_BUILTINS = ("bool", "bytes", "dict", "float", "frozenset", "int", "list", "long", "object", "range", "slice",
                   "str", "tuple", "type", "unicode", "xrange")
-REAL = ("collections Counter",)
-"""Of these packages, what torch would take as it is; a few bytes make it copy as much as a file holds."""
+COUNTER = "collections Counter"
+"""Torch takes it as it is, and the milestones of a learning rate's schedule are one. It copies what it is called with,
+so that each call may have a dictionary of its own only: else a few bytes would copy all that a file holds."""
 ENCODE, MOST_ENCODED = "_codecs encode", 64_000_000
 """How a number of NumPy's holds its bytes, which torch takes as it is; and letters that all calls together may take."""
 DICTIONARIES = ("AttributeDict", "AttrDict", "Box", "CfgNode", "ConfigDict", "DefaultMunch", "Dict", "DotDict",
@@ -216,7 +219,18 @@ def _check_zip(file: BinaryIO, size: int, is_sealed: bool, beside: set[str] | No
 
 def _check_calls(pickle: Any, beside: set[str] | None) -> None:
     encodes, calls, longest = False, 0, 0
+    is_counter, counters = False, set()  # whether the last entry of the stack is it; where it is kept to be used again
     for operation, called, _ in pickletools.genops(pickle):
+        if operation.name in ("BINPUT", "LONG_BINPUT"):
+            if is_counter:
+                counters.add(called)
+            continue
+        if is_counter and operation.name != "EMPTY_DICT":
+            raise Calls(COUNTER.replace(" ", "."))
+        is_counter = (operation.name == "GLOBAL" and called == COUNTER) or (
+            operation.name in ("BINGET", "LONG_BINGET") and called in counters)
+        if is_counter:
+            continue
         if operation.name == "GLOBAL" and called not in ALLOWED and not (
                 called.startswith("torch ") and (called.endswith("Storage") or _is_dtype(called[len("torch "):]))):
             if beside is None or not (called == ENCODE or _is_inert(called)):
@@ -237,7 +251,8 @@ def _is_inert(called: str) -> bool:
     module, _, name = called.partition(" ")
     if module in ("__builtin__", "builtins"):
         return name in INERT_BUILTINS
-    return called not in REAL and module.partition(".")[0] in INERT
+    parts = module.split(".")
+    return any(".".join(parts[:count]) in INERT for count in range(1, len(parts) + 1))
 
 
 def _as_torch_reads(called: str) -> str:

@@ -4,6 +4,7 @@ import argparse
 import codecs
 import collections
 import datetime
+import functools
 import gzip
 import io
 import json
@@ -204,6 +205,30 @@ def test_a_class_of_a_package_that_is_not_here_is_passed_over(model, tmp_path, t
             data = source.read(name)
             target.writestr(name, filled(data) if name.endswith("data.pkl") else data)
     assert same(tmp_path / "x3d.pt", model)
+
+
+def test_schedules_and_optimisers_beside_the_weights_are_passed_over(model, tmp_path):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, [30, 40])
+    beside = {"lr_schedulers": [steps.state_dict(), torch.optim.lr_scheduler.MultiStepLR(optimizer, [5]).state_dict()],
+              "schedule": torch.optim.lr_scheduler.StepLR(optimizer, 3), "optimizer": torch.optim.SGD([torch.ones(1)]),
+              "hyper_parameters": {"optimizer": functools.partial(torch.optim.AdamW, lr=0.1)}}
+    content = {"state_dict": state_of(model), **beside}
+    torch.save(content, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    assert same(tmp_path / "legacy.pt", model)
+    assert same(save({**content, "criterion": torch.nn.CrossEntropyLoss()}, tmp_path / "x3d.pt"), model)
+
+
+@pytest.mark.parametrize("again", [b"h\x02", b"ccollections\nCounter\n", b"ccollections\nCounter\nq\x02"])
+def test_counters_may_not_copy_what_the_file_holds(model, tmp_path, again):
+    large = b"}q\x01(" + b"".join(b"M" + number.to_bytes(2, "little") + b"K\x01" for number in range(1000)) + b"u"
+    calls = b"ccollections\nCounter\nq\x02}\x85R" + (again + b"h\x01\x85R") * 1000
+    plain = save({"state_dict": state_of(model), "hparams": "MARK"}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(tmp_path / "x3d.pt", "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            target.writestr(name, b"\x80\x02](" + large + calls + b"e." if name.endswith("data.pkl") else data)
+    refused(tmp_path / "x3d.pt", "collections.Counter")
 
 
 class Code:
