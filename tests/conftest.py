@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,25 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A slow moment of a busy machine is no failure of the code.
 hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("tests")
+
+
+SLOW = ("docs/test_python_guide.py", "executors/", "exports/test_graph_files.py", "kernels/test_bench_gpu.py",
+        "kernels/test_library.py", "kernels/test_triton_depthwise.py", "model/test_exactness.py", "scripts/",
+        "space/test_complexity.py", "training/test_device_faults.py", "training/test_memory.py",
+        "training/test_same_curve.py", "training/test_sync_norms.py")
+"""Files and folders of tests that take over five seconds, or have such tests."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by where they are, so that `scripts/test quick` leaves out the slow ones."""
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent).as_posix()
+        if place.startswith("e2e/"):
+            item.add_marker(pytest.mark.e2e)
+        if place.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+        if "ray" in re.split(r"\W|_", item.nodeid.removeprefix("tests/")):
+            item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(scope="session", autouse=True)
