@@ -81,8 +81,9 @@ SPOILT_NAME = re.compile(
 SYSTEM_FOLDERS = frozenset((
     "@eadir", "@recycle", "#recycle", "@recently-snapshot", "@recentlysnapshot", "#snapshot", "~snapshot", "@snapshot",
     "@sharesnap", "@sharebin", "@tmp", "@synoresource", "@synologydrive", "@transcode", "@__thumb", "@__qini",
-    "@database", "@upload_cache", "@index", "@cloudsync", "@deleted", "$recycle.bin", "recycler", "recycled",
-    "$recycle", "system volume information", "$extend", "windowsapps", "lost+found", "lost.dir", "__macosx",
+    "@database", "@upload_cache", "@index", "@cloudsync", "@deleted", "$recycle.bin", "recycler",
+    "$recycle", "recycle bin", "recyclebin", "trashbox",
+    "system volume information", "$extend", "windowsapps", "lost+found", "lost.dir", "__macosx",
     "network trash folder", "temporary items", "thevolumesettingsfolder", "desktop db", "__pycache__", "node_modules",
     "adobe premiere pro video previews", "adobe premiere pro audio previews", "adobe premiere pro captured audio",
     "adobe premiere pro auto-save", "adobe premiere pro preview files", "adobe after effects auto-save",
@@ -107,6 +108,15 @@ PICTURE_FOLDERS = frozenset((
     "covers", "icon", "icons", "sprite", "sprites", "storyboard", "storyboards", "screenshot", "screenshots",
     "contact sheet", "contact sheets", "contact_sheets"))
 """Folders below a class whose pictures are no frames; a clip in one is a clip."""
+FRAME_FOLDERS = frozenset((
+    "rgb", "rgbs", "color", "colour", "colors", "image", "images", "img", "imgs", "frame", "frames", "rawframes",
+    "raw_frames", "jpegimages", "pictures", "original"))
+"""Folders of the frames of a recording, where other folders beside them hold pictures about these."""
+ABOUT_FRAMES = re.compile(
+    r"(?:.*[ ._-])?(?:masks?|depths?|(?:optical[ _-]?)?flow|seg|segm|segmentations?|semantic|instances?|labels?|gt"
+    r"|annotations?|normals?|disp|disparity|alpha|matte|heatmaps?|thermal|ir|infrared|pose|skeletons?|keypoints"
+    r"|overlays?)(?:[ ._-](?:x|y|u|v|map|maps|images?|frames|png|vis|raw|left|right|\d+))?", re.IGNORECASE)
+"""Folders of pictures about the frames beside them."""
 PROXY_FOLDERS = frozenset(("proxy", "proxies", "lrv", "lrf", "lowres", "low_res", "low-res", "lores"))
 """Folders below a class with small copies, where the class has recordings of the same names elsewhere."""
 
@@ -121,7 +131,8 @@ def suffix_of(name: str) -> str:
 
 def is_system_folder(name: str) -> bool:
     """Whether a folder of that name is a system's, a NAS's or a program's own."""
-    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS or SYSTEM_FOLDER.fullmatch(name) is not None
+    return (name.startswith(".") or name.lower() in SYSTEM_FOLDERS or SYSTEM_FOLDER.fullmatch(name) is not None
+            or name == "RECYCLED")  # of Windows on FAT, always in capitals; in others it is a class of waste
 
 
 def is_no_recordings(folder: str, name: str, beside: Collection[str]) -> bool:

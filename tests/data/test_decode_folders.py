@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from expand.data.frames.decode import ClipReader, UnreadableClip
 from expand.data.frames.frame_folder import frame_files
@@ -191,3 +192,26 @@ def test_a_folder_of_pictures_that_are_not_read_names_their_format(tmp_path):
     (tmp_path / "1.heic").write_bytes(b"x")
     with pytest.raises(UnreadableClip, match=r"\.heic are not read: convert them"):
         frame_files(tmp_path)
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 6])
+def test_tiff_pictures_that_are_compressed_as_jpeg_have_their_colours_and_lie_upright(tmp_path, orientation):
+    picture_HWC = np.zeros((32, 48, 3), np.uint8)
+    picture_HWC[:16, :24], picture_HWC[16:, 24:] = (220, 30, 30), (30, 30, 220)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for number in range(2):
+        Image.fromarray(picture_HWC).save(tmp_path / f"{number}.tif", exif=exif, compression="jpeg", quality=95)
+    wanted = {1: picture_HWC, 2: picture_HWC[:, ::-1], 6: np.rot90(picture_HWC, -1)}[orientation].astype(int)
+    frames = read(tmp_path)[2]
+    assert frames.shape[1:] == wanted.shape and np.abs(frames - wanted).mean() < 4
+
+
+def test_a_tiff_picture_of_jpeg_that_is_cut_is_skipped_and_counted(tmp_path):
+    for number in range(3):
+        picture = Image.fromarray(np.full((64, 64, 3), 90 * number, np.uint8))
+        picture.save(tmp_path / f"{number}.tif", compression="jpeg")
+    whole = (tmp_path / "1.tif").read_bytes()
+    (tmp_path / "1.tif").write_bytes(whole[:40] + bytes(len(whole) - 400) + whole[-360:])
+    reader = ClipReader(tmp_path, FULL)
+    assert len(list(reader)) == 2 and reader.damaged == 1

@@ -208,3 +208,58 @@ def test_addresses_on_a_network_are_explained(clips: Path) -> None:
     (clips / "lists/all.csv").write_text("url,label\nhttps://x.test/a.mp4,run\nhttps://x.test/b.mp4,jump\n")
     with pytest.raises(DataError, match="all.csv:2: 'https://x.test/a.mp4' is an address on a network"):
         list_clips(DataConfig(path=str(clips / "lists/all.csv")))
+
+
+def written(clips: Path, name: str, text: str) -> set[tuple[str, str]]:
+    (clips / "clips" / name).write_text(text)
+    return found(clips / "clips" / name)
+
+
+@pytest.mark.parametrize("header", ["filepath,ground_truth.label,tags", "Filename,Action Label,Train/Test",
+                                    "fname,labels,x.y", "video,choice,lead_time", "path,klass,n/a"])
+def test_other_columns_may_have_any_names(clips: Path, header: str) -> None:
+    assert written(clips, "list.csv", header + "\n" + "".join(f"{label}/{name}.mp4,{label},train\n"
+                                                              for label, name in CLIPS)) == set(CLIPS)
+
+
+@pytest.mark.parametrize("line", ["{0},{0}/{1}.mp4", "{0} {0}/{1}.mp4", "{0}\t{0}/{1}.mp4"])
+def test_labels_may_come_before_paths_in_every_line(clips: Path, line: str) -> None:
+    assert written(clips, "list.txt", "".join(line.format(*clip) + "\n" for clip in CLIPS)) == set(CLIPS)
+
+
+PATHS = [(f"{label}/{name}.mp4", label) for label, name in CLIPS]
+
+
+@pytest.mark.parametrize("value", [
+    dict(PATHS),
+    {path: {"label": label, "split": "train"} for path, label in PATHS},
+    {name: [path for path, label in PATHS if label == name] for name in ("run", "jump")},
+    {"file_name": [path for path, _ in PATHS], "label": [label for _, label in PATHS]},
+    {"path": {str(n): path for n, (path, _) in enumerate(PATHS)},
+     "label": {str(n): label for n, (_, label) in enumerate(PATHS)}},
+    {"train": [{"video": path, "label": label} for path, label in PATHS]},
+    {"train": dict(PATHS[2:]), "validation": dict(PATHS[:2])},
+    {"version": "1", "database": {name: {"subset": "training", "annotations": {"label": label, "segment": [0, 1]}}
+                                  for label, name in CLIPS}},
+    {"classes": ["jump", "run"], "labels": {name: int(label == "run") for label, name in CLIPS}},
+    [{"id": n, "annotations": [{"result": [{"value": {"choices": [label]}, "type": "choices"}]}],
+      "data": {"video": path}} for n, (path, label) in enumerate(PATHS)],
+    [{"id": n, "video": path, "choice": label} for n, (path, label) in enumerate(PATHS)],
+    [{"path": path, "label": label, "notes": "x" * 10_000} for path, label in PATHS]])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_json_is_read_in_all_forms_that_programs_write(clips: Path, value: object, indent: int | None) -> None:
+    assert written(clips, "list.json", json.dumps(value, indent=indent)) == set(CLIPS)
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, {"images": [], "categories": []}, {"x": {"y": [1, 2]}}, [1, 2], {}, [[]],
+                                   {"path": ["a.mp4"], "label": []}, {"classes": [], "labels": {"a": 3}}])
+def test_json_of_other_forms_is_refused(clips: Path, value: object) -> None:
+    with pytest.raises(DataError):
+        written(clips, "list.json", json.dumps(value))
+
+
+def test_several_choices_for_one_clip_are_refused(clips: Path) -> None:
+    value = [{"annotations": [{"result": [{"value": {"choices": ["run", "jump"]}}]}], "data": {"video": path}}
+             for path, _ in PATHS]
+    with pytest.raises(DataError, match="several values for one of them"):
+        written(clips, "list.json", json.dumps(value))

@@ -122,3 +122,83 @@ def test_split_folders_may_hold_a_list_of_their_clips(tmp_path, name):
     assert by_split(tmp_path) == {("train", "run"): {"1.mp4"}, ("train", "jump"): {"2.mp4"}, ("val", "run"): {"3.mp4"},
                                   ("val", "jump"): {"4.mp4"}}
     assert {clip.path.parent.name for clip in listed(tmp_path).clips if clip.split == "val"} == {"val"}
+
+
+def test_classes_that_are_called_like_splits_lie_in_splits(tmp_path):
+    for split in ("train", "val"):
+        touch(tmp_path, f"{split}/train/1.mp4", f"{split}/test/2.mp4")
+    assert by_split(tmp_path).keys() == {(split, name) for split in ("train", "val") for name in ("train", "test")}
+
+
+@pytest.mark.parametrize("parts", [[f"fold{n}" for n in range(1, 6)], ["Fold_1", "Fold_2"], ["split1", "split2"],
+                                   ["part-01", "part-02"]])
+def test_parts_of_a_set_are_no_classes(tmp_path, parts):
+    touch(tmp_path, *(f"{part}/{name}/{part}.mp4" for part in parts for name in ("run", "jump")))
+    with pytest.raises(DataError, match="they are parts of one set, and no classes"):
+        listed(tmp_path)
+    touch(tmp_path, *(f"{part}/{name}/more.mp4" for part in parts for name in ("run", "jump")))
+    assert listed(tmp_path, format="folders").classes == tuple(sorted(parts)), "unless it is said"
+
+
+@pytest.mark.parametrize(("forms", "meant"), [(["videos", "frames"], "videos"), (["rgb", "flow"], "rgb"),
+                                              (["images", "masks"], "images"), (["videos"], "videos"),
+                                              (["dataset"], "dataset")])
+def test_forms_of_a_set_are_no_classes(tmp_path, forms, meant):
+    touch(tmp_path, *(f"{form}/{name}/{n}/{m}.jpg" for form in forms for name in ("run", "jump") for n in range(2)
+                      for m in range(2)))
+    with pytest.raises(DataError, match=f"is data.path={tmp_path / meant} meant"):
+        listed(tmp_path)
+    assert listed(tmp_path / meant).classes == ("jump", "run")
+
+
+def test_classes_are_not_taken_for_parts_or_forms(tmp_path):
+    for number, names in enumerate([("mask", "no_mask"), ("videos", "run"), ("part1", "whole"), ("recycled", "burnt")]):
+        root = touch(tmp_path / str(number), *(f"{name}/{who}/{n}.mp4" for name in names for who in ("anna", "ben")
+                                               for n in range(2)))
+        assert listed(root).classes == tuple(sorted(names))
+
+
+def test_class_folders_that_are_one_number_are_one_class_in_val(tmp_path):
+    touch(tmp_path, *(f"train/{name}/1.mp4" for name in ("01", "02", "10")),
+          *(f"val/{name}/2.mp4" for name in ("1", "2", "10")))
+    assert listed(tmp_path).classes == ("01", "02", "10")
+    assert "took class '1' for '01', which is the same number" in listed(tmp_path).notes
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("metadata.csv", "file_name,label\n{0}0.mp4,run\n{0}1.mp4,run\n{0}2.mp4,jump\n{0}3.mp4,jump\n"),
+    ("labels.csv", "video,tag\n0,run\n1,run\n2,jump\n3,jump\n"),
+    ("metadata.jsonl", "".join(f'{{{{"file_name": "{{0}}{n}.mp4", "label": "{label}"}}}}\n'
+                               for n, label in enumerate(["run", "run", "jump", "jump"]))),
+    ("metadata.json", '{{"{0}0.mp4": {{"label": "run"}}, "{0}1.mp4": {{"label": "run"}}'
+                      ', "{0}2.mp4": {{"label": "jump"}}'
+                      ', "{0}3.mp4": {{"label": "jump"}}}}'),
+    ("my_train_list.txt", "{0}0.mp4 run\n{0}1.mp4 run\n{0}2.mp4 jump\n{0}3.mp4 jump\n")])
+@pytest.mark.parametrize("inside", ["", "videos/", "train/"])
+def test_a_folder_without_classes_is_read_by_its_list(tmp_path, name, text, inside):
+    touch(tmp_path, *(f"{inside}{n}.mp4" for n in range(4)))
+    (tmp_path / name).write_text(text.format(inside))
+    found = listed(tmp_path)
+    assert found.classes == ("jump", "run") and all(clip.path.is_file() for clip in found.clips)
+
+
+def test_class_folders_go_before_a_list_beside_them_and_a_line_says_so(tmp_path):
+    touch(tmp_path, *(f"{name}/{n}.mp4" for name in ("car", "train") for n in range(2)))
+    (tmp_path / "metadata.csv").write_text("file_name,label\ncar/0.mp4,x\n")
+    assert listed(tmp_path).classes == ("car", "train")
+    assert any(note.startswith("not used: metadata.csv") for note in listed(tmp_path).notes)
+
+
+def test_a_test_list_without_labels_is_left_out(tmp_path):
+    touch(tmp_path, *(f"train/{n}.mp4" for n in range(4)), "test/9.mp4")
+    (tmp_path / "train.csv").write_text("video_name,tag\n0.mp4,run\n1.mp4,run\n2.mp4,jump\n3.mp4,jump\n")
+    (tmp_path / "test.csv").write_text("video_name\n9.mp4\n")
+    assert {clip.split for clip in listed(tmp_path).clips} == {"train", "val"}
+    assert "left out test.csv, which has no labels" in listed(tmp_path).notes
+
+
+@pytest.mark.parametrize("suffix", ["heic", "exr"])
+def test_a_set_of_pictures_that_are_not_read_says_that_they_must_be_converted(tmp_path, suffix):
+    touch(tmp_path, *(f"{name}/one/{n}.{suffix}" for name in ("run", "jump") for n in range(3)))
+    with pytest.raises(DataError, match=f"(?s)of a kind that is not read.*{suffix}.*convert them"):
+        listed(tmp_path)

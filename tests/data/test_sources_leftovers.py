@@ -32,7 +32,8 @@ def passed(root: Path) -> str:
     "run/@eaDir/run0.mp4/SYNOPHOTO_THUMB_M.jpg", "run/@eaDir/run0.mp4/SYNOVIDEO_FILM_H264.mp4", "@eaDir/x/t.jpg",
     "run/#recycle/run9.mp4", "#recycle/x.mp4", "run/@Recycle/run9.mp4", "@Recently-Snapshot/d/run/run0.mp4",
     "~snapshot/d/run0.mp4", "#snapshot/GMT+01-2023.01.01/run/run0.mp4", "$RECYCLE.BIN/S-1-5/$R123456.mp4",
-    "RECYCLER/x.mp4", "System Volume Information/x.mp4", "FOUND.000/FILE0000.mp4", "lost+found/#123.mp4",
+    "RECYCLER/x.mp4", "RECYCLED/x.mp4", "trashbox/run/x.mp4", "run/Recycle Bin/x.mp4", "RecycleBin/x.mp4",
+    "System Volume Information/x.mp4", "FOUND.000/FILE0000.mp4", "lost+found/#123.mp4",
     "__MACOSX/run/x.mp4", "run/__MACOSX/x.mp4", "run/Network Trash Folder/x.mp4", "run/Temporary Items/x.mp4",
     "run/@Transcode/720p/run0.mp4", "run/__pycache__/x.pyc", "run/Adobe Premiere Pro Video Previews/a.PRV/x.mpeg",
     "run/ProxyMedia/run0.mov", "run/CacheClip/x.dvcc",
@@ -97,7 +98,7 @@ def test_of_a_cameras_folders_the_recordings_alone_are_clips(tmp_path, files, cl
     assert names(tmp_path) == sorted([*CLIPS, *(f"run/{clip}" for clip in clips)])
 
 
-@pytest.mark.parametrize("proxy", ["GL010001.MP4", "C0007S03.MP4", "day1_proxy.mov", "day1-proxy.mp4",
+@pytest.mark.parametrize("proxy", ["GL010001.MP4", "C0007S03.MP4", "day1_thm.mp4", "day1_proxy.mov", "day1-proxy.mp4",
                                    "day1_lowres.mp4", "day1.lrv.mp4", "day1_lo-res.mp4", "Proxy/day1.mp4",
                                    "proxies/day1_proxy.mp4"])
 def test_a_proxy_whose_original_is_in_its_class_is_passed_over_also_in_another_split(tmp_path, proxy):
@@ -193,3 +194,12 @@ def test_class_folders_without_a_clip_are_named(tmp_path):
     touch(tmp_path / "proxies", "a/x.LRV", "b/y.LRV")
     with pytest.raises(DataError, match=r"has no clips in its folders a, b; passed over 2 files .*\.lrv"):
         listed(tmp_path / "proxies")
+
+
+@pytest.mark.parametrize("about", ["depth", "flow", "Masks", "depth_map", "optical_flow", "thermal"])
+def test_folders_of_pictures_about_frames_are_no_clips_beside_these(tmp_path, about):
+    clips = [f"{name}/{n}" for name in ("run", "jump") for n in range(3)]
+    touch(tmp_path, *(f"{clip}/{kind}/{n}.png" for clip in clips for kind in ("rgb", about) for n in range(2)))
+    assert names(tmp_path) == sorted(f"{clip}/rgb" for clip in clips)
+    alone = touch(tmp_path / "alone", *(f"{clip}/{about}/{n}.png" for clip in clips for n in range(2)))
+    assert names(alone) == sorted(f"{clip}/{about}" for clip in clips), "where there is nothing else, they are"

@@ -14,19 +14,22 @@ from contextlib import suppress
 from pathlib import Path
 
 import av
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from expand.data.file_kinds import OTHER_PICTURES, suffix_of
 from expand.data.file_kinds import PICTURES as CODECS
-from expand.data.frames.clock import Clock, Stamped
 from expand.data.frames.orientation import orientation_of_frame
-from expand.data.frames.unreadable import UnreadableClip, system_reason
+from expand.data.frames.unreadable import MAX_PIXELS, UnreadableClip, system_reason
 from expand.data.frames.video_file import LIMIT, TOO_LARGE, Header, overheard, says
-from expand.processes.child import beat
 
 NO_FRAME = re.compile(r"(?<![a-z])(?:masks?|depth|(?:optical)?flow|seg|segm|segmentation|semantic|instances?|labels?|gt"
                       r"|annotations?|normals?|disp|disparity|alpha|matte|thumbs?|thumbnail|cover|poster|preview|folder"
                       r"|albumart|heatmap|thermal|pose|skeleton|keypoints|overlay)(?![a-z])|^[xy]_\d+\.")
 """Names of pictures about the frames (masks, depth, optical flow) or about the clip, which may lie beside them."""
+
+TIFF_COMPRESSION, JPEG_COMPRESSIONS = 259, (6, 7)
+"""The tag of TIFF that says how it is compressed, and its values for JPEG."""
 
 
 class FrameFolder:
@@ -112,6 +115,8 @@ def _number(file: Path) -> str:
 
 def decode_picture(file: Path) -> av.VideoFrame:
     """The picture in `file`. Raises `av.FFmpegError`, `OSError` or `ValueError` where there is none to be had."""
+    if CODECS[file.suffix.lower()] == "tiff" and (frame := _tiff_of_jpeg(file)) is not None:
+        return frame
     codec = av.CodecContext.create(CODECS[file.suffix.lower()], "r")
     codec.thread_count = 1
     codec.options = LIMIT
@@ -119,6 +124,23 @@ def decode_picture(file: Path) -> av.VideoFrame:
     if not frames:
         raise ValueError("no picture in it")
     return frames[0]
+
+
+def _tiff_of_jpeg(file: Path) -> av.VideoFrame | None:
+    """The upright picture of a TIFF file that is compressed as JPEG, whose colours FFmpeg gets wrong; None for others.
+    Raises `OSError` or `ValueError` where it cannot be decoded."""
+    try:
+        with Image.open(file) as picture:
+            if picture.format != "TIFF" or picture.tag_v2.get(TIFF_COMPRESSION) not in JPEG_COMPRESSIONS:
+                return None
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(TOO_LARGE)
+            upright = ImageOps.exif_transpose(picture).convert("RGB")
+            return av.VideoFrame.from_ndarray(np.asarray(upright), format="rgb24")
+    except UnidentifiedImageError:
+        return None  # FFmpeg says what is wrong with it
+    except (SyntaxError, TypeError, KeyError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _natural(file: Path) -> list[tuple[int, str]]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from expand.data.sources.clip import SPLIT_NAMES
 
 PATHS = ("path", "video_path", "clip_path", "file_path", "full_path", "relative_path", "rel_path", "absolute_path",
-         "abs_path", "local_path", "file", "file_name", "video_file", "clip_file", "video_file_name", "clip_file_name",
+         "abs_path", "local_path", "file", "file_name", "fname",
+         "video_file", "clip_file", "video_file_name", "clip_file_name",
          "video", "clip", "video_name", "clip_name", "movie", "image", "frame_dir", "frames", "directory", "dir",
          "folder", "paths", "files", "file_names", "videos", "clips")
 """Columns that name a clip's file, the surest first. The names in this module are compared without regard to case,
@@ -20,8 +21,10 @@ IDS = ("name", "video_id", "clip_id", "youtube_id", "yt_id", "vid", "vid_id", "i
 """Columns that name a clip in some other way, often without a suffix; its file is looked for by that name."""
 LABELS = ("label_name", "class_name", "label", "class", "category_name", "action_name", "activity_name", "tag_name",
           "target_name", "category", "action", "activity", "tag", "target", "gesture", "sign", "gloss", "emotion",
-          "event", "label_text", "class_label", "action_label", "labels", "classes", "categories", "tags", "targets",
-          "template", "annotation", "ground_truth", "gt")
+          "event", "label_text", "class_label", "action_label", "ground_truth_label", "gt_label", "true_label",
+          "labels", "classes", "categories", "tags", "targets",
+          "template", "annotation", "ground_truth", "gt", "choice", "choices", "klass", "cls", "verb", "behavior",
+          "behaviour", "exercise", "sport", "movement", "motion", "scene", "sentiment")
 LABEL_NUMBERS = ("label_id", "class_id", "category_id", "action_id", "activity_id", "target_id", "tag_id", "label_idx",
                  "class_idx", "category_idx", "label_index", "class_index", "label_number", "class_number", "label_num",
                  "class_num", "label_encoded", "y")

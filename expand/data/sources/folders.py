@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 
-from expand.data.file_kinds import PICTURE_FOLDERS, PROXY_FOLDERS
+from expand.data.file_kinds import ABOUT_FRAMES, FRAME_FOLDERS, PICTURE_FOLDERS, PROXY_FOLDERS
 from expand.data.sources.clip import SHOWN, SPLIT_NAMES, Entry, Found, in_order, shown, split_named
 from expand.data.sources.qualities import without_proxies
 from expand.data.sources.walk import PassedOver, clips_below, count_system_folders, files_in, folders_in
@@ -14,6 +15,14 @@ from expand.errors import DataError
 LAYOUT = ("clips are expected as {train,val[,test]}/<class>/<clip> or <class>/<clip>, or listed in train.csv and "
           "val.csv as lines of `path label`; data.path may also be a list itself, of any name")
 MOVE = "put all clips as {train,val}/<class>/<clip>, or as <class>/{train,val}/<clip>"
+CLASSES = "if they are classes: --set data.format=folders"
+PART = re.compile(r"(?:k?[ _-]?folds?|splits?|parts?|shards?|chunks?|batch(?:es)?|cv)[ ._-]*(?:\d{1,3}|[a-e])",
+                  re.IGNORECASE)
+"""Folders that part a set, by number: folds of a cross-validation, pieces of a download."""
+FORM = re.compile(r"(?:raw|resized|cropped|original|processed|all)?[ _-]?"
+                  r"(?:videos?|clips?|data|datasets?|mp4|avi|media)"
+                  r"(?:[ _-](?:raw|resized|cropped|original|processed|rgb|\d+p?))?", re.IGNORECASE)
+"""Folders that hold all of a set, in one form."""
 Splits = dict[str, str]
 """The folders that are splits, by split."""
 
@@ -58,28 +67,49 @@ def has_splits(root: str) -> bool:
     return all(split in folders and folders_in(os.path.join(root, folders[split])) for split in ("train", "val"))
 
 
-def read_folders(root: str) -> Found:
+def looks_like_classes(root: str) -> bool:
+    """Whether `root` has split folders with classes, or two folders with clips that are no splits: what a list beside
+    them does not put in doubt."""
+    if split_folders(root, loosely=True):
+        return True
+    holding = [name for name in folders_in(root) if not FORM.fullmatch(name) and clips_below(os.path.join(root, name))]
+    return len(holding) > 1 and any(split_named(name) is None for name in holding)
+
+
+def read_folders(root: str, *, surely: bool = False) -> Found:
     """The clips of the class folders in `root`: by split where it has split folders or they have, else all as train.
 
-    Raises `DataError` where there are neither, no clips in class folders, splits a level down, or clips both in the
-    split folders of classes and beside them.
+    `surely`: the user says that they are classes, also where they look like parts of a set. Raises `DataError` where
+    there are neither, no clips in class folders, splits a level down, or clips both in the split folders of classes and
+    beside them.
     """
     names, passed = folders_in(root), PassedOver()
     count_system_folders(root, passed)
-    inner = _splits_of_classes(root, names)
+    inner = None if _are_splits_of_splits(root, names) else _splits_of_classes(root, names)
     if inner is not None:
         found = _read_splits_of_classes(root, inner, passed)
     elif splits := split_folders(root, loosely=True):
         found = _read_splits(root, names, splits, passed)
     else:
-        found = _read_classes(root, names, passed)
+        found = _read_classes(root, names, passed, surely)
+    _refuse_unread(root, passed)
+    found.entries = without_proxies(found.entries, passed)
+    found.notes += passed.notes()
+    return found
+
+
+def _refuse_unread(root: str, passed: PassedOver) -> None:
     if passed.unread:
         lines = [f"{folder}: {suffix}" for folder, suffix in passed.unread.items()]
         raise DataError(f"folders of pictures of a kind that is not read:\n{shown(lines)}", where=root,
                         fix="convert them to JPEG or PNG, or take them away")
-    found.entries = without_proxies(found.entries, passed)
-    found.notes += passed.notes()
-    return found
+
+
+def _are_splits_of_splits(root: str, names: list[str]) -> bool:
+    """Whether splits hold classes that are called like splits: `{train,val}/{train,test}/<clip>`, of vehicles, say."""
+    outer = {SPLIT_NAMES.get(name.lower()) for name in names}
+    return ("train" in outer and len(outer) == len(names) > 1 and None not in outer
+            and all(len(folders_in(os.path.join(root, name))) > 1 for name in names))
 
 
 def _read_splits(root: str, names: list[str], splits: Splits, passed: PassedOver) -> Found:
@@ -95,7 +125,7 @@ def _read_splits(root: str, names: list[str], splits: Splits, passed: PassedOver
                  lacks=f"has no folder {{splits}}; found {', '.join(names[:SHOWN]) or 'none'}")
 
 
-def _read_classes(root: str, names: list[str], passed: PassedOver) -> Found:
+def _read_classes(root: str, names: list[str], passed: PassedOver, surely: bool) -> Found:
     """The clips of `<class>/<clip>`, all of them as train."""
     if all(name.lower() in SPLIT_NAMES for name in names):
         found = (f"only {', '.join(names)}, and no class folders in them" if names else
@@ -105,11 +135,45 @@ def _read_classes(root: str, names: list[str], passed: PassedOver) -> Found:
         if split_folders(inner := os.path.join(root, name)):
             raise DataError(f"{name} is no class: it has splits of its own", where=root, fix=f"is data.path={inner} "
                             "meant?")
+    if not surely:
+        _refuse_parts(root, names)
     entries = _entries(root, "", "train", passed)
     if not entries:
+        _refuse_unread(root, passed)
         what = "; ".join([f"has no clips in its folders {', '.join(names[:SHOWN])}", *passed.notes()])
         raise DataError(what, where=root, fix=LAYOUT)
     return Found(root, ("train",), entries, notes=["read as class folders", *_without_clips(names, entries, passed)])
+
+
+def _refuse_parts(root: str, names: list[str]) -> None:
+    """Raises `DataError` where the folders are not classes but parts or forms of one set, with the classes in each:
+    `fold1/<class>/<clip>`, or `videos/<class>/<clip>` beside `frames/<class>/<clip>`."""
+    inside = {name: set(folders_in(os.path.join(root, name))) for name in names}
+    parts = [name for name in names if PART.fullmatch(name) and inside[name]]
+    forms = [name for name in names if inside[name] and any(
+        clips_below(os.path.join(root, name, folder)) for folder in inside[name])
+        and (FORM.fullmatch(name) or name.lower() in FRAME_FOLDERS or ABOUT_FRAMES.fullmatch(name))]
+    having = {name for name in names if inside[name] or clips_below(os.path.join(root, name))}
+    if len(parts) > 1 and having == set(parts) and _are_alike([inside[name] for name in parts]):
+        raise DataError(f"{', '.join(parts[:SHOWN])} hold the same folders ({', '.join(sorted(inside[parts[0]])[:3])}, "
+                        "...): they are parts of one set, and no classes", where=root,
+                        fix="put all clips as {train,val}/<class>/<clip>, or list them: lines of `path label` in a "
+                            f"train.csv and a val.csv, which data.train and data.val may also name; {CLASSES}")
+    whole = [name for name in forms if FORM.fullmatch(name)] or [
+        name for name in forms if name.lower() in FRAME_FOLDERS]
+    if not whole or having - set(forms):
+        return
+    if len(forms) == 1 and len(inside[forms[0]]) > 1 or len(forms) > 1 and _are_alike(
+            [inside[name] for name in forms]):
+        what = ("is no class: it holds all of the set" if len(forms) == 1 else
+                "hold the same folders each: they are forms of one set, and no classes")
+        raise DataError(f"{', '.join(forms[:SHOWN])} {what}", where=root,
+                        fix=f"is data.path={os.path.join(root, whole[0])} meant? {CLASSES}")
+
+
+def _are_alike(sets: list[set[str]]) -> bool:
+    """Whether the folders in all of them are more or less the same, as classes would be."""
+    return all(2 * len(some & sets[0]) > max(len(some), len(sets[0])) and len(some) > 1 for some in sets)
 
 
 def _without_clips(names: list[str], entries: list[Entry], passed: PassedOver) -> list[str]:

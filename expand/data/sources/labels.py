@@ -66,7 +66,8 @@ def refuse_negative(places: Mapping[str, str], where: str) -> None:
 
 def unify_labels(found: Found) -> None:
     """Gives the clips of one class one label, in place: labels that cannot be told apart by eye, as in names that
-    systems write in different forms; and those of val and test that differ from one in train by capitals alone."""
+    systems write in different forms; and those of val and test that differ from one in train by capitals alone, or are
+    the same number in another way, such as `1` and `01`."""
     order = found.order or ()
     train = [entry.label for entry in found.entries if entry.split == "train"]
     keys: dict[str, str] = {}
@@ -74,17 +75,25 @@ def unify_labels(found: Found) -> None:
         keys.setdefault(label_key(label) or label, label)
     names = {label: keys[label_key(label) or label] for label in {entry.label for entry in found.entries}}
     trained = {names[label] for label in train}
-    by_case = defaultdict(set)
+    by_case, by_number = defaultdict(set), defaultdict(set)
     for name in trained:
         by_case[name.casefold()].add(name)
+        by_number[label_number(name)].add(name)
     for label, name in names.items():
         alike = by_case.get(name.casefold(), set())
-        if name not in trained and len(alike) == 1:
+        same = by_number[label_number(name)] if label_number(name) is not None else set()
+        if name not in trained and len(same) == 1:
+            names[label] = next(iter(same))
+            found.notes.append(f"took class {name!r} for {names[label]!r}, which is the same number")
+        elif name not in trained and len(alike) == 1:
             names[label] = next(iter(alike))
             found.notes.append(f"took class {name!r} for {names[label]!r}, from which it differs by capitals only")
     for alike in by_case.values():
         if len(alike) > 1:
             found.notes.append(f"classes {' and '.join(map(repr, sorted(alike)))} differ by capitals only and count as "
                                f"{len(alike)}: if they are one, write them alike")
+    found.notes += [f"classes {' and '.join(map(repr, sorted(same)))} are one number and count as {len(same)}: if they "
+                    "are one, write them alike" for number, same in by_number.items()
+                    if number is not None and len(same) > 1]
     for entry in found.entries:
         entry.label = names[entry.label]

@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from expand.data.sources.clip import Entry, Found, absolute, in_order, is_number, mistakes_error
 from expand.data.sources.columns import IDS, LABELS, PATHS, Columns, find_columns, flagged_split, is_known, split_of
+from expand.data.sources.json_lists import clip_objects
 from expand.data.sources.labels import label_number, one_spelling, refuse_negative
 from expand.data.sources.paths import PLAIN, SUFFIX, ClipPaths, foreign, spellings, trim, unquoted
 from expand.data.sources.text_files import csv_rows, read_lines, read_text
@@ -19,7 +21,10 @@ from expand.errors import DataError
 from expand.home import expanded, expanded_entry
 
 EXPECTED = "expected `path label`"
-FIX = "a line is `path label` or `path,label`; quote a path or label with blanks or commas in it"
+FIX = ("a line is `path label` or `path,label`; quote a path or label with blanks or commas in it; lines of more "
+       "columns need a header that names them, such as `path,label,split`")
+JSON_FIX = ('a list in JSON has an object a line, as in {"file_name": "a.mp4", "label": "run"}, or an array of them, '
+            'or is as {"a.mp4": "run"}, {"run": ["a.mp4"]}')
 FRAME_LIST = ["original_vido_id", "video_id", "frame_id", "path"]
 """How SlowFast's lists of single frames begin (the spelling is theirs)."""
 COUNTED = re.compile(r"(\S.*?)\s+(\d+)\s+(\d+)")
@@ -31,6 +36,7 @@ SEVERAL = re.compile(r"(?:\S.*\.\w{2,5}(?:\s+\d+)+[\s,]+\d+|\S.*?\s+\d+\s+\d+(?:
 VIDEO_FIRST = re.compile(r"(\S.*\.(?:mp4|m4v|avi|mov|mkv|webm|mpe?g|m2ts|mts|ts|wmv|flv|gif|3gp|ogv|vob|y4m))\s+(\S.*)",
                          re.IGNORECASE)
 """A path that ends like a video's, and a label of any number of words."""
+VIDEO = re.compile(r"\.(?:mp4|m4v|avi|mov|mkv|webm|mpe?g|m2ts|mts|ts|wmv|flv|gif|3gp|ogv|vob|y4m)$", re.IGNORECASE)
 QUOTED = re.compile(r"(?:^|[\s,;])\"")
 """A quote that protects a field, and is no part of a name."""
 SEPARATOR_HINT = re.compile(r"sep=.")
@@ -53,6 +59,34 @@ class Row:
     number: int | None = None
     column: str | None = None
     """The name of the column that names the clip by something that need not be its path."""
+
+
+def names_clips(path: Path) -> bool:
+    """Whether the first lines of `path` say columns, or names of fields in JSON, for clips and their classes."""
+    return _columns_at_first(path)[1:] == (True, True)
+
+
+def lacks_labels(path: Path) -> bool:
+    """Whether `path` has a header, or a first column alone, with clips and no classes, as the test splits of
+    competitions have."""
+    return _columns_at_first(path)[1:] == (True, False)
+
+
+def _columns_at_first(path: Path) -> tuple[list[str], bool, bool]:
+    """The columns in the header of `path`, and whether there are some for clips and for classes."""
+    try:
+        lines = [line for _, line in read_lines(path) if not line.startswith("#")]
+        if lines and lines[0].startswith(("{", "[")):
+            whole = _json_or_none(path, list(enumerate(lines)))
+            values = [json.loads(lines[0])] if whole is None else clip_objects(whole) or []
+            header = list(values[0]) if values and isinstance(values[0], dict) else []
+        else:
+            mark = next((mark for mark in "\t,;|" if lines and mark in lines[0]), " ")
+            header = next(csv.reader(lines[:1], delimiter=mark, skipinitialspace=True), [])
+    except (DataError, ValueError, RecursionError, csv.Error):
+        return [], False, False
+    found = find_columns(header)
+    return header, found.path is not None, found.label is not None
 
 
 def is_frame_list(head: str) -> bool:
@@ -176,7 +210,7 @@ def parse_list(path: Path, places: ClipPaths) -> tuple[list[Row], list[str]]:
     if not lines:
         return [], []
     number, head = lines[0]
-    if head.startswith(("{", "[{")) or head == "[":
+    if head.startswith("{") or re.match(r"\[\s*(\{|$)", head):
         return _parse_json(path, lines)
     if is_frame_list(head):
         raise DataError("is a list of single frames, with no labels in it", where=f"{path}:{number}",
@@ -210,7 +244,12 @@ def parse_list(path: Path, places: ClipPaths) -> tuple[list[Row], list[str]]:
 
 
 def _may_be_header(fields: Sequence[str], places: ClipPaths) -> bool:
-    """Whether the first line may be a header: none of its fields is a path, as far as can be seen."""
+    """Whether the first line may be a header: none of its fields is a path, as far as can be seen, or its columns have
+    the names that are looked for, whatever the others are called (`ground_truth.label`, `train/test`)."""
+    named = find_columns(fields)
+    if None not in (named.path, named.label) and not named.by_id and not any(
+            places.exists(field.strip()) or VIDEO.search(field) for field in fields if field.strip()):
+        return True
     return not any(SUFFIX.search(field.strip()) or "/" in field or "\\" in field for field in fields) and not (
         is_known(fields[0]) and places.exists(fields[0].strip()) and len(fields) == 2)
 
@@ -285,18 +324,18 @@ def _table_row(values: dict[str, str], where: str, column: str | None) -> Row | 
 
 
 def _parse_json(path: Path, lines: Sequence[tuple[int, str]]) -> tuple[list[Row], list[str]]:
-    """The clips of JSON objects, one a line or all in one array, by the same names as columns."""
+    """The clips of JSON objects, one a line or all in one value, by the same names as columns."""
+    first = lines[0][0]
     try:
-        if lines[0][1].startswith("["):
-            values = [(lines[0][0], value) for value in json.loads(read_text(path))]
-        else:
-            values = [(number, json.loads(line)) for number, line in lines]
+        whole = _json_or_none(path, lines)
+        values = ([(number, json.loads(line)) for number, line in lines] if whole is None else
+                  [(first, value) for value in clip_objects(whole) or ()])
     except (ValueError, RecursionError) as error:
-        raise DataError(f"is no JSON: {error}", where=str(path), fix="a list in JSON has an object a line, as in "
-                        '{"file_name": "a.mp4", "label": "run"}, or an array of them') from error
+        raise DataError(f"is no JSON: {error}", where=str(path), fix=JSON_FIX) from error
     if wrong := [number for number, value in values if not isinstance(value, dict)]:
-        raise DataError("is no JSON object", where=f"{path}:{wrong[0]}", fix="a clip is an object such as "
-                        '{"file_name": "a.mp4", "label": "run"}')
+        raise DataError("is no JSON object", where=f"{path}:{wrong[0]}", fix=JSON_FIX)
+    if not values:
+        raise DataError("is JSON in which no clips with classes are found", where=str(path), fix=JSON_FIX)
     header = list(dict.fromkeys(str(name) for _, value in values for name in value))
     columns = find_columns(header)
     if columns.path is None or columns.label is None:
@@ -311,6 +350,13 @@ def _parse_json(path: Path, lines: Sequence[tuple[int, str]]) -> tuple[list[Row]
     return rows, mistakes + wrong
 
 
+def _json_or_none(path: Path, lines: Sequence[tuple[int, str]]) -> Any:
+    """The one value that the text is; None where it has a value a line."""
+    if len(lines) > 1 and lines[0][1].startswith("{") and lines[1][1].startswith("{"):
+        return None
+    return json.loads(read_text(path))
+
+
 def _parse_lines(path: Path, lines: list[tuple[int, str]], places: ClipPaths) -> tuple[list[Row], list[str]]:
     lines = [(number, _without_empty_ends(trim(line))) for number, line in lines]
     lines = [(number, line) for number, line in lines if line]
@@ -321,9 +367,12 @@ def _parse_lines(path: Path, lines: list[tuple[int, str]], places: ClipPaths) ->
 
     if all(line.count(";") == 1 for _, line in lines):  # Jester and Something-Something v1, with commas in their labels
         split = _halves
+    parted = [(number, line, [unquoted(trim(field)) for field in split(line)]) for number, line in lines]
+    if all(len(fields) == 2 and VIDEO.search(fields[1]) and not VIDEO.search(fields[0]) for _, _, fields in parted):
+        parted = [(number, line, fields[::-1]) for number, line, fields in parted]  # `label path` throughout
     rows, mistakes = [], []
-    for number, line in lines:
-        where, fields = f"{path}:{number}", [unquoted(trim(field)) for field in split(line)]
+    for number, line, fields in parted:
+        where = f"{path}:{number}"
         if not has_counts and line[-1].isdecimal() and SEVERAL.fullmatch(line):
             mistakes.append(f"{where}: {EXPECTED}, got {line[:80]!r}: more than one label a clip cannot be learned")
         elif len(fields) != 2 or not all(fields):

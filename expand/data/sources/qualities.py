@@ -16,7 +16,7 @@ from expand.data.file_kinds import PROXY_FOLDERS
 from expand.data.sources.clip import Entry, Found, counted, split_named
 from expand.data.sources.walk import PassedOver
 
-_PROXY_WORD = r"(?:proxy|proxies|low-?_?res|lo-?_?res|lrv|preview)"
+_PROXY_WORD = r"(?:proxy|proxies|low-?_?res|lo-?_?res|lrv|preview|thm)"
 _QUALITY_WORD = (rf"(?:{_PROXY_WORD}|(?:144|240|270|288|360|480|540|576|720|1080|1440|2160|4320)[pi](?:\d\d)?|[248]k"
                  r"|u?hd|fhd|sd|hq|lq|hi-?_?res|high-?_?res|full-?_?res|orig|original|source|raw|transcoded|compressed"
                  r"|x26[45]|h\.?26[45]|hevc|avc|av1|vp9|\d{3,4}x\d{3,4}|frames|rawframes)")
@@ -26,8 +26,8 @@ QUALITY_FOLDER = re.compile(rf"{_QUALITY_WORD}", re.IGNORECASE)
 GOPRO = re.compile(r"G[XHSL](\d{6})", re.IGNORECASE)
 SONY_PROXY = re.compile(r"(.*C\d{4})S03", re.IGNORECASE)
 INSTA360 = re.compile(r"(?:PRO_)?(?:VID|LRV)_(\d{8}_\d{6})_\d\d_(\d{3,})", re.IGNORECASE)
-MAYBE_QUALITY = re.compile(r"prox|res|lrv|preview|\d[pi]|\dk|hd|sd|[hl]q|orig|source|raw|code|compress|26[45]|avc|av1"
-                           r"|vp9|\dx\d|frames|\.f\d|g[xhsl]\d{6}|s03|vid_|hevc", re.IGNORECASE)
+MAYBE_QUALITY = re.compile(r"prox|res|lrv|preview|thm|\d[pi]|\dk|hd|sd|[hl]q|orig|source|raw|code|compress|26[45]|avc"
+                           r"|av1|vp9|\dx\d|frames|\.f\d|g[xhsl]\d{6}|s03|vid_|hevc", re.IGNORECASE)
 """What a name has in it that may say a quality; others, most of all, need no closer look."""
 
 

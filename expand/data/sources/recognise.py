@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from expand.config.schema import DataConfig
-from expand.data.sources.class_names import read_names
-from expand.data.sources.clip import SPLIT_NAMES, Found, split_named
-from expand.data.sources.folders import has_splits, read_folders
-from expand.data.sources.lists import is_frame_list, read_lists
+from expand.data.file_kinds import suffix_of
+from expand.data.sources.clip import SPLIT_NAMES, SPLITS, Found, split_named
+from expand.data.sources.folders import has_splits, looks_like_classes, read_folders
+from expand.data.sources.lists import is_frame_list, lacks_labels, names_clips, read_lists
 from expand.data.sources.location import lists_of
 from expand.data.sources.published import FORMATS, Annotations, kind_of, survey
 from expand.data.sources.text_files import PEEK
@@ -17,9 +18,10 @@ from expand.data.sources.walk import files_in, folders_in
 from expand.errors import DataError
 from expand.home import expanded
 
-LIST_SUFFIXES = (".csv", ".txt", ".tsv")
+LIST_SUFFIXES = (".csv", ".txt", ".tsv", ".jsonl", ".ndjson")
+WHOLE_SUFFIXES = (*LIST_SUFFIXES, ".json")
 LIST_NAMES = ("metadata", "labels", "label", "annotations", "annotation", "list", "index", "clips", "videos", "data",
-              *SPLIT_NAMES)
+              "dataset", "info", "meta", "manifest", "classes", *SPLIT_NAMES)
 """What a list is called that lies beside its clips in a split's folder."""
 WORDS = {"folders": "folders of classes", "lists": "lists", **FORMATS}
 
@@ -89,9 +91,19 @@ def _from_folder(config: DataConfig, path: Path) -> Found:
     lists = _listed_in(config, root) if config.format in ("auto", "lists") else {}
     kind = _kind(config.format, root, published, lists)
     if kind == "folders":
-        return _named(config, read_folders(root))
+        further = _further_lists(root) if config.format == "auto" else {}
+        if further and not looks_like_classes(root):
+            return _lists(config, further)
+        found = _named(config, read_folders(root, surely=config.format == "folders"))
+        if None in further:
+            found.notes.append(f"not used: {further[None].name}, which lists clips, too; to read it instead: "
+                               f"--data {further[None]}")
+        return found
     if kind == "lists":
-        return _lists(config, lists)
+        left = [path for split, path in lists.items() if split == "test" and len(lists) > 1 and lacks_labels(path)]
+        found = _lists(config, {split: path for split, path in lists.items() if path not in left})
+        found.notes += [f"left out {path.name}, which has no labels" for path in left]
+        return found
     return published[kind].read(str(expanded(config.root or root, "data.root")), config.fold)
 
 
@@ -135,6 +147,29 @@ def _listed_in(config: DataConfig, root: str) -> dict[str | None, Path]:
                             fix=f"keep one of them, or name it: --set data.{split}=FILE")
     return ({split: found[split][0] for split in ("train", "val", "test") if split in found}
             or _listed_in_splits(root))
+
+
+def _further_lists(root: str) -> dict[str | None, Path]:
+    """Lists in `root` that are less surely meant than `train.csv`, and so only where there are no class folders.
+
+    The one that is called like such (`metadata.csv`, `labels.csv`) and says paths and classes; or lists whose names
+    have a split's in them (`kinetics_train_list.txt`, `val_list.txt`).
+    """
+    found = [Path(root, name) for name in files_in(root)
+             if os.path.splitext(name)[0].lower() in LIST_NAMES and suffix_of(name) in WHOLE_SUFFIXES]
+    found = [path for path in found if kind_of(path) == "lists" and names_clips(path)]
+    if len(found) == 1:
+        return {None: found[0]}
+    parts: dict[str | None, list[Path]] = {}
+    for name in files_in(root):
+        stem, suffix = os.path.splitext(name)
+        splits = {SPLIT_NAMES[word] for word in re.split(r"[\W\d_]+|lists?(?=$|[\W_])", stem.lower())
+                  if word in SPLIT_NAMES}
+        if len(splits) == 1 and suffix.lower() in LIST_SUFFIXES and _is_list(Path(root, name)):
+            parts.setdefault(splits.pop(), []).append(Path(root, name))
+    if "train" not in parts or any(len(paths) > 1 for paths in parts.values()):
+        return {}
+    return {split: parts[split][0] for split in SPLITS if split in parts}
 
 
 def _listed_in_splits(root: str) -> dict[str | None, Path]:

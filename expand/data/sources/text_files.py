@@ -69,12 +69,13 @@ def read_text(path: Path) -> str:
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """The number and the text of every line that is not blank, without the blanks around it, whatever ends it.
 
-    Raises `DataError` as `read_text`, and for a line that is too long to be one of a list.
+    Raises `DataError` as `read_text`, and for a line that is too long to be one of a list; JSON may be one line.
     """
     ended = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     lines = [(number, line.strip()) for number, line in enumerate(ended.split("\n"), 1)]
+    is_json = path.suffix.lower() == ".json" and ended.lstrip()[:1] in ("{", "[")
     for number, line in lines:
-        if len(line) > LONGEST:
+        if len(line) > LONGEST and not is_json:
             raise DataError(f"a line of {len(line):,} characters", where=f"{path}:{number}",
                             fix="a list has a line a clip")
     return [(number, line) for number, line in lines if line]

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from expand.data.file_kinds import (
+    ABOUT_FRAMES,
+    FRAME_FOLDERS,
     OTHER_PICTURES,
     PICTURE_FOLDERS,
     PICTURES,
@@ -72,8 +74,8 @@ def clips_below(folder: str, passed: PassedOver | None = None) -> list[str]:
 
     A clip is a file that `file_kinds` does not name as something else, or a folder below `folder` that holds pictures
     of a kind that is read and no clip file at any depth. Pictures beside clip files are thumbnails, and so is a folder
-    of pictures that is named like a clip file beside it. What is no clip goes into `passed`. Raises `DataError` for a
-    folder that cannot be read.
+    of pictures that is named like a clip file beside it; a folder `depth` and the like beside `rgb` is about it. What
+    is no clip goes into `passed`. Raises `DataError` for a folder that cannot be read.
     """
     files, frames = _walk(folder, "", passed if passed is not None else PassedOver())
     return sorted(files + frames, key=lambda path: path.replace("/", "\0"))  # as paths are ordered: part by part
@@ -103,6 +105,7 @@ def _walk(folder: str, prefix: str, passed: PassedOver, left: tuple[str, ...] = 
             files.append(prefix + name)
     stems = {stem_of(path[len(prefix):]) for path in files}
     beside = {entry.name.lower() for entry in below}
+    has_frames = bool(beside & FRAME_FOLDERS)
     for entry in below:
         if entry.name.startswith("."):
             continue
@@ -114,7 +117,9 @@ def _walk(folder: str, prefix: str, passed: PassedOver, left: tuple[str, ...] = 
             continue
         more_files, more_frames = _walk(entry.path, f"{prefix}{entry.name}/", passed, way)
         files += more_files
-        if entry.name.lower() not in PICTURE_FOLDERS and entry.name not in stems:
+        if has_frames and ABOUT_FRAMES.fullmatch(entry.name):
+            passed.counts["folders of pictures about frames"] += len(more_frames)
+        elif entry.name.lower() not in PICTURE_FOLDERS and entry.name not in stems:
             frames += more_frames
         else:
             passed.counts["folders of thumbnails"] += len(more_frames)

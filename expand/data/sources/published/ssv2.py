@@ -5,6 +5,7 @@ A clip is `<id>.webm` (or any other suffix), or the folder of frames `<id>`; its
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,18 @@ from expand.errors import DataError, did_you_mean
 LIST = re.compile(r"(?:something-something-v2-)?(train|validation|val|test)\.json", re.IGNORECASE)
 ANSWERS = re.compile(r"(?:something-something-v2-)?test[-_]answers\.csv", re.IGNORECASE)
 LABELS = ("labels.json", "something-something-v2-labels.json")
+FIELDS = {"id", "label", "template", "placeholders"}
 FOLDERS = ("", "20bn-something-something-v2", "videos", "rawframes", "frames")
 FIX = "these are the published files; take them anew"
 
 
 def is_ssv2(head: str) -> bool:
-    """Whether a JSON file that begins with `head` is a list of clips with an id."""
-    return re.match(r'\s*\[\s*\{[^}]*"id"\s*:', head) is not None
+    """Whether a JSON file that begins with `head` is a list of clips with an id, and nothing that the set has not."""
+    match = re.match(r'\s*\[\s*(\{[^}]*"id"\s*:[^{}]*\})', head)
+    try:
+        return match is not None and json.loads(match.group(1)).keys() <= FIELDS
+    except ValueError:
+        return False
 
 
 def is_answers(head: str) -> bool:
