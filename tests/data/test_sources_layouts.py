@@ -202,3 +202,22 @@ def test_a_set_of_pictures_that_are_not_read_says_that_they_must_be_converted(tm
     touch(tmp_path, *(f"{name}/one/{n}.{suffix}" for name in ("run", "jump") for n in range(3)))
     with pytest.raises(DataError, match=f"(?s)of a kind that is not read.*{suffix}.*convert them"):
         listed(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_lists_of_splits_may_be_json_where_no_class_folders_are(tmp_path, suffix):
+    touch(tmp_path, *(f"v/{n}.mp4" for n in range(4)))
+    rows = {"train": [(0, "run"), (1, "jump")], "val": [(2, "run"), (3, "jump")]}
+    for split, own in rows.items():
+        objects = [f'{{"video": "v/{n}.mp4", "label": "{label}"}}' for n, label in own]
+        text = "\n".join(objects) if suffix == "jsonl" else f"[{', '.join(objects)}]"
+        (tmp_path / f"{split}.{suffix}").write_text(text)
+    assert by_split(tmp_path) == {(split, label): {f"{n}.mp4"} for split, own in rows.items() for n, label in own}
+    touch(tmp_path, *(f"{split}/{name}/x.mp4" for split in ("train", "val") for name in ("a", "b")))
+    assert listed(tmp_path).classes == ("a", "b")
+
+
+def test_a_folder_with_the_whole_set_in_one_folder_says_which_is_meant(tmp_path):
+    touch(tmp_path, *(f"data/{split}/{n}.mp4" for split in ("train", "test") for n in range(2)))
+    with pytest.raises(DataError, match=f"is data.path={tmp_path / 'data'} meant"):
+        listed(tmp_path)

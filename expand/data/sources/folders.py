@@ -199,6 +199,9 @@ def _splits_of_classes(root: str, names: list[str]) -> dict[str, Splits] | None:
         return None  # {train,val}/<class>/<clip>, with classes that may have any name
     holding = [name for name in names if {"val", "test"} & set(splits[name])]
     direct = [name for name in holding if _has_clips_of_its_own(os.path.join(root, name), splits[name])]
+    if len(names) == 1:
+        raise DataError(f"{names[0]} is no class: it has splits of its own", where=root,
+                        fix=f"is data.path={os.path.join(root, names[0])} meant?")
     if not direct:
         if len(holding) == 1:
             return None  # a data set within a folder

@@ -18,8 +18,8 @@ from expand.data.sources.walk import files_in, folders_in
 from expand.errors import DataError
 from expand.home import expanded
 
-LIST_SUFFIXES = (".csv", ".txt", ".tsv", ".jsonl", ".ndjson")
-WHOLE_SUFFIXES = (*LIST_SUFFIXES, ".json")
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+LIST_SUFFIXES = (".csv", ".txt", ".tsv", *JSON_SUFFIXES)
 LIST_NAMES = ("metadata", "labels", "label", "annotations", "annotation", "list", "index", "clips", "videos", "data",
               "dataset", "info", "meta", "manifest", "classes", *SPLIT_NAMES)
 """What a list is called that lies beside its clips in a split's folder."""
@@ -141,6 +141,9 @@ def _listed_in(config: DataConfig, root: str) -> dict[str | None, Path]:
         path = Path(root, name)
         if split and suffix.lower() in LIST_SUFFIXES and _is_list(path):
             found.setdefault(split, []).append(path)
+    if any(suffix_of(path.name) in JSON_SUFFIXES for paths in found.values() for path in paths) and has_splits(root):
+        found = {split: kept for split, paths in found.items()  # JSON has many other uses beside folders of clips
+                 if (kept := [path for path in paths if suffix_of(path.name) not in JSON_SUFFIXES])}
     for split, paths in found.items():
         if len(paths) > 1:
             raise DataError(f"both {' and '.join(path.name for path in paths)} are lists of {split}", where=root,
@@ -156,7 +159,7 @@ def _further_lists(root: str) -> dict[str | None, Path]:
     have a split's in them (`kinetics_train_list.txt`, `val_list.txt`).
     """
     found = [Path(root, name) for name in files_in(root)
-             if os.path.splitext(name)[0].lower() in LIST_NAMES and suffix_of(name) in WHOLE_SUFFIXES]
+             if os.path.splitext(name)[0].lower() in LIST_NAMES and suffix_of(name) in LIST_SUFFIXES]
     found = [path for path in found if kind_of(path) == "lists" and names_clips(path)]
     if len(found) == 1:
         return {None: found[0]}
@@ -191,5 +194,7 @@ def _listed_in_splits(root: str) -> dict[str | None, Path]:
 def _is_list(path: Path) -> bool:
     if kind_of(path) != "lists":
         return False
+    if suffix_of(path.name) in JSON_SUFFIXES:
+        return names_clips(path)
     with open(path, encoding="utf-8", errors="replace") as file:
         return not is_frame_list(file.readline(PEEK))
