@@ -150,9 +150,11 @@ def _refuse_parts(root: str, names: list[str]) -> None:
     `fold1/<class>/<clip>`, or `videos/<class>/<clip>` beside `frames/<class>/<clip>`."""
     inside = {name: set(folders_in(os.path.join(root, name))) for name in names}
     parts = [name for name in names if PART.fullmatch(name) and inside[name]]
-    forms = [name for name in names if inside[name] and any(
-        clips_below(os.path.join(root, name, folder)) for folder in inside[name])
-        and (FORM.fullmatch(name) or name.lower() in FRAME_FOLDERS or ABOUT_FRAMES.fullmatch(name))]
+    forms = [name for name in names
+             if (FORM.fullmatch(name) or name.lower() in FRAME_FOLDERS or ABOUT_FRAMES.fullmatch(name))
+             and any(clips_below(os.path.join(root, name, folder)) for folder in inside[name])]
+    if not forms and len(parts) < 2:
+        return  # nothing more is listed: a set may have many clips
     having = {name for name in names if inside[name] or clips_below(os.path.join(root, name))}
     if len(parts) > 1 and having == set(parts) and _are_alike([inside[name] for name in parts]):
         raise DataError(f"{', '.join(parts[:SHOWN])} hold the same folders ({', '.join(sorted(inside[parts[0]])[:3])}, "
