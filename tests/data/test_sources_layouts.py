@@ -170,9 +170,9 @@ def test_class_folders_that_are_one_number_are_one_class_in_val(tmp_path):
     ("labels.csv", "video,tag\n0,run\n1,run\n2,jump\n3,jump\n"),
     ("metadata.jsonl", "".join(f'{{{{"file_name": "{{0}}{n}.mp4", "label": "{label}"}}}}\n'
                                for n, label in enumerate(["run", "run", "jump", "jump"]))),
-    ("metadata.json", '{{"{0}0.mp4": {{"label": "run"}}, "{0}1.mp4": {{"label": "run"}}'
+    ("metadata.json", ('{{"{0}0.mp4": {{"label": "run"}}, "{0}1.mp4": {{"label": "run"}}'
                       ', "{0}2.mp4": {{"label": "jump"}}'
-                      ', "{0}3.mp4": {{"label": "jump"}}}}'),
+                      ', "{0}3.mp4": {{"label": "jump"}}}}')),
     ("my_train_list.txt", "{0}0.mp4 run\n{0}1.mp4 run\n{0}2.mp4 jump\n{0}3.mp4 jump\n")])
 @pytest.mark.parametrize("inside", ["", "videos/", "train/"])
 def test_a_folder_without_classes_is_read_by_its_list(tmp_path, name, text, inside):
