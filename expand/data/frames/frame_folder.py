@@ -19,9 +19,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from expand.data.file_kinds import OTHER_PICTURES, suffix_of
 from expand.data.file_kinds import PICTURES as CODECS
+from expand.data.frames.clock import Clock, Stamped
 from expand.data.frames.orientation import orientation_of_frame
 from expand.data.frames.unreadable import MAX_PIXELS, UnreadableClip, system_reason
 from expand.data.frames.video_file import LIMIT, TOO_LARGE, Header, overheard, says
+from expand.processes.child import beat
 
 NO_FRAME = re.compile(r"(?<![a-z])(?:masks?|depth|(?:optical)?flow|seg|segm|segmentation|semantic|instances?|labels?|gt"
                       r"|annotations?|normals?|disp|disparity|alpha|matte|thumbs?|thumbnail|cover|poster|preview|folder"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from expand.config.schema import DataConfig
 from expand.data.file_kinds import suffix_of
+from expand.data.sources.class_names import read_names
 from expand.data.sources.clip import SPLIT_NAMES, SPLITS, Found, split_named
 from expand.data.sources.folders import has_splits, looks_like_classes, read_folders
 from expand.data.sources.lists import is_frame_list, lacks_labels, names_clips, read_lists
