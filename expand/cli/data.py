@@ -73,13 +73,13 @@ def check(data: str | None, data_root: str | None, format_: str | None, override
     leaves these out by itself. Ends with 1 if something is wrong. After an interruption, the same command goes on.
     """
     from expand import api
-    from expand.cli.display import told
     from expand.data.check import next_step
+    from expand.run.display import make_reporter
 
     values = {"data.path": data, "data.root": data_root, "data.format": format_}
-    with told(json_) as to:
-        checked = api.check_clips(overrides=overrides, values=values, out=out, workers=workers, report=to.say,
-                                  progress=to.progress)
+    with make_reporter(silent=json_) as reporter:
+        checked = api.check_clips(overrides=overrides, values=values, out=out, workers=workers, report=reporter.say,
+                                  progress=reporter.progress)
     print_json(checked) if json_ else _show(checked)
     next_step(checked)
 
@@ -101,12 +101,12 @@ def cache(data: str | None, data_root: str | None, format_: str | None, override
     serve every search.
     """
     from expand import api
-    from expand.cli.display import told
+    from expand.run.display import make_reporter
 
     values = {"data.path": data, "data.root": data_root, "data.format": format_, "data.cache_gb": limit_gb}
-    with told(json_) as to:
-        kept = api.cache_clips(short_side=size, overrides=overrides, values=values, workers=workers, report=to.say,
-                               progress=to.progress)
+    with make_reporter(silent=json_) as reporter:
+        kept = api.cache_clips(short_side=size, overrides=overrides, values=values, workers=workers,
+                               report=reporter.say, progress=reporter.progress)
     print_json(kept) if json_ else click.echo("\n".join(_cache_lines(kept)))
 
 
@@ -138,12 +138,12 @@ def synth(out: Path, classes: int | None, clips: int | None, seed: int | None, w
     the classes (all four by default: 16).
     """
     from expand import api
-    from expand.cli.display import told
+    from expand.run.display import make_reporter
 
     values = {f"data.builtin.{name}": value for name, value in {**settings, "seed": seed}.items()}
-    with told(json_) as to:
-        made = api.synthesize(out, classes=classes, clips=clips, values=values, workers=workers, report=to.say,
-                              progress=to.progress)
+    with make_reporter(silent=json_) as reporter:
+        made = api.synthesize(out, classes=classes, clips=clips, values=values, workers=workers, report=reporter.say,
+                              progress=reporter.progress)
     if json_:
         print_json(made)
         return

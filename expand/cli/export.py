@@ -28,15 +28,16 @@ def export(network: str, format_: str, out: Path | None, weights: Path | None, j
     NETWORK is a run, a training, or a file with weights; with --weights also xs, s, m, l, xl, x2d or a network's YAML
     file.
     """
-    from expand.exports import hand_over
+    from expand import api
 
     streams.go_on_without_output()
-    done = hand_over(network, format_, out, weights=weights, log=lambda text: click.echo(text, err=True))
+    measured: dict[str, float] = {}
+    files = api.export(network, format_, out, weights=weights, log=lambda text: click.echo(text, err=True),
+                       compared=lambda difference: measured.update(largest_difference=difference))
     if json_:
-        measured = {} if done.largest_difference is None else {"largest_difference": done.largest_difference}
-        print_json({"format": format_, "files": done.files, **measured})
+        print_json({"format": format_, "files": files, **measured})
         return
-    for file in done.files:
+    for file in files:
         click.echo(file)
-    if done.largest_difference is not None:
-        click.echo(f"its logits differ from the network's by at most {done.largest_difference:.1e}", err=True)
+    for difference in measured.values():
+        click.echo(f"its logits differ from the network's by at most {difference:.1e}", err=True)

@@ -11,7 +11,8 @@ import click
 from expand.cli.options import PathName, clip_source, configuration, is_first_process, keeping, spreading
 
 if TYPE_CHECKING:
-    from expand.run.search_run import Estimate
+    from expand.run.display import Plain
+    from expand.run.machine import Estimate
 
 ASK_ABOVE_S = 1800
 """A longer search is confirmed first, on an interactive terminal."""
@@ -29,7 +30,7 @@ def search(config: str | None, clips: dict[str, Any], target_gflops: float | Non
     CONFIG is a YAML file or the name of a ready configuration (default, quickstart, folder, kinetics).
     """
     from expand import api
-    from expand.cli.display import make_display
+    from expand.run.display import make_display
 
     values = {**clips, "search.target_gflops": target_gflops, **run_values, **executor_values}
     with make_display() as display:
@@ -44,7 +45,7 @@ def search(config: str | None, clips: dict[str, Any], target_gflops: float | Non
 def resume(run: Path, executor_values: dict[str, Any]) -> None:
     """Go on with a run after an interruption of any kind, with other workers where it is said."""
     from expand import api
-    from expand.cli.display import make_display
+    from expand.run.display import make_display
 
     with make_display() as display:
         summary = api.resume(run, values=executor_values, display=display)
@@ -72,7 +73,7 @@ def train(network: str, clips: dict[str, Any], init: Path | None, epochs: int | 
     interruption. In several processes: torchrun --nproc-per-node N -m expand train ...
     """
     from expand import api
-    from expand.cli.display import make_display
+    from expand.run.display import make_display
 
     values = {**clips, "final.epochs": epochs, "final.batch_size": batch_size, **run_values}
     with make_display() as display:
@@ -81,7 +82,7 @@ def train(network: str, clips: dict[str, Any], init: Path | None, epochs: int | 
     _report_training(result)
 
 
-def _confirm(estimate: Estimate, display: Any) -> bool:
+def _confirm(estimate: Estimate, display: Plain) -> bool:
     is_short = estimate.seconds is not None and estimate.seconds <= ASK_ABOVE_S
     if is_short or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return True

@@ -25,9 +25,9 @@ def echo_status(summary: dict[str, Any]) -> None:
 @as_json
 def status(run: Path, json_: bool) -> None:
     """Say what a run has done and is doing, from any shell."""
-    from expand.report.summary import summarize  # as `api.status`, without all that `api` imports
+    from expand import api
 
-    summary = summarize(run)
+    summary = api.status(run)
     print_json(summary) if json_ else echo_status(summary)
 
 

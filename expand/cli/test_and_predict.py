@@ -11,6 +11,7 @@ import click
 
 from expand import streams
 from expand.cli.options import PathName, as_json, data_overrides, data_root_option, print_json
+from expand.errors import DataError
 
 Command = Callable[..., Any]
 LISTED_CLASSES = 20
@@ -52,13 +53,13 @@ def test(network: str, views: str, data: str | None, data_root: str | None, spli
     NETWORK is a run, a training's folder or a file with weights; with --weights, also xs, s, m, l, xl or a network's
     YAML file.
     """
-    from expand.cli.display import told
-    from expand.inference import testing
+    from expand import api
+    from expand.run.display import make_reporter
 
-    with told(json_) as to:
-        result = testing.test(network, views=int(views), data=data, data_root=data_root, overrides=overrides,
-                              split=split, weights=weights, out=out, batch_size=batch_size, device=device,
-                              threads=threads, log=to.say, progress=to.progress)
+    with make_reporter(silent=json_) as reporter:
+        result = api.test(network, views=int(views), data=data, data_root=data_root, overrides=overrides, split=split,
+                          weights=weights, out=out, batch_size=batch_size, device=device, threads=threads,
+                          log=reporter.say, progress=reporter.progress)
     print_json(result) if json_ else click.echo("\n".join(_test_lines(result)))
 
 
@@ -82,16 +83,15 @@ def predict(network: str, videos: tuple[str, ...], top: int, views: int, timelin
 
     NETWORK is a run, a training's folder or a file with weights. Ends with 1 if a file could not be read.
     """
-    from expand.cli.display import told
-    from expand.errors import DataError
-    from expand.inference import predicting
+    from expand import api
+    from expand.run.display import make_reporter
 
-    with told(json_) as to:
+    with make_reporter(silent=json_) as reporter:
         streams.need_output()  # the answers are kept nowhere
-        answers = predicting.predict(
+        answers = api.predict(
             network, videos, top=top, views=views, timeline=timeline, window_s=window_s, hop_s=hop_s, weights=weights,
-            device=device, threads=threads, log=to.say, progress=to.progress,
-            report=lambda file: to.show("\n".join(_file_lines(file))))
+            device=device, threads=threads, log=reporter.say, progress=reporter.progress,
+            report=lambda file: reporter.show("\n".join(_file_lines(file))))
     if json_:
         print_json(answers)
     if unread := sum("error" in file for file in answers["files"]):

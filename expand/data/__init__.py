@@ -1,9 +1,24 @@
 """Clips: where they come from, how they are decoded once, and how batches are sampled from them.
 
+Listing clips needs neither numpy nor a decoder: `prepare` and `PreparedData` are loaded on first use.
 `expand.data.loading.loader` and `.transforms` need torch and are imported on their own.
 """
 
-from expand.data.loading.prepared import PreparedData, prepare
+from __future__ import annotations
+
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
 from expand.data.sources import ClipList, count_classes, list_clips
 
+if TYPE_CHECKING:
+    from expand.data.loading.prepared import PreparedData, prepare
+
 __all__ = ["ClipList", "PreparedData", "count_classes", "list_clips", "prepare"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load on first use."""
+    if name in ("PreparedData", "prepare"):
+        return pkgutil.resolve_name(f"expand.data.loading.prepared:{name}")
+    raise AttributeError(f"module 'expand.data' has no attribute '{name}'")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expand.errors import UsageError, did_you_mean
+from expand.rundir.named_network import check_weights
 from expand.rundir.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -51,54 +52,37 @@ class Handover:
     largest_difference: float | None = None
 
 
-def export(model_or_run: X3D | str | Path, format: str, path: str | Path | None = None, *,
-           weights: str | Path | None = None, log: Callable[[str], None] = lambda text: None) -> list[Path]:
-    """Writes a network in one of `FORMATS`; returns the files.
-
-    `model_or_run`: an `X3D`; a run, a training or a file with weights; or, with the file `weights`, the name of a
-    published network or a network's YAML. `path`: a file, or a folder for `<network's name><suffix>`; by default the
-    run's `final/`, else the current folder. `log` is told what was taken for granted about weights.
-
-    Raises `UsageError` for what cannot be meant, a package that is missing, and a file that computes something else.
-    """
-    return hand_over(model_or_run, format, path, weights=weights, log=log).files
-
-
 def hand_over(model_or_run: X3D | str | Path, format: str, path: str | Path | None = None, *,
               weights: str | Path | None = None, log: Callable[[str], None] = lambda text: None) -> Handover:
-    """`export`, with what it measured."""
-    _find(format)  # before anything is loaded
-    if not isinstance(model_or_run, (str, Path)):
-        if weights is not None:
-            raise UsageError("the model has weights already", fix="leave out weights=, or name the network")
-        return _write(model_or_run, format, Path(path or "."))
-    from expand.model.load import load_named
-
-    final = RunPaths(Path(model_or_run)).final
-    default = final if weights is None and final.is_dir() else Path(".")
-    return _write(load_named(model_or_run, weights, log), format, Path(path or default))
-
-
-def _find(format: str) -> Format:
+    """Write a network as `expand.export` says; return the files and what was measured."""
     if format not in FORMATS:
         raise UsageError(f"there is no format '{format}'",
                          fix=did_you_mean(format, FORMATS) or f"known: {', '.join(FORMATS)}")
-    return FORMATS[format]
-
-
-def _write(model: X3D, format: str, path: Path) -> Handover:
-    found = _find(format)
+    target, found = Path(path or "."), FORMATS[format]
     ending = f".{found.suffix.rpartition('.')[2]}"
-    if model.network is None:
-        raise UsageError("the model has no description, so nobody could tell what a clip must look like",
-                         fix="make it with X3D.of(network) or X3D.preset(name), or load it")
-    if path.is_dir():
-        path = path / f"{_file_name(model.network.name)}{found.suffix}"
-    elif path.suffix != ending:
+    if not target.is_dir() and target.suffix != ending:
         raise UsageError(f"is neither a folder nor the name of a file that ends with {ending}, as {format} does",
-                         where=str(path), fix=f"write to {path.with_suffix(found.suffix)}, or make the folder first")
+                         where=str(target),
+                         fix=f"write to {target.with_suffix(found.suffix)}, or make the folder first")
+    if isinstance(model_or_run, (str, Path)):
+        check_weights(model_or_run, weights)
+        from expand.model.load import load_named
+
+        final = RunPaths(Path(model_or_run)).final
+        if path is None and weights is None and final.is_dir():
+            target = final
+        model = load_named(model_or_run, weights, log)
+    elif weights is not None:
+        raise UsageError("the model has weights already", fix="leave out weights=, or name the network")
+    else:
+        model = model_or_run
+    if model.network is None:
+        raise UsageError("the model has no description, so nothing would say what a clip must look like",
+                         fix="make it with X3D.of(network) or X3D.preset(name), or load it")
+    if target.is_dir():
+        target = target / f"{_file_name(model.network.name)}{found.suffix}"
     save: Callable[[X3D, Path], Any] = pkgutil.resolve_name(found.writer)
-    return Handover([path], save(model, path)) if found.is_graph else Handover(save(model, path))
+    return Handover([target], save(model, target)) if found.is_graph else Handover(save(model, target))
 
 
 def _file_name(network: str) -> str:

@@ -15,8 +15,9 @@ import torch
 from expand.data.loading.sampling import clip_frames, view_starts_s, window_starts_s
 from expand.data.loading.transforms import normalise, resize
 from expand.device_faults import faults_explained
-from expand.errors import DataError, UsageError, hint
+from expand.errors import DataError, UsageError
 from expand.inference.loaded_network import check_finite, ready
+from expand.inference.options import check_window
 from expand.inference.windows import centre_clips, frame_times
 from expand.model import X3D
 from expand.model.folded_batch_norm import Answering, for_inference
@@ -27,10 +28,6 @@ from expand.space.network import Network
 from expand.training.evaluate import probabilities_of
 from expand.training.runtime import Runtime
 
-MOST_VIEWS = 1000
-"""Clips that a prediction can take from a file, beside those of a timeline."""
-LONGEST_WINDOW_S = 86_400.0
-"""Longest window, seconds: a day."""
 MOST_CLIPS = 1_000_000
 """Clips that can be taken from one file: more are a window or a hop that was not meant, and would take days."""
 BATCH = 8
@@ -39,35 +36,18 @@ SHORTEST_WINDOW_S = 1.0
 """Shortest default window, seconds: a network of one frame, or of a few close ones, would give a flicker."""
 
 
-def predict(source: str | Path, videos: Sequence[str | Path], *, top: int = 5, views: int = 10,
-            timeline: bool = False, window_s: float | None = None, hop_s: float | None = None,
-            weights: str | Path | None = None, device: str = "auto", threads: int | None = None,
-            log: Callable[[str], None] = lambda text: None,
-            report: Callable[[dict[str, Any]], None] = lambda file: None,
-            progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """The `top` classes of each file, from `views` clips uniform in time, centre crop, probabilities averaged.
-
-    `source`: a run, a training's folder or a file with weights; with `weights`, a preset or a network's YAML.
-    `timeline` adds what a window of `window_s` seconds sees that moves on by `hop_s` (default: the clip's span, at
-    least 1 s, and half of the window); a longer window takes more clips. `report` gets each file's answer as it is
-    ready, `progress` the clips done and to do in the present file.
+def predict_files(source: str | Path, videos: Sequence[str | Path], *, top: int, views: int, timeline: bool,
+                  window_s: float | None, hop_s: float | None, weights: str | Path | None, device: str,
+                  threads: int | None, log: Callable[[str], None], report: Callable[[dict[str, Any]], None],
+                  progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Name the classes of each file, as `expand.predict` says.
 
     Returns {"network", "classes", "files": [{"path", "length_s", "damaged", "clock_jumps", "predictions", "timeline"?,
     "error"?}]} in the order of `videos`. Predictions are [{"class", "label", "probability"}], best first; "class" is
     the label's number where the names are not known. A timeline is [{"start_s", "end_s", "predictions"}]. "damaged"
     counts packets that could not be decoded, "clock_jumps" places where the time stamps were not followed
     (docs/data.md, "What is read"). A file that cannot be read has "error", the reason, and no predictions.
-
-    Raises `UsageError` for options that cannot be meant and `UsageError` or `RunError` for the network.
     """
-    if top < 1 or views < 1:
-        raise UsageError(f"top and views are at least 1, got {top} and {views}")
-    if views > MOST_VIEWS:
-        raise UsageError(f"{views:,} views", fix=f"take at most {MOST_VIEWS}")
-    if not timeline and (window_s, hop_s) != (None, None):
-        raise UsageError("a window and its hop belong to a timeline",
-                         fix=hint(command="add --timeline", python="add timeline=True"))
-    check_window(window_s, hop_s)
     model, runtime = ready(source, weights, device, threads, log)
     network = model.network
     windows = Windows.of(network.factors, window_s, hop_s) if timeline else None
@@ -77,20 +57,6 @@ def predict(source: str | Path, videos: Sequence[str | Path], *, top: int = 5, v
             files.append(_answer(_Asked(Path(video), answering, runtime, views, windows, progress, child), top))
             report(files[-1])
     return {"network": network.name, "classes": network.classes, "files": files}
-
-
-def check_window(window_s: float | None, hop_s: float | None) -> None:
-    """Raises `UsageError` for a window or a hop, seconds, that no network could be meant to have."""
-    least_s = 1 / REFERENCE_FPS - 1e-3
-    if window_s is not None and not least_s <= window_s <= LONGEST_WINDOW_S:
-        raise UsageError(f"a window of {window_s:g} s", where="--window",
-                         fix="it is at least as long as the network's clip, and at most a day, "
-                             f"{LONGEST_WINDOW_S:,.0f} s")
-    most_s = LONGEST_WINDOW_S if window_s is None else window_s
-    if hop_s is not None and not least_s <= hop_s <= most_s:
-        raise UsageError(f"a hop of {hop_s:g} s", where="--hop",
-                         fix=f"it is at least 1/{REFERENCE_FPS} s and at most the window"
-                             + ("" if window_s is None else f", {window_s:g} s"))
 
 
 @dataclass(frozen=True)

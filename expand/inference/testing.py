@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from expand.config import load_config
 from expand.config.schema import DataConfig
-from expand.data import ClipList, list_clips, prepare
+from expand.data import ClipList, prepare
 from expand.data.frames.cache import CachedClip
 from expand.data.loading.loader import eval_loader
 from expand.data.loading.prefetch import dead_worker
-from expand.data.sources import SHOWN, kept_clips, shown
+from expand.data.sources import SHOWN, shown
 from expand.data.sources.labels import label_key
 from expand.device_faults import faults_explained, lacks_memory
-from expand.errors import DataError, RunError, UsageError, did_you_mean
+from expand.errors import DataError, RunError, did_you_mean
 from expand.inference.loaded_network import check_finite, ready
+from expand.inference.options import CROPS, TestClips
 from expand.machine import available_cores
 from expand.model import X3D
 from expand.report.confusion import classes_frame, confusion_frame, plot_confusion
@@ -39,50 +39,19 @@ from expand.training.evaluate import Evaluation, hits, judged, score_videos, wil
 from expand.training.runtime import Runtime
 
 TIMES = 10
-CROPS = {10: 1, 30: 3}
-"""Crops of each of the `TIMES` clips, by the number of views."""
-MOST_BATCH = 100_000
-"""Clips of a batch, at most."""
-DESCRIBED = ("data.mean", "data.std")
-"""Options of the data that the network's own description settles."""
-
 Log = Callable[[str], None]
 
 
-def test(source: str | Path, *, views: int = 10, data: str | Path | None = None,
-         data_root: str | Path | None = None, overrides: Sequence[str] = (), split: str | None = None,
-         weights: str | Path | None = None, out: str | Path | None = None, batch_size: int = 8,
-         device: str = "auto", threads: int | None = None, log: Log = lambda text: None,
-         progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """Measures a network on labelled clips with 10 or 30 views a video, class probabilities averaged.
-
-    `source`: a run, a training's folder or a file with weights; with `weights`, a preset or a network's YAML. `data`:
-    labelled clips as in a search, by default those of the run, `data_root` where relative paths in lists start;
-    `overrides`: texts "data.key=value". `split`: by default test where there is one, else val. Labels are matched by
-    the classes' names; by their order where the network does not know names. `progress` gets the clips done and to do.
-
-    Writes result.json, classes.csv, confusion.csv, confusion.png and scores.csv (a row a video) into `out`, by default
-    `test/<split>-<views>views` in a run, else `test-<network>-<split>-<views>views` here. Returns what result.json
-    holds: {"network", "source", "weights", "data", "split", "note", "views", "videos", "left_out", "accuracy",
-    "accuracy_interval", "top5", "top5_interval", "loss", "per_class", "device", "precision", "wall_s", "clips_per_s",
-    "out"}. Intervals are [low, high] of 95 % confidence; `note` says what the split was used for before, where that is
-    known; `left_out` counts unreadable clips; `per_class` are the rows of classes.csv.
-
-    Raises `UsageError` for options that cannot be meant, `DataError` for the clips, `RunError` for a network that gives
-    no scores.
-    """
-    if views not in CROPS:
-        raise UsageError(f"{views} views", fix=f"choose {' or '.join(map(str, CROPS))}")
-    if not 1 <= batch_size <= MOST_BATCH:
-        raise UsageError(f"a batch of {batch_size:,} clips", where="--batch-size", fix=f"1 to {MOST_BATCH:,}")
-    if out and Path(out).exists() and not Path(out).is_dir():
-        raise UsageError("is not a folder", where=str(out), fix="name a folder for the results: --out DIR")
+def measure(source: str | Path, chosen: TestClips, *, views: int, weights: str | Path | None, out: Path | None,
+            batch_size: int, device: str, threads: int | None, log: Log,
+            progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Measure a network on the clips `chosen` for it, as `expand.test` says."""
     model, runtime = ready(source, weights, device, threads, log)
-    network, paths = model.network, RunPaths(Path(source))
-    config = replace(_data_config(paths, data, data_root, overrides), mean=network.mean, std=network.std)
-    is_own, other = weights is None and paths.config.is_file(), _other_clips(data, overrides)
-    exam = _prepared(config, _listed(paths, config, other), split, network, log)
-    folder = make_dir(Path(out) if out else
+    network, paths, other = model.network, RunPaths(Path(source)), chosen.other
+    config = replace(chosen.config, mean=network.mean, std=network.std)
+    is_own = weights is None and paths.config.is_file()
+    exam = _prepared(config, chosen.listed, chosen.split, network, log)
+    folder = make_dir(out or
                       _default_folder(paths if is_own else None, other, f"{exam.split}-{views}views", network))
     began = time.monotonic()
     scores, labels = _scores(model, exam, views, batch_size, runtime, progress)
@@ -113,60 +82,7 @@ class _Exam:
     left_out: int
 
 
-CLIPS = ("data.path", "data.train", "data.val", "data.test")
-"""Options that say which clips; in place of the run's own."""
-INDIFFERENT = {"frame_rate", "flip", "jitter_min", "jitter_max", "mean", "std", "max_unreadable", "timeout_s",
-               "cache_dir", "cache_gb"}
-"""Options of the data that do not say which clips there are; with any other, a run's are listed anew."""
-PARTING = ("val_share", "test_share", "group", "split_seed", "fold")
-"""Options that say which clips a network is trained on; after that, nobody may say otherwise."""
-
-
-def _data_config(paths: RunPaths, data: str | Path | None, data_root: str | Path | None,
-                 overrides: Sequence[str]) -> DataConfig:
-    """Where the clips are: `data`, else the run's own configuration, with `overrides`."""
-    for text in overrides:
-        key = text.partition("=")[0].strip()
-        if not key.startswith("data.") or key in DESCRIBED:
-            what = "the network's own description says it" if key in DESCRIBED else "is no option of the clips"
-            raise UsageError(what, where=f"--set {text}",
-                             fix="a test takes data.* only, for instance data.cache_dir=DIR")
-    other = _other_clips(data, overrides)
-    is_own = other is None and paths.config.is_file()
-    if other is None and not is_own and not any(text.strip().startswith("data.builtin") for text in overrides):
-        raise UsageError("which clips?", where=str(paths.root),
-                         fix="it is no run with clips of its own: add --data PATH")
-    values = {"data.path": data and str(data), "data.root": data_root and str(data_root)}
-    return load_config(paths.config if is_own else None, overrides, values).data
-
-
-def _other_clips(data: str | Path | None, overrides: Sequence[str]) -> str | None:
-    """What was named in place of the run's own clips, if anything was."""
-    named = (text.partition("=") for text in overrides)
-    return str(data) if data else next((value for key, _, value in named if key.strip() in CLIPS), None)
-
-
-def _listed(paths: RunPaths, config: DataConfig, other: str | None) -> ClipList:
-    """The clips to choose from: those of `config` where it names `other` ones, or has another root or quarantine for a
-    run's own; else the run's as it kept them.
-
-    Raises `UsageError` for options that would part a run's clips anew.
-    """
-    if other is not None or not paths.config.is_file():
-        return list_clips(config, to_train=False)
-    own, now = asdict(load_config(paths.config, (), {}).data), asdict(config)
-    changed = {name for name in own if own[name] != now[name]} - INDIFFERENT
-    if parting := [f"data.{name}" for name in PARTING if name in changed]:
-        raise UsageError("would part the run's clips anew, and test it on clips that it was trained on",
-                         where=", ".join(parting), fix="leave it out, or name other clips with --data")
-    return list_clips(config) if changed else kept_clips(paths.clips, config)
-
-
-def _prepared(config: DataConfig, listed: ClipList, split: str | None, network: Network, log: Log) -> _Exam:
-    splits = {clip.split for clip in listed.clips}
-    split = split or ("test" if "test" in splits else "val")
-    if split not in splits:
-        raise UsageError(f"these clips have no {split} split", fix=f"there is {', '.join(sorted(splits))}")
+def _prepared(config: DataConfig, listed: ClipList, split: str, network: Network, log: Log) -> _Exam:
     names, mapping = _matched(listed, split, network, log)
     short_side = evaluation_crop(network.factors.resolution)
     data = prepare(config, short_side=short_side, workers=available_cores(), report=log, splits=(split,), listed=listed)

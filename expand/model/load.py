@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +10,13 @@ import torch
 from torch import Tensor
 
 from expand.config.schema import GridConfig
-from expand.errors import RunError, UsageError, hint
+from expand.errors import UsageError, hint
 from expand.model.names import OURS
 from expand.model.shortcuts import has_first_norm
 from expand.model.weights import CLASSIFIER, SHOWN, Checkpoint, fitted, read_checkpoint
 from expand.model.x3d import X3D
-from expand.rundir.named_network import network_of
-from expand.rundir.paths import FINAL, NETWORK, WEIGHTS, RunPaths, inside
+from expand.rundir.named_network import check_weights, network_of, weights_at
+from expand.rundir.paths import FINAL, NETWORK, WEIGHTS, inside
 from expand.space.complexity import complexity
 from expand.space.factors import PRESETS
 from expand.space.geometry import BASE_DEPTHS, Geometry
@@ -68,36 +67,8 @@ def load_named(source: str | Path, weights: str | Path | None,
 
     Raises as `load_model`, and `UsageError` for a description without weights.
     """
-    if weights is not None:
-        return load_model(weights, source, log=log)
-    is_name = str(source).lower() in PRESETS and not os.path.exists(source)
-    if is_name or Path(source).suffix in (".yaml", ".yml"):
-        raise UsageError("is a network without weights", where=str(source),
-                         fix="name the file that has them: --weights CHECKPOINT")
-    return load_model(source, log=log)
-
-
-def weights_at(source: Path) -> Path:
-    """The file with the weights of a run, a training or its `final/`; a file is its own. Raises as `load_model`."""
-    name, paths = str(source), RunPaths(source)
-    if source.suffix.lower() == ".onnx":
-        raise UsageError("is ONNX, which holds no weights to go on with", where=name,
-                         fix="onnxruntime.InferenceSession opens it; give the run, or another file of the same network")
-    if os.path.isdir(source):
-        for weights in (paths.weights, inside(source, source / WEIGHTS)):
-            if weights.is_file():
-                return weights
-        if paths.journal.exists():
-            raise RunError("the run has no trained winner yet", where=name, fix=f"go on with: x3d-expand resume {name}")
-        raise RunError("there are no trained weights in it", where=name,
-                       fix="give a run or a training that has ended, or a file of weights")
-    if os.path.exists(source):
-        return source
-    if name.lower() in PRESETS:
-        raise UsageError("is a network without weights", where=name,
-                         fix=hint(command="give a run's directory or a file of weights",
-                                  python=f"X3D.preset('{name.lower()}') makes it with first weights"))
-    raise UsageError("there is no such file or directory", where=name, fix="give a run's directory or a weights file")
+    check_weights(source, weights)
+    return load_model(source, log=log) if weights is None else load_model(weights, source, log=log)
 
 
 def _described(checkpoint: Checkpoint, path: Path) -> Network | None:

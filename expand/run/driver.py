@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from expand.config import Config
 from expand.data import PreparedData
@@ -23,28 +23,13 @@ from expand.expansion.rules import Space
 from expand.expansion.state import Done, Record, SearchState, Stuck, Train, TrainFinal, decide
 from expand.expansion.types import Candidate
 from expand.exports.card import write_card
+from expand.run.display import Display
 from expand.rundir.files import cannot_write, write_atomic
 from expand.rundir.journal import Journal
 from expand.rundir.paths import RunPaths
 from expand.space.network import Network, dump_network, load_network
-from expand.training.job import Job, Tick, candidate_seed
+from expand.training.job import Job, candidate_seed
 from expand.training.runtime import Runtime
-
-
-class Display(Protocol):
-    """What a run tells a person."""
-
-    def opened(self, paths: RunPaths) -> None:
-        """The run's directory is known, and its journal may be read."""
-
-    def say(self, text: str) -> None:
-        """A remark."""
-
-    def event(self, event: dict[str, Any], state: SearchState) -> None:
-        """An event was written; `state` is the one after it."""
-
-    def tick(self, job_id: str, tick: Tick) -> None:
-        """A training goes on."""
 
 
 @dataclass

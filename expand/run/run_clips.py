@@ -1,21 +1,35 @@
-"""The clips of a run that goes on: the same ones, in the same order, with the same content; or what is different."""
+"""The clips of a run: decoded at the size that it needs; and, when it is resumed, the same clips in the same order with
+the same content, or an error that says what is different."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from expand.config.schema import DataConfig
-from expand.data import ClipList, PreparedData, list_clips
+from expand.data import ClipList, list_clips
 from expand.data.sources import kept_clips, other_orders, refuse_changed
 from expand.errors import DataError, RunError
+from expand.machine import available_cores
 
-Prepare = Callable[[ClipList, Callable[[str], None]], PreparedData]
-"""Decodes listed clips; the second argument gets lines for people."""
+if TYPE_CHECKING:
+    from expand.data import PreparedData
+
+
+def prepare_clips(config: DataConfig, listed: ClipList, resolution: int, say: Callable[[str], None], *,
+                  begins: bool = False, run_list: Path | None = None) -> PreparedData:
+    """Decode the clips `listed` for crops of up to `resolution` pixels, with all cores; the rest is as in
+    `expand.data.prepare`."""
+    from expand.data import prepare
+
+    return prepare(config, short_side=int(resolution * config.jitter_max) + 1, workers=available_cores(), report=say,
+                   listed=listed, begins=begins, run_list=run_list)
 
 
 def list_again(path: Path, config: DataConfig, classes: Sequence[str] | None) -> ClipList:
-    """The clips that a run goes on with: those of its list `path`, else, where it has none, those of `config`.
+    """Return the clips that a run is resumed with: those of its list `path`, else, where it has none, those of
+    `config`.
 
     Raises `DataError` and `RunError` with advice that can be followed when a run is resumed.
     """
@@ -28,18 +42,22 @@ def list_again(path: Path, config: DataConfig, classes: Sequence[str] | None) ->
                         f"another now: put {path.name} back into the run, or the clips as they were") from error
 
 
-def prepare_again(listed: ClipList, path: Path, config: DataConfig, begun: Mapping[str, object] | None,
-                  prepare: Prepare, report: Callable[[str], None]) -> PreparedData:
-    """The clips `listed` of a run, ready, as it `begun` with them: its fingerprint, and classes and counts of clips by
-    split where they are known. Raises `RunError` where they are others."""
-    data = prepare(listed, report)
+def prepare_again(listed: ClipList, path: Path, config: DataConfig, begun: Mapping[str, Any] | None, resolution: int,
+                  say: Callable[[str], None]) -> PreparedData:
+    """Return the clips `listed` of a run, whose list is `path`, as it `begun` with them: its fingerprint, and classes
+    and numbers of clips by split where they are known. Raises `RunError` where they are others."""
+    data = prepare_clips(config, listed, resolution, say, run_list=path)
     refuse_changed(listed, data.listed, path)
     if begun is None or begun["fingerprint"] == data.fingerprint:
         return data
-    for other in other_orders(listed, _source(config)):
-        again = prepare(other, lambda line: None)
+    try:
+        source = list_clips(config)
+    except DataError:  # it is not there any more, or another
+        source = None
+    for other in other_orders(listed, source):
+        again = prepare_clips(config, other, resolution, lambda line: None, run_list=path)
         if again.fingerprint == begun["fingerprint"]:
-            report(f"the lines of {path} are in another order than when the run began; it goes on in the old one")
+            say(f"the lines of {path} are in another order than when the run began; it goes on in the old one")
             return again
     splits, classes = begun.get("splits"), begun.get("classes")
     found = []
@@ -52,10 +70,3 @@ def prepare_again(listed: ClipList, path: Path, config: DataConfig, begun: Mappi
     raise RunError(f"the clips were changed since the run began: {what}", where=str(path if path.exists() else
                                                                                     config.source),
                    fix="put the old clips back, or start a new run with the new ones")
-
-
-def _source(config: DataConfig) -> ClipList | None:
-    try:
-        return list_clips(config)
-    except DataError:  # it is not there any more, or another
-        return None

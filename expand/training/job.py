@@ -46,7 +46,7 @@ class Job:
     def identity(self) -> str:
         """Tells one training from another; a checkpoint of another identity is never continued.
         What it does not hold, clips and how they are read, a run guards by its own means
-        (`settle.check_unchanged`, the clips' fingerprint)."""
+        (`run.resolve.check_unchanged`, the clips' fingerprint)."""
         network = replace(self.network, name="").as_dict()  # a run may be moved
         what = {"id": self.id, "network": network, "recipe": asdict(self.recipe), "seed": self.seed}
         if self.first_weights is not None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NEEDLESS = ("yaml", "pydantic", "pandas", "numpy", "torch", "expand.api", "expand.cli.data", "expand.cli.export")
+NEEDLESS = ("yaml", "pydantic", "pandas", "numpy", "torch", "expand.run", "expand.cli.data", "expand.cli.export")
 
 
 def test_status_imports_no_yaml_and_no_other_command(tmp_path: Path) -> None:

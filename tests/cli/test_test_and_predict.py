@@ -12,7 +12,6 @@ import torch
 
 import expand
 from expand.errors import UsageError
-from expand.inference import predicting, testing
 from expand.space.factors import Factors
 from expand.space.network import dump_network
 from tests.data.clips import steady, write_clip, write_folder
@@ -49,7 +48,7 @@ def test_a_test_prints_its_figures_and_where_the_rest_is(command, weights, clips
 def test_the_json_of_a_test_is_what_the_function_returns(command, weights, clips, tmp_path):
     code, out, err = command("test", weights, "--data", clips, "--out", tmp_path, "--json")
     assert (code, err) == (0, "")
-    found, expected = json.loads(out), testing.test(weights, data=clips, out=tmp_path, threads=1)
+    found, expected = json.loads(out), expand.test(weights, data=clips, out=tmp_path, threads=1)
     for result in (found, expected):
         assert result.pop("wall_s") > 0 and result.pop("clips_per_s") > 0
     assert found == expected
@@ -64,7 +63,7 @@ def test_predictions_come_in_order_with_what_could_not_be_read(command, weights,
     assert first == f"{none}: cannot be read: no such file" and second == f"{good} (1.4 s)"
     assert guess.split()[2] in ("jump", "run")
     code, out, err = command("predict", weights, good, "--json")
-    assert (code, err) == (0, "") and json.loads(out) == predicting.predict(weights, [str(good)], threads=1)
+    assert (code, err) == (0, "") and json.loads(out) == expand.predict(weights, [str(good)], threads=1)
 
 
 def test_a_timeline_is_merged_where_the_class_stays(command, weights, tmp_path):

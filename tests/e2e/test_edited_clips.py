@@ -19,7 +19,7 @@ import pytest
 from expand import api
 from expand.config import load_config
 from expand.errors import DataError, ExpandError, Interrupted, RunError
-from expand.run.search_run import Quiet
+from expand.run.display import Quiet
 from expand.rundir.journal import read_events
 from expand.rundir.paths import RunPaths
 from tests.data.clips import steady, write_clip

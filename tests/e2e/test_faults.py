@@ -20,7 +20,8 @@ import pytest
 
 import expand
 from expand.errors import RunError
-from expand.run.search_run import Logged, renew_report
+from expand.run.display import Logged
+from expand.run.search_run import renew_report
 from expand.rundir.paths import RunPaths
 from tests.e2e.faults import (
     TINY,

@@ -14,7 +14,7 @@ from expand.executors.fork_server import Nursery
 from expand.executors.forked_call import call_apart
 from expand.expansion.rules import Space
 from expand.exports import card
-from expand.run import search_run as session
+from expand.run import machine
 from expand.training.estimate import estimate_seconds
 from expand.training.gpus import look_at_all
 from expand.training.runtime import Runtime
@@ -56,7 +56,7 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("the driver would get a context"))
-    monkeypatch.setattr(session, "call_apart", apart)
+    monkeypatch.setattr(machine, "call_apart", apart)
     return found
 
 
@@ -66,12 +66,12 @@ def estimate(said, **run):
                          {f"run.{key}": value for key, value in run.items()})
     runtime = Runtime(torch.device(config.run.device, 0), 1, "fp32")
     data = SimpleNamespace(counts={"train": 32, "val": 8, "test": 0})
-    return session._estimate(config, Space(config.search, 5), data, runtime, None, SimpleNamespace(say=said.append))
+    return machine.estimate_search(config, Space(config.search, 5), data, runtime, None, said.append)
 
 
 def test_gpus_are_looked_at_and_the_time_is_tried_out_in_other_processes(asked):
     config = load_config(None, [], {})
-    assert session._look_at_gpus(config.run, None) == ()
+    assert machine.look_at_gpus(config.run, None) == ()
     assert estimate([], device="cuda").seconds == 60.0
     assert asked == [look_at_all, estimate_seconds]
 
@@ -79,7 +79,7 @@ def test_gpus_are_looked_at_and_the_time_is_tried_out_in_other_processes(asked):
 def test_a_driver_of_a_cluster_without_a_gpu_of_its_own_knows_no_time(asked, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert estimate([], device="cuda", executor="ray").seconds is None
-    assert session._look_at_gpus(load_config(None, [], {"run.device": "cuda"}).run, None) == ()
+    assert machine.look_at_gpus(load_config(None, [], {"run.device": "cuda"}).run, None) == ()
     assert asked == []
 
 
@@ -88,7 +88,7 @@ def test_a_time_that_cannot_be_tried_out_is_said_and_ends_nothing(asked, monkeyp
         raise RunError("a process died in its work (EOFError)")
 
     said = []
-    monkeypatch.setattr(session, "call_apart", failing)
+    monkeypatch.setattr(machine, "call_apart", failing)
     assert estimate(said, device="cpu").seconds is None
     assert "could not be tried out: a process died" in said[0]
 

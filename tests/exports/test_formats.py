@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from expand.api import export
 from expand.errors import RunError, UsageError
-from expand.exports import FORMATS, export
+from expand.exports import FORMATS
 from expand.model import X3D
 from expand.model.load import load_model
 from expand.training.checkpoint import save_weights

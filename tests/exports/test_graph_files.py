@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from expand.api import export
 from expand.errors import ExpandError, UsageError
-from expand.exports import export
 from expand.exports import graph_files as graphs
 from expand.model import X3D
 from expand.model.exported import read_torch_export

@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
+import expand
 from expand.data.frames.decode import ClipReader
 from expand.data.loading.sampling import window_starts_s
 from expand.data.loading.transforms import normalise, resize
 from expand.errors import RunError, UsageError
-from expand.inference import predicting, testing
+from expand.inference import predicting
 from expand.inference.windows import centre_clips, frame_times
 from expand.model.load import load_model
 from tests.data.clips import steady, write_clip, write_folder, write_stamped
@@ -29,7 +30,7 @@ def weights(tmp_path_factory):
 
 
 def predict(*arguments, **options):
-    return predicting.predict(*arguments, threads=1, **options)
+    return expand.predict(*arguments, threads=1, **options)
 
 
 def probabilities(file):
@@ -38,7 +39,7 @@ def probabilities(file):
 
 def test_a_clip_gets_the_probability_that_the_test_protocol_gives_it(weights, tmp_path):
     folder = write_folder(tmp_path / "set", clips=2)
-    testing.test(weights, data=folder, overrides=[f"data.cache_dir={tmp_path / 'cache'}"], out=tmp_path / "out",
+    expand.test(weights, data=folder, overrides=[f"data.cache_dir={tmp_path / 'cache'}"], out=tmp_path / "out",
                  threads=1)
     scores = pd.read_csv(tmp_path / "out" / "scores.csv")
     files = predict(weights, scores["path"])["files"]

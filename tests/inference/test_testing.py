@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import expand
 from expand.config import dump_config
 from expand.config.schema import Config, DataConfig
 from expand.data.sources import keep_clips, list_clips
 from expand.errors import DataError, ExpandError, UsageError
-from expand.inference import testing
 from expand.model.load import load_model
 from expand.rundir.files import read_json
 from expand.rundir.paths import RunPaths
@@ -37,7 +37,7 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def judge(weights, clips, tmp_path):
     def run(source=weights, data=clips, **options):
-        return testing.test(source, **{"data": data, "out": tmp_path / "out", "threads": 1, **options})
+        return expand.test(source, **{"data": data, "out": tmp_path / "out", "threads": 1, **options})
 
     return run
 
@@ -109,19 +109,19 @@ def make_run(root, weights, data):
 
 def test_a_run_is_tested_on_its_own_clips_and_keeps_the_result(weights, clips, tmp_path):
     run = make_run(tmp_path / "run", weights, clips)
-    result = testing.test(run, threads=1)
+    result = expand.test(run, threads=1)
     assert (result["data"], result["split"]) == (str(clips), "test") and "no part in the selection" in result["note"]
     assert {file.name for file in (run / "test" / "test-10views").iterdir()} == FILES
-    on_val = testing.test(run, split="val", views=30, threads=1)
+    on_val = expand.test(run, split="val", views=30, threads=1)
     assert "also selected on it" in on_val["note"] and on_val["out"] == str(run / "test" / "val-30views")
 
 
 def test_other_clips_do_not_overwrite_a_runs_result(weights, clips, tmp_path):
     run = make_run(tmp_path / "run", weights, tmp_path / "gone")
-    result = testing.test(run, data=clips, threads=1)
+    result = expand.test(run, data=clips, threads=1)
     assert Path(result["out"]).parent == run / "test" and result["note"] is None
     other = write_folder(tmp_path / "set", clips=1, splits=("test",))
-    assert other.name == clips.name and testing.test(run, data=other, threads=1)["out"] != result["out"]
+    assert other.name == clips.name and expand.test(run, data=other, threads=1)["out"] != result["out"]
 
 
 def test_lists_can_take_the_place_of_a_runs_folder(weights, clips, tmp_path):
@@ -129,7 +129,7 @@ def test_lists_can_take_the_place_of_a_runs_folder(weights, clips, tmp_path):
     listed = sorted((clips / "val").glob("*/*"))
     (tmp_path / "some.csv").write_text("".join(f"{clip} {clip.parent.name}\n" for clip in listed[::2]))
     lists = [f"data.{split}={tmp_path / 'some.csv'}" for split in ("train", "val")]
-    result = testing.test(run, overrides=lists, split="val", threads=1)
+    result = expand.test(run, overrides=lists, split="val", threads=1)
     assert (result["split"], result["videos"], result["note"]) == ("val", 3, None)
     assert Path(result["out"]).name.startswith("some.csv-")
 
@@ -137,7 +137,7 @@ def test_lists_can_take_the_place_of_a_runs_folder(weights, clips, tmp_path):
 def test_a_run_without_its_list_is_not_tested_on_what_it_was_trained_on(weights, clips, tmp_path):
     """Whose val split was made from train."""
     run = make_run(tmp_path / "run", weights, clips / "train")
-    result = testing.test(run, threads=1)
+    result = expand.test(run, threads=1)
     assert (result["split"], result["videos"]) == ("val", 2)
 
 
@@ -145,29 +145,29 @@ def test_where_a_runs_clips_lie_may_be_said_but_not_how_they_were_parted(weights
     run = make_run(tmp_path / "run", weights, clips)
     keep_clips(RunPaths(run).clips, DataConfig(path=str(clips)), list_clips(DataConfig(path=str(clips))))
     (tmp_path / "q.csv").write_text(f"path\n{next((clips / 'test').glob('*/*'))}\n")
-    assert testing.test(run, threads=1)["videos"] == 6
-    assert testing.test(run, overrides=[f"data.quarantine={tmp_path / 'q.csv'}"], threads=1)["videos"] == 5
-    with pytest.raises(UsageError, match="data.val_share: would part the run's clips anew"):
-        testing.test(run, overrides=["data.val_share=0.5"], threads=1)
+    assert expand.test(run, threads=1)["videos"] == 6
+    assert expand.test(run, overrides=[f"data.quarantine={tmp_path / 'q.csv'}"], threads=1)["videos"] == 5
+    with pytest.raises(UsageError, match="data.val_share: would split the run's clips anew"):
+        expand.test(run, overrides=["data.val_share=0.5"], threads=1)
 
 
 def test_the_built_in_clips_are_tested_only_where_they_are_named(weights):
     with pytest.raises(UsageError, match="which clips"):
-        testing.test(weights, overrides=["data.timeout_s=5"])
+        expand.test(weights, overrides=["data.timeout_s=5"])
 
 
 def test_other_weights_in_a_runs_network_are_not_the_runs_result(weights, clips, tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", weights, clips)
     RunPaths(run).network.write_text(dump_network(load_model(weights).network))
     monkeypatch.chdir(tmp_path)
-    result = testing.test(run, weights=weights, threads=1)
+    result = expand.test(run, weights=weights, threads=1)
     assert not Path(result["out"]).is_relative_to(run) and not (run / "test").exists()
     assert (result["weights"], result["note"]) == (str(weights), None)
 
 
 def test_what_is_no_run_leaves_its_result_here(weights, clips, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert testing.test(weights, data=clips, split="val", threads=1)["out"] == "test-tiny-val-10views"
+    assert expand.test(weights, data=clips, split="val", threads=1)["out"] == "test-tiny-val-10views"
     assert (tmp_path / "test-tiny-val-10views" / "result.json").is_file()
 
 

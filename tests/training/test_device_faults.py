@@ -13,7 +13,8 @@ from expand.executors.base import Listener
 from expand.executors.supervisor import Supervisor, Worker
 from expand.executors.worker import answer
 from expand.model import X3D
-from expand.run import training_run as train_session
+from expand.run import single_training
+from expand.run.display import Quiet
 from expand.rundir.paths import CandidatePaths, RunPaths
 from expand.training.candidate import train_candidate, train_final
 from expand.training.distributed import ALONE
@@ -132,7 +133,7 @@ def test_a_single_training_on_a_gpu_that_failed_says_how_to_go_on(job, data, mon
     alone = replace(job, id="final", paths=paths.final_candidate)
     paths.root.mkdir()
     with pytest.raises(DeviceFault, match="all work up to the last checkpoint is kept") as caught:
-        train_session._train(paths, alone, data, RUNTIME, ALONE, train_session.Quiet())
+        single_training._train(paths, alone, data, RUNTIME, ALONE, Quiet())
     assert caught.value.exit_code == 1 and f"x3d-expand resume {paths.root}" in caught.value.fix
     assert paths.final_candidate.checkpoint.exists() and not paths.final_candidate.outcome.exists()
 

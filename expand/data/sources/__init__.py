@@ -21,7 +21,8 @@ from expand.data.sources.recognise import find_clips
 from expand.data.sources.run_clip_changes import other_orders, read_begun, refuse_changed, restored, write_kept
 from expand.data.sources.run_clips import FIX, read_clips, read_rows, write_clips
 from expand.data.sources.split import make_splits
-from expand.data.synthetic import rendering as synthetic
+from expand.data.synthetic import clip_files
+from expand.data.synthetic.cues import class_names
 from expand.errors import DataError
 
 __all__ = ["PUT_BACK", "SHOWN", "SPLITS", "Clip", "ClipList", "cache_dir", "count_classes", "counted", "keep_clips",
@@ -65,7 +66,7 @@ def list_clips(config: DataConfig, *, to_train: bool = True, quarantine: bool = 
 
 def count_classes(config: DataConfig) -> int:
     """Number of classes, without opening or rendering any clip. Raises as `list_clips`."""
-    return len(synthetic.class_names(config.builtin)) if config.is_builtin else len(list_clips(config).classes)
+    return len(class_names(config.builtin)) if config.is_builtin else len(list_clips(config).classes)
 
 
 def keep_clips(path: Path, config: DataConfig, listed: ClipList) -> None:
@@ -104,12 +105,12 @@ def kept_clips(path: Path, config: DataConfig, *, classes: Sequence[str] | None 
 
 
 def _builtin(config: DataConfig, quarantine: bool) -> ClipList:
-    files = synthetic.clip_files(config.builtin, cache_dir(config))
+    files = clip_files(config.builtin, cache_dir(config))
     clips = tuple(Clip(path, label, split) for split in SPLITS for path, label in files[split])
     path, out = left_out(config) if quarantine else (None, set())
     kept = tuple(clip for clip in clips if absolute(clip.path) not in out) if out else clips
     notes = _quarantine_notes(path, out, len(clips) - len(kept))
-    return ClipList(synthetic.class_names(config.builtin), kept, tuple(notes))
+    return ClipList(class_names(config.builtin), kept, tuple(notes))
 
 
 def _set_groups(found: Found, config: DataConfig) -> None:

@@ -10,8 +10,6 @@ import numpy as np
 from expand.config.schema import BuiltinConfig
 from expand.data.synthetic.cues import levels_of
 
-RENDERER = 3
-"""Version of what is rendered; raise it with every change that alters a pixel."""
 PERIOD_S = {"fast": 0.8, "slow": 2.4}
 """Seconds from one pulse of the light to the next in the built-in set."""
 BANDS = 2.5

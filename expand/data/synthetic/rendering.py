@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -34,8 +33,9 @@ from pathlib import Path
 import numpy as np
 
 from expand.config.schema import BuiltinConfig
+from expand.data.synthetic import RENDERER, SPLITS, clip_files, files_in, set_folder
 from expand.data.synthetic.cues import CUES, active, class_names, one_frame_ceiling, patterns_for
-from expand.data.synthetic.drawing import PERIOD_S, RENDERER, Drawing, draw, render
+from expand.data.synthetic.drawing import PERIOD_S, Drawing, draw, render
 from expand.errors import DataError, UsageError
 from expand.home import expanded
 from expand.processes.child import beat
@@ -50,7 +50,6 @@ HUES, TEXTURES, MOTIONS, PERIODS = (cue.levels for cue in CUES[:4])
 BUILTIN = BuiltinConfig()
 CLASSES = class_names(BUILTIN)
 """The classes of the built-in set with its own strengths."""
-SPLITS = ("train", "val", "test")
 
 ONE_FRAME_CEILING = one_frame_ceiling(BUILTIN)
 """Best accuracy, 1/4, that any network can reach from one frame of a clip.
@@ -63,24 +62,6 @@ them, and with hue and texture known four equally frequent classes remain. (A me
 views is blind to the direction for the same reason, since a clip run backwards has the same frames; the spread of its
 brightness could tell the period in principle, so there the strict ceiling is 1/2. Training on one frame gives a
 network no reason to use that.) The same holds for the bars, whose phase is uniform whether they step on or back."""
-
-
-def clip_files(config: BuiltinConfig, cache_dir: Path) -> dict[str, list[tuple[Path, int]]]:
-    """(path, label) of every clip by split, whether rendered yet or not; balanced, the count of a split rounded up."""
-    return _files_in(set_folder(config, cache_dir), config)
-
-
-def _files_in(folder: Path, config: BuiltinConfig) -> dict[str, list[tuple[Path, int]]]:
-    counts, names = (config.train_clips, config.val_clips, config.test_clips), class_names(config)
-    return {split: [(folder / split / name / f"{number:04d}.mp4", label)
-                    for label, name in enumerate(names) for number in range(-(-count // len(names)))]
-            for split, count in zip(SPLITS, counts)}
-
-
-def set_folder(config: BuiltinConfig, cache_dir: Path) -> Path:
-    """Where the set of these settings lives: named by their hash and the renderer's version."""
-    text = json.dumps([RENDERER, dataclasses.asdict(config)], sort_keys=True)
-    return cache_dir / "builtin" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def ensure_rendered(config: BuiltinConfig, cache_dir: Path, workers: int, report: Callable[[str], None]) -> None:
@@ -125,7 +106,7 @@ def _jobs(folder: Path, config: BuiltinConfig) -> list[tuple[Path, str, Sequence
     """(path, class name, seed) of every clip of a set in `folder`."""
     names = class_names(config)
     return [(path, names[label], [config.seed, number, index])
-            for number, files in enumerate(_files_in(folder, config).values())
+            for number, files in enumerate(files_in(folder, config).values())
             for index, (path, label) in enumerate(files)]
 
 
@@ -207,7 +188,7 @@ def _settled(config: BuiltinConfig, classes: int | None, clips: int | None) -> B
 
 
 def _counts(config: BuiltinConfig) -> dict[str, int]:
-    return {split: len(files) for split, files in _files_in(Path(), config).items()}
+    return {split: len(files) for split, files in files_in(Path(), config).items()}
 
 
 def _check_free(out: Path) -> None:

@@ -1,4 +1,8 @@
-"""What a person sees while a search runs: a live line on a terminal, plain lines when piped."""
+"""What a person sees of a run: nothing, plain lines, bars on a terminal; and the same lines in the run's log.txt.
+
+A search and a single training speak through a `Display`. Commands that only work through clips (`test`, `predict`,
+`data check`) speak through a `Reporter`, which shows what it is told on a display.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from expand import streams
-from expand.errors import ExpandError
+from expand.errors import ExpandError, RunError
 from expand.expansion.state import SearchState
 from expand.report.event_lines import event_line
 from expand.report.summary import summarize
@@ -28,8 +32,40 @@ PLAIN_EVERY_S = 10.0
 """Seconds between two progress lines when piped."""
 
 
+class Display(Protocol):
+    """The one way in which a run speaks to a person."""
+
+    def opened(self, paths: RunPaths) -> None:
+        """The run's directory is known, and its journal may be read."""
+
+    def say(self, text: str) -> None:
+        """Show a remark."""
+
+    def event(self, event: dict[str, Any], state: SearchState) -> None:
+        """Show an event that was written to the journal; `state` is the one after it."""
+
+    def tick(self, job_id: str, tick: Tick) -> None:
+        """Show the progress of the training `job_id`."""
+
+
+class Quiet:
+    """A display that shows nothing."""
+
+    def opened(self, paths: RunPaths) -> None:
+        """Ignore it."""
+
+    def say(self, text: str) -> None:
+        """Ignore it."""
+
+    def event(self, event: dict[str, Any], state: SearchState) -> None:
+        """Ignore it."""
+
+    def tick(self, job_id: str, tick: Tick) -> None:
+        """Ignore it."""
+
+
 class Plain:
-    """Lines on standard output: every event, and the progress now and then."""
+    """A display of lines on standard output: every event, and the progress every `PLAIN_EVERY_S` seconds."""
 
     def __init__(self) -> None:
         self.paths: RunPaths | None = None
@@ -37,30 +73,33 @@ class Plain:
         self.ends_at: float | None = None
 
     def opened(self, paths: RunPaths) -> None:
-        """From now on the journal tells the time left."""
+        """Take the time left from the run's journal from now on."""
         self.paths = paths
 
     def say(self, text: str) -> None:
-        """A remark."""
+        """Show a remark."""
         click.echo(one_line(text))
 
     def event(self, event: dict[str, Any], state: SearchState) -> None:
-        """An event, as a line; the time left for the search changes with it."""
-        if event["event"] in ("candidate_finished", "run_resumed", "final_started"):
-            remaining = self._remaining_s()
-            self.ends_at = None if remaining is None else time.monotonic() + remaining
+        """Show an event as a line, and estimate the time left for the search anew."""
+        if self.paths and event["event"] in ("candidate_finished", "run_resumed", "final_started"):
+            try:
+                remaining_s = summarize(self.paths.root)["remaining_s"]
+            except ExpandError:
+                remaining_s = None
+            self.ends_at = None if remaining_s is None else time.monotonic() + remaining_s
         if line := event_line(event):
             self.say(line)
 
     def tick(self, job_id: str, tick: Tick) -> None:
-        """A training's progress, now and then."""
+        """Show a training's progress, unless that was done a moment ago."""
         now = time.monotonic()
         if now - self.shown >= PLAIN_EVERY_S:
             self.shown = now
             self.say(f"{job_id}: {self.progress_text(tick)}")
 
     def progress_text(self, tick: Tick) -> str:
-        """Epoch, speed, and the time left for the candidate and for the search."""
+        """Return epoch, loss, speed, and the time left for the training and for the search."""
         left = tick.seconds_left
         parts = [f"epoch {min(tick.epoch + 1, tick.epochs)} of {tick.epochs}", f"loss {tick.loss:.3f}",
                  f"{tick.clips_per_s:.0f} clips/s", f"{duration(left)} left"]
@@ -68,20 +107,14 @@ class Plain:
             parts.append(f"search: about {duration(self.ends_at - time.monotonic())} left")
         return ", ".join(parts)
 
-    def _remaining_s(self) -> float | None:
-        try:
-            return summarize(self.paths.root)["remaining_s"] if self.paths else None
-        except ExpandError:
-            return None
-
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """While a question is asked."""
+        """Make room while a question is asked or other text is printed."""
         yield
 
 
 class Live(Plain):
-    """The same lines, above a bar for each training."""
+    """A display of the same lines, above a bar for each training."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__()
@@ -89,11 +122,11 @@ class Live(Plain):
         self.bars: dict[str, TaskID] = {}
 
     def say(self, text: str) -> None:
-        """A remark, above the bars."""
+        """Show a remark above the bars."""
         self.progress.console.print(one_line(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def event(self, event: dict[str, Any], state: SearchState) -> None:
-        """An event, above the bars; the bar of a training comes and goes with it."""
+        """Show an event above the bars, and add or remove the bar of its training."""
         super().event(event, state)
         if event["event"] == "candidate_started":
             self.bars[event["id"]] = self.progress.add_task(event["id"], total=None, text="")
@@ -101,7 +134,7 @@ class Live(Plain):
             self.progress.remove_task(self.bars.pop(event["id"]))
 
     def tick(self, job_id: str, tick: Tick) -> None:
-        """Moves a bar on."""
+        """Move a training's bar on."""
         if job_id not in self.bars:
             self.bars[job_id] = self.progress.add_task(job_id, total=None, text="")
         self.progress.update(self.bars[job_id], total=tick.updates, completed=tick.update,
@@ -109,7 +142,7 @@ class Live(Plain):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The bars are taken away while a question is asked."""
+        """Take the bars away meanwhile."""
         self.progress.stop()
         yield
         self.progress.start()
@@ -117,8 +150,8 @@ class Live(Plain):
 
 @contextmanager
 def make_display() -> Iterator[Plain]:
-    """A live display on a terminal that can move its cursor, a plain one elsewhere. The work goes on where nothing can
-    be shown."""
+    """Return a live display on a terminal that can move its cursor, a plain one elsewhere. Work goes on when the
+    output is lost."""
     streams.go_on_without_output()
     if not sys.stdout.isatty() or os.environ.get("TERM", "") in ("", "dumb", "unknown"):
         if hasattr(sys.stdout, "reconfigure"):
@@ -133,34 +166,71 @@ def make_display() -> Iterator[Plain]:
         yield Live(progress)
 
 
-class Told:
-    """What the reader is told meanwhile, on `display`; nothing where that is None."""
+class Logged:
+    """A display that also writes everything to the run's log.txt, with the time.
+
+    The log is for people and no result depends on it: where it cannot be written (a full disk, a directory that is
+    gone), that is said once, and the work goes on until something that matters meets the same.
+    """
+
+    def __init__(self, display: Display, paths: RunPaths) -> None:
+        self.display, self.paths, self.tick = display, paths, display.tick
+        self.has_failed = False
+
+    def opened(self, paths: RunPaths) -> None:
+        """Pass it on."""
+        self.display.opened(paths)
+
+    def say(self, text: str) -> None:
+        """Write and show a remark."""
+        self._write(one_line(text))
+        self.display.say(text)
+
+    def event(self, event: dict[str, Any], state: SearchState) -> None:
+        """Write and show an event."""
+        if line := event_line(event):
+            self._write(line)
+        self.display.event(event, state)
+
+    def _write(self, line: str) -> None:
+        try:
+            with open(self.paths.log, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        except (OSError, RunError) as error:
+            if not self.has_failed:
+                self.has_failed = True
+                self.display.say(one_line(f"log.txt of {self.paths.root} cannot be written: {error}"))
+
+
+class Reporter:
+    """Remarks, results and progress of work on clips, shown on `display`; not at all where that is None."""
 
     def __init__(self, display: Plain | None) -> None:
-        self.display, self.bar, self.shown = display, None, time.monotonic()
+        self.display, self.shown = display, time.monotonic()
+        self.bar: TaskID | None = None
         self.since: tuple[float, int] | None = None  # when the first clips of a file or a split were done
 
     def say(self, text: str) -> None:
-        """A remark."""
+        """Show a remark."""
         if self.display:
             self.display.say(text)
 
     def show(self, text: str) -> None:
-        """Lines that are laid out already."""
+        """Print lines that are laid out already."""
         if self.display:
             with self.display.paused():
                 click.echo(text)
 
     def progress(self, done: int, total: int) -> None:
-        """Clips a second and the time left: a bar on a terminal, a line now and then when piped."""
+        """Show clips a second and the time left: as a bar on a terminal, as a line now and then when piped."""
         now = time.monotonic()
         self.since = self.since or (now, done)
-        if self.display and done > self.since[1]:
-            self._tell(done, total, (done - self.since[1]) / max(now - self.since[0], 1e-9), now)
+        since_s, before = self.since
         if done == total:
             self.since = None
-
-    def _tell(self, done: int, total: int, clips_per_s: float, now: float) -> None:
+        if self.display is None or done <= before:
+            return
+        clips_per_s = (done - before) / max(now - since_s, 1e-9)
         text = f"{done} of {total} clips, {clips_per_s:.1f} clips/s, {duration((total - done) / clips_per_s)} left"
         if isinstance(self.display, Live):
             bars = self.display.progress
@@ -175,11 +245,11 @@ class Told:
 
 
 @contextmanager
-def told(silent: bool) -> Iterator[Told]:
-    """Somebody to tell things to; nobody where `silent`, for --json."""
+def make_reporter(*, silent: bool) -> Iterator[Reporter]:
+    """Return a reporter on this terminal; a `silent` one for --json."""
     if silent:
         streams.go_on_without_output()
-        yield Told(None)
+        yield Reporter(None)
         return
     with make_display() as display:
-        yield Told(display)
+        yield Reporter(display)
