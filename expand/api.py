@@ -153,14 +153,14 @@ def plan(config: str | Path | Config | None = None, *, overrides: Overrides = ()
     check_target(space)
     planned = follow(space, path)
     last = planned.steps[-1] if planned.steps else planned.basis
-    is_done = planned.next is None
-    to_come = [] if is_done else forecast(space, last if planned.steps else None)
+    proposal = planned.next
+    to_come = [] if proposal is None else forecast(space, last if planned.steps else None)
     return {
         "target_gflops": space.target, "classes": space.classes, "basis": planned.basis.as_dict(),
         "steps": [step.as_dict() for step in planned.steps],
         "contraction": planned.contraction and planned.contraction.as_dict(),
-        "candidates": [] if is_done else [c.as_dict() for c in planned.next.candidates],
-        "excluded": [] if is_done else [{"axis": e.axis, "reason": e.reason} for e in planned.next.excluded],
+        "candidates": [c.as_dict() for c in (proposal.candidates if proposal else ())],
+        "excluded": [{"axis": e.axis, "reason": e.reason} for e in (proposal.excluded if proposal else ())],
         "to_come": {"steps": len(to_come), "candidates": sum(map(len, to_come)),
                     "gflops": sum(c.gflops for step in to_come for c in step)},
         "notes": notes}
@@ -302,10 +302,11 @@ def check_clips(data: str | Path | None = None, *, overrides: Overrides = (), va
 
     Raises `DataError` for clips that cannot be listed, `UsageError` where nothing can be written.
     """
+    config = _data_config(data, overrides, values)
     from expand.data.check import check_clips as check
     from expand.machine import available_cores
 
-    return check(_data_config(data, overrides, values), out=Path(out) if out else None,
+    return check(config, out=Path(out) if out else None,
                  workers=workers or available_cores(), report=report, progress=progress)
 
 
@@ -316,11 +317,11 @@ def cache_clips(data: str | Path | None = None, *, short_side: int, overrides: O
 
     The rest is as in `check_clips`. Raises `DataError` for whatever is wrong with the clips.
     """
+    config = _data_config(data, overrides, values)
     from expand.data.loading.prepared import cache_clips as cache
     from expand.machine import available_cores
 
-    return cache(_data_config(data, overrides, values), short_side=short_side, workers=workers or available_cores(),
-                 report=report, progress=progress)
+    return cache(config, short_side=short_side, workers=workers or available_cores(), report=report, progress=progress)
 
 
 def synthesize(out: str | Path, *, classes: int | None = None, clips: int | None = None, overrides: Overrides = (),
@@ -332,10 +333,11 @@ def synthesize(out: str | Path, *, classes: int | None = None, clips: int | None
     Raises `UsageError` for a number of classes that the settings cannot give, `DataError` where `out` is in use or
     cannot be written.
     """
+    builtin = _data_config(None, overrides, values).builtin
     from expand.data.synthetic.rendering import synthesize as make
     from expand.machine import available_cores
 
-    made = make(Path(out), _data_config(None, overrides, values).builtin, classes=classes, clips=clips,
+    made = make(Path(out), builtin, classes=classes, clips=clips,
                 workers=workers or available_cores(), report=report, progress=progress)
     return {"folder": str(made.folder), "classes": list(made.classes), "splits": made.counts}
 

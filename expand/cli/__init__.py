@@ -26,7 +26,7 @@ _HOMES = {"search": "search_and_train", "resume": "search_and_train", "train": "
 
 
 class _Commands(click.Group):
-    """Imports a command when it is asked for."""
+    """A group that imports a command when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_HOMES)
@@ -41,11 +41,11 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="x3d-expand")
 def cli() -> None:
-    """Finds the X3D-family network that spends a compute budget best on your clips."""
+    """Find the X3D-family network that spends a compute budget best on your clips."""
 
 
 def main() -> None:
-    """The entry point: exit 2 for usage and configuration, 1 for a failed run, 130 when interrupted."""
+    """Run the command line: exit 2 for usage and configuration, 1 for a failed run, 130 when interrupted."""
     if sys._getframe(1).f_globals.get("__name__") == "__main__":  # as a program, not called by another one
         streams.read_names_as_utf8()
     streams.prepare()
@@ -64,19 +64,19 @@ def main() -> None:
     except ExpandError as error:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _end("interrupted; what is on disk is whole, and the same command goes on from there", 130)
-    except Exception as error:  # a defect of ours: say it in a line; the trace on request
+        _end("interrupted; files on disk are intact, and the same command goes on from there", 130)
+    except Exception as error:  # our own mistake: one line, and the trace on request
         if os.environ.get("X3D_EXPAND_DEBUG"):
             raise
-        _end(f"a defect of x3d-expand: {type(error).__name__}: {error}\n"
-             "  set X3D_EXPAND_DEBUG=1 to see where; what is on disk is whole, and `resume` goes on from there", 1)
+        _end(f"internal error: {type(error).__name__}: {error}\n"
+             "  set X3D_EXPAND_DEBUG=1 to see where; files on disk are intact, and `resume` goes on from there", 1)
     finally:
         with contextlib.suppress(streams.OutputLost):  # what is left matters no more than what the exit code says
             sys.stdout.flush()
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    """A warning is for people: its text alone, without the place in the source."""
+    """Show the text of a warning alone, without the place in the source."""
     if is_first_process():
         click.echo(f"Warning: {message}", err=True)
 

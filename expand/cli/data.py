@@ -73,14 +73,20 @@ def check(data: str | None, data_root: str | None, format_: str | None, override
     leaves these out by itself. Ends with 1 if something is wrong. After an interruption, the same command goes on.
     """
     from expand import api
-    from expand.data.check import next_step
     from expand.run.display import make_reporter
 
     values = {"data.path": data, "data.root": data_root, "data.format": format_}
     with make_reporter(silent=json_) as reporter:
         checked = api.check_clips(overrides=overrides, values=values, out=out, workers=workers, report=reporter.say,
                                   progress=reporter.progress)
-    print_json(checked) if json_ else _show(checked)
+    from expand.data.check import next_step
+    from expand.report.clips import check_text
+
+    if json_:
+        print_json(checked)
+    else:
+        width = min(120, shutil.get_terminal_size((100, 24)).columns)
+        click.echo(check_text(checked, width, streams.output_encoding()), nl=False)
     next_step(checked)
 
 
@@ -150,13 +156,6 @@ def synth(out: Path, classes: int | None, clips: int | None, seed: int | None, w
     counts = ", ".join(f"{count} {split}" for split, count in made["splits"].items())
     click.echo(f"{made['folder']}: {len(made['classes'])} classes, {counts} clips\n"
                f"  x3d-expand search --data {made['folder']} --target-gflops G")
-
-
-def _show(checked: dict[str, Any]) -> None:
-    from expand.report.clips import check_text
-
-    width = min(120, shutil.get_terminal_size((100, 24)).columns)
-    click.echo(check_text(checked, width, streams.output_encoding()), nl=False)
 
 
 def _cache_lines(kept: dict[str, Any]) -> list[str]:

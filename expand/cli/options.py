@@ -30,7 +30,7 @@ class PathName(click.ParamType):
         """The path. Raises `UsageError` where it begins with a home that there is not."""
         if self._is_text and not str(value).startswith("~"):
             return value
-        where = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+        where = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name if param else "path"
         path = expanded(value, where)
         return str(path) if self._is_text else path
 

@@ -25,8 +25,8 @@ def option_annotations() -> Mapping[str, Any]:
     def below(section: type, prefix: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, annotation in section_fields(section).items():
-            found |= (below(annotation, f"{prefix}{name}.") if is_dataclass(annotation) else
-                      {prefix + name: annotation})
+            is_section = isinstance(annotation, type) and is_dataclass(annotation)
+            found |= below(annotation, f"{prefix}{name}.") if is_section else {prefix + name: annotation}
         return found
 
     return MappingProxyType(below(Config, ""))

@@ -113,7 +113,7 @@ class _Reader:
             self._note(where, error.what, "put the value in quotes")
             return
         annotation = self._find(key, where)
-        if is_dataclass(annotation):
+        if isinstance(annotation, type) and is_dataclass(annotation):
             self._read_section(annotation, f"{key}.", node, where, 0)
         elif annotation is not None:
             self._take(key, None if node is None else yaml_document.value_of(node), where)

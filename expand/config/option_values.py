@@ -31,9 +31,11 @@ class WrongValue(Exception):
 def _validator() -> TypeAdapter[dict[str, Any]]:
     """The validator of all options by dotted key, with the rules that hold for each of them: no "3" for 3, no infinite
     number, no empty text."""
-    options = TypedDict("options", dict(option_annotations()), total=False)  # type: ignore[operator]
-    options.__pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False, str_min_length=1, extra="forbid")
-    return TypeAdapter(options)
+    # written as a call, since its keys are those of the schema, which a type checker cannot see
+    options = TypedDict("options", dict(option_annotations()), total=False)  # type: ignore[misc]  # noqa: UP013
+    rules = ConfigDict(strict=True, allow_inf_nan=False, str_min_length=1, extra="forbid")
+    options.__pydantic_config__ = rules  # type: ignore[attr-defined]  # pydantic looks for it there
+    return TypeAdapter[Any](options)
 
 
 @functools.cache

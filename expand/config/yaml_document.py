@@ -108,10 +108,10 @@ def _syntax_hint(text: str, mark: Any) -> str:
 
 
 def _refuse_traps(text: str, loader: Any) -> None:
-    """Bounds depth and aliases before any node is made, so that no text costs more than its length."""
+    """Bound depth and aliases before any node is made, so that no text costs more than its length."""
     depth = aliases = 0
     for event in yaml.parse(text, Loader=loader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -122,8 +122,9 @@ def _refuse_traps(text: str, loader: Any) -> None:
             raise NotYaml(f"nested more than {MAX_DEPTH} levels deep", line)
         if aliases > MAX_ALIASES:
             raise NotYaml(f"more than {MAX_ALIASES} aliases (*name)", line, "write the values out")
-        if getattr(event, "tag", None) is not None:
-            raise NotYaml(f"tags such as '{event.tag[:40]}' are not understood", line, "take the tag away")
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise NotYaml(f"tags such as '{tag[:40]}' are not understood", line, "take the tag away")
 
 
 def pairs(node: yaml.MappingNode) -> Iterator[tuple[str, int, yaml.Node]]:
@@ -139,7 +140,7 @@ def value_of(node: yaml.Node) -> Any:
     if isinstance(node, yaml.SequenceNode):
         # An inner list stays empty: nothing takes lists of lists, and an alias may make them endless.
         return [[] if isinstance(item, yaml.SequenceNode) else value_of(item) for item in node.value]
-    return node.value if node.style else resolve_scalar(node.value)
+    return node.value if getattr(node, "style", None) else resolve_scalar(node.value)
 
 
 def resolve_scalar(text: str) -> Any:
@@ -158,7 +159,7 @@ def resolve_scalar(text: str) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text with a NEL, which comes back as a space otherwise."""
+    """A dumper that quotes text with a NEL, which comes back as a space otherwise."""
 
     def represent_text(self, text: str) -> yaml.Node:
         return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
@@ -209,7 +210,7 @@ _CONSTRUCT = {"tag:yaml.org,2002:null": _constructor.construct_yaml_null,
               "tag:yaml.org,2002:float": _constructor.construct_yaml_float}
 
 
-def _construct_scalar(node: yaml.ScalarNode) -> Any:
+def _construct_scalar(node: Any) -> Any:
     if node.tag not in _CONSTRUCT or ":" in node.value or len(node.value) > 400:
         return node.value
     try:

@@ -4,7 +4,7 @@ torch."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from expand.config import Config, config_diff, parse_config
 from expand.config.schema import RUN_NAME
@@ -34,8 +34,8 @@ def resolve_config(config: Config, data: PreparedData, name: str) -> Config:
     limits = config.search.limits
     if limits.clip_s is None:
         limits = replace(limits, clip_s=round(data.median_s, 6))
-    paths = {key: str(expanded(path, f"data.{key}").resolve()) for key in PATHS
-             if (path := getattr(config.data, key)) is not None}
+    paths: dict[str, Any] = {key: str(expanded(path, f"data.{key}").resolve()) for key in PATHS
+                             if (path := getattr(config.data, key)) is not None}
     clips = len(data.train)
     return replace(config, data=replace(config.data, **paths), search=replace(config.search, limits=limits),
                    candidate=resolve_recipe(config.candidate, clips), final=resolve_recipe(config.final, clips),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from expand.config import Config, dump_config
 from expand.data import list_clips
@@ -103,7 +103,7 @@ def resume(run_dir: Path, display: Display | None, values: Mapping[str, Any] | N
         started = run_started(events)
         if started:
             check_unchanged(started["config"], config, str(paths.config))
-        listed = list_again(paths.clips, config.data, started and started["classes"])
+        listed = list_again(paths.clips, config.data, started["classes"] if started else None)
         space = Space(config.search, len(listed.classes))
         with early_start(config.run) as nursery:  # it imports torch in its own process while this one does
             from expand.run.machine import look_at_gpus
@@ -127,8 +127,8 @@ def _drive(config: Config, space: Space, paths: RunPaths, data: PreparedData, ru
             "run_started", name=paths.root.resolve().name, version=__version__,
             target_gflops=config.search.target_gflops, criterion=config.search.criterion,
             tolerance=config.search.tolerance, workers=config.run.workers,
-            final_weight=config.final.epochs / config.candidate.epochs, classes=list(data.classes), splits=data.counts,
-            fingerprint=data.fingerprint, config=dump_config(config))
+            final_weight=cast(int, config.final.epochs) / cast(int, config.candidate.epochs),
+            classes=list(data.classes), splits=data.counts, fingerprint=data.fingerprint, config=dump_config(config))
     else:
         written = journal.append("run_resumed")
     make_dir(paths.candidates)  # trainings make their own folders in it, and nothing above

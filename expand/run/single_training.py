@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -140,10 +140,11 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
         group.from_first(lambda: None if found else found.append(prepare()))
         data = found[0] if found else prepare()
         job = _make_job(paths, network, config)
+        epochs = counted(cast(int, job.recipe.epochs), "epoch")
         beginning = "goes on" if job.paths.checkpoint.exists() else "begins"
         processes = f", in {group.size} processes" if group.size > 1 else ""
         display.say(f"training {beginning}: {job.gflops:.4g} GFLOPs, {len(data.classes)} classes, {len(data.train)} "
-                    f"clips, {counted(job.recipe.epochs, 'epoch')} of batches of {job.recipe.batch_size}{processes}")
+                    f"clips, {epochs} of batches of {job.recipe.batch_size}{processes}")
         for remark in runtime.remarks(group.size):
             display.say(remark)
         _train(paths, job, data, runtime, group, display)
