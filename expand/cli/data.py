@@ -1,4 +1,4 @@
-"""`data check`, `data cache` and `data synth`: clips looked over, decoded ahead, and made."""
+"""`data check`, `data cache` and `data synth`: clips checked, decoded ahead, and made."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ KNOBS = (
     ("step_s", float, "S", "Seconds between two jumps of the bars: a clip must hold two of them."),
     ("appearance", float, "X", "Strength of the coloured paper behind it all: needs features (X-Bottleneck, X-Width)."),
 )
-"""What can be turned at the clips of `data synth`: options of `data.builtin`, with the words of its documentation."""
+"""Options of `data synth`: those of `data.builtin`, with unit and help text."""
 
 
 @click.group()
 def data() -> None:
-    """Look clips over, decode them ahead, or make some."""
+    """Check clips, decode them ahead, or make some."""
 
 
 def clips_named(command: Command) -> Command:
-    """DATA, --data-root, --format, --set and --workers."""
+    """Add DATA, --data-root, --format, --set and --workers to a command."""
     for decorate in (
         click.option("--workers", type=click.IntRange(1, 1024), metavar="N",
                      help="Processes that decode.  [default: the cores of this machine]"),
@@ -62,15 +62,16 @@ def clips_named(command: Command) -> Command:
 @as_json
 def check(data: str | None, data_root: str | None, format_: str | None, overrides: tuple[str, ...],
           workers: int | None, out: Path | None, json_: bool) -> None:
-    """Decode every clip once, and say what is wrong and what the clips allow.
+    """Decode every clip once and report problems.
 
     DATA is as for `search`: a folder of clips, a list, or a published set's annotations; without it, the lists of
     --set data.train=LIST, or the built-in clips.
 
     Finds clips that cannot be read (missing, empty, corrupt, without pictures, that crash or hang the decoder), that
-    end early or are damaged, that are too short, and that are the same in two splits or two classes. Writes everything
-    into data-report.json, and the clips that a search had better not use into quarantine.csv; beside the clips, it
-    leaves these out by itself. Ends with 1 if something is wrong. After an interruption, the same command goes on.
+    end early or are damaged, that are too short, and that are the same in two splits or two classes. Says what the
+    clips allow. Writes all of it to data-report.json, and the clips that a search should not use to quarantine.csv;
+    where that file lies beside the clips, a search leaves them out by itself. The exit code is 1 if there are problems.
+    After an interruption, the same command continues.
     """
     from expand import api
     from expand.run.display import make_reporter
@@ -99,10 +100,10 @@ def check(data: str | None, data_root: str | None, format_: str | None, override
 @as_json
 def cache(data: str | None, data_root: str | None, format_: str | None, overrides: tuple[str, ...],
           workers: int | None, size: int, limit_gb: float | None, json_: bool) -> None:
-    """Decode all clips ahead of a search, into the cache that it reads.
+    """Decode all clips ahead of a search, into its cache.
 
-    DATA is as for `search`. A search keeps frames at one short side for all its networks: the largest crop that it may
-    come to, times data.jitter_max (10/7), rounded down, plus one pixel. For crops up to 160 px that is 229, up to
+    DATA is as for `search`. A search keeps frames at one short side for all its networks: the largest crop that it
+    can reach, times data.jitter_max (10/7), rounded down, plus one pixel. For crops up to 160 px that is 229, up to
     224 px 321. Frames of another size are of no use to it, but clips that are no larger than that are kept whole and
     serve every search.
     """
@@ -117,7 +118,7 @@ def cache(data: str | None, data_root: str | None, format_: str | None, override
 
 
 def knobs(command: Command) -> Command:
-    """An option for each of `KNOBS`; the command gets them as `settings`."""
+    """Add an option for each of `KNOBS` to a command, which gets them as `settings`."""
     for name, kind, unit, words in reversed(KNOBS):
         text = f"{words}  [default: {getattr(BuiltinConfig, name):g}]"
         command = click.option(f"--{name.replace('_', '-')}", name, type=kind, metavar=unit, help=text)(command)
@@ -137,10 +138,11 @@ def knobs(command: Command) -> Command:
 @as_json
 def synth(out: Path, classes: int | None, clips: int | None, seed: int | None, workers: int | None, json_: bool,
           **settings: float | None) -> None:
-    """Make a set of clips whose classes need what you choose, into the folder OUT.
+    """Make a set of clips, into the folder OUT.
 
-    Every cue has a strength: 0 takes it out of the classes and the pictures, 1 is as in the built-in clips. The rest
-    say how large or slow a cue is, and so which networks can see it. Of hue, texture, motion and period each doubles
+    You choose the cues that tell the classes apart, and so what a network needs to see them. Every cue has a strength:
+    0 removes it from the classes and the pictures, 1 is as in the built-in clips. The other options say how large or
+    slow a cue is. Of hue, texture, motion and period each doubles
     the classes (all four by default: 16).
     """
     from expand import api

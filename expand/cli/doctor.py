@@ -1,4 +1,4 @@
-"""`doctor`: whether this machine and this installation are as a search needs them."""
+"""`doctor`: what this machine and this installation have for a search."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from expand.cli.options import as_json, print_json
 @click.command()
 @as_json
 def doctor(json_: bool) -> None:
-    """Say what this machine has for a search, what is in use of it, and what to do where that is less than it could be.
+    """Check this machine and this installation.
 
-    Looks at versions, processor, memory, GPUs, the compiled CPU kernels, and the folders for frames and runs; changes
-    nothing. Ends with 1 where something will fail.
+    Shows what is there for a search, what of it is in use, and what to do where that is less than it could be. Looks at
+    versions, processor, memory, GPUs, the compiled CPU kernels, and the folders for frames and runs; changes nothing.
+    The exit code is 1 where something will fail.
     """
     from expand import api
 
@@ -27,7 +28,7 @@ def doctor(json_: bool) -> None:
 
 
 def doctor_text(found: dict[str, Any]) -> str:
-    """A line for each check, and below it what to do where something is."""
+    """Return a line for each check, and below it what to do where something is wrong."""
     from expand.report.text import one_line
 
     lines = []

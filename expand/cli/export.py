@@ -1,4 +1,4 @@
-"""`export`: a trained network in the format of the code that will use it."""
+"""`export`: a trained network in the format of other software."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FORMAT_TABLE = "\n".join(["\b", "Formats, and how their files end:", *(
 @click.option("--out", type=PathName(), metavar="PATH",
               help="A file, or a folder.  [default: the run's final/, else the current folder]")
 @click.option("--weights", type=PathName(), metavar="CHECKPOINT",
-              help="The weights of a NETWORK that is only a description.")
+              help="Weights for a NETWORK that is only a description.")
 @as_json
 def export(network: str, format_: str, out: Path | None, weights: Path | None, json_: bool) -> None:
-    """Hand a trained network over to other code.
+    """Write a trained network for other software.
 
-    NETWORK is a run, a training, or a file with weights; with --weights also xs, s, m, l, xl, x2d or a network's YAML
-    file.
+    NETWORK is a run, a training's folder or a file with weights; with --weights, also xs, s, m, l, xl, x2d or a
+    network's YAML file.
     """
     from expand import api
 

@@ -36,7 +36,7 @@ class PathName(click.ParamType):
 
 
 data_root_option = click.option("--data-root", type=PathName(text=True), metavar="DIR",
-                                help="Where the relative paths in lists start.  [default: the list's own folder]")
+                                help="Folder that relative paths in lists start from.  [default: the list's own folder]")
 data_overrides = click.option("--set", "overrides", multiple=True, metavar="data.KEY=VALUE",
                               help="Any other option of the data; may be repeated.")
 
@@ -87,10 +87,11 @@ def keeping(command: Command) -> Command:
     for decorate in (
         click.option("--threads", type=int, metavar="N",
                      help="CPU threads of each process.  [default: the cores, shared by the workers]"),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.  [default: auto]"),
-        click.option("--seed", type=int, metavar="N", help="Seed of everything random.  [default: 0]"),
-        click.option("--run-dir", type=PathName(), metavar="DIR", help="Keep it in DIR instead."),
-        click.option("--name", metavar="N", help="Its name; it is kept in runs/N."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Device to train on.  [default: auto]"),
+        click.option("--seed", type=int, metavar="N", help="Seed of all random numbers.  [default: 0]"),
+        click.option("--run-dir", type=PathName(), metavar="DIR", help="Directory of the run, in place of runs/NAME."),
+        click.option("--name", metavar="NAME",
+                     help="Name of the run, which is kept in runs/NAME.  [default: a free name]"),
     ):
         called = decorate(called)
     return called
@@ -108,7 +109,7 @@ def spreading(command: Command) -> Command:
         click.option("--workers", type=int, metavar="N",
                      help="Candidates trained at the same time.  [default: 1, or as the run was begun]"),
         click.option("--executor", type=click.Choice(EXECUTORS),
-                     help="Processes of this machine, or a Ray cluster (docs/cluster.md).  "
+                     help="Where candidates are trained: in processes of this machine, or on a Ray cluster (docs/cluster.md).  "
                           "[default: local, or as the run was begun]"),
     ):
         called = decorate(called)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from expand.run.machine import Estimate
 
 ASK_ABOVE_S = 1800
-"""A longer search is confirmed first, on an interactive terminal."""
+"""Estimated seconds above which a search is confirmed first, on an interactive terminal."""
 
 
 @click.command()
@@ -25,9 +25,10 @@ ASK_ABOVE_S = 1800
 @click.option("--yes", is_flag=True, help="Do not ask before a long search.")
 def search(config: str | None, clips: dict[str, Any], target_gflops: float | None, overrides: tuple[str, ...],
            run_dir: Path | None, run_values: dict[str, Any], executor_values: dict[str, Any], yes: bool) -> None:
-    """Search from the smallest network to the budget, and train the winner.
+    """Search for the best network in the budget, and train it.
 
-    CONFIG is a YAML file or the name of a ready configuration (default, quickstart, folder, kinetics).
+    The search begins with the smallest network and expands it one axis at a time. CONFIG is a YAML file or the name of a
+    ready configuration (default, quickstart, folder, kinetics).
     """
     from expand import api
     from expand.run.display import make_display
@@ -43,7 +44,10 @@ def search(config: str | None, clips: dict[str, Any], target_gflops: float | Non
 @click.argument("run", type=PathName())
 @spreading
 def resume(run: Path, executor_values: dict[str, Any]) -> None:
-    """Go on with a run after an interruption of any kind, with other workers where it is said."""
+    """Continue a run that was interrupted.
+
+    Works after Ctrl-C, a kill, a crash or a power cut. RUN is the directory of a search or a training.
+    """
     from expand import api
     from expand.run.display import make_display
 
@@ -56,7 +60,8 @@ def resume(run: Path, executor_values: dict[str, Any]) -> None:
 @click.argument("network", type=PathName(text=True))
 @clip_source
 @click.option("--init", type=PathName(), metavar="CHECKPOINT",
-              help="Weights to begin with: a run, a file of ours, SlowFast's or PyTorchVideo's.  [default: drawn anew]")
+              help="Initial weights: a run, a weights file of x3d-expand, or a checkpoint of SlowFast or PyTorchVideo.  "
+                   "[default: random]")
 @click.option("--epochs", type=int, metavar="N", help="Passes over the train split.  [default: about 2,000 updates]")
 @click.option("--batch-size", type=int, metavar="N",
               help="Clips in an update.  [default: by the size of the train split]")
@@ -67,10 +72,10 @@ def resume(run: Path, executor_values: dict[str, Any]) -> None:
               help="Any other option, such as final.ema=0.999; may be repeated.")
 def train(network: str, clips: dict[str, Any], init: Path | None, epochs: int | None, batch_size: int | None,
           config: str | None, run_dir: Path | None, run_values: dict[str, Any], overrides: tuple[str, ...]) -> None:
-    """Train one network to the end of its recipe, and measure it.
+    """Train one network and measure it.
 
-    NETWORK is xs, s, m, l, xl, x2d, a network's YAML file, or a run, for its winner. `resume` goes on after an
-    interruption. In several processes: torchrun --nproc-per-node N -m expand train ...
+    NETWORK is xs, s, m, l, xl, x2d, a network's YAML file, or a run (for its winner). `resume` continues after an
+    interruption. To train in several processes: torchrun --nproc-per-node N -m expand train ...
     """
     from expand import api
     from expand.run.display import make_display

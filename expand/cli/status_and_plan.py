@@ -1,4 +1,4 @@
-"""`status`, `plot`, `plan` and `complexity`: they look and change nothing."""
+"""`status`, `plot`, `plan` and `complexity`: commands that change no run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from expand.cli.options import PathName, as_json, configuration, print_json
 
 
 def echo_status(summary: dict[str, Any]) -> None:
-    """The status as text, as wide as the terminal."""
+    """Print the status as text, as wide as the terminal."""
     from expand.report.tables import status_text
 
     width = min(120, shutil.get_terminal_size((100, 24)).columns)
@@ -24,7 +24,10 @@ def echo_status(summary: dict[str, Any]) -> None:
 @click.argument("run", type=PathName())
 @as_json
 def status(run: Path, json_: bool) -> None:
-    """Say what a run has done and is doing, from any shell."""
+    """Show what a run has done and is doing.
+
+    Works from any shell and at any time, also while the run goes on.
+    """
     from expand import api
 
     summary = api.status(run)
@@ -36,7 +39,7 @@ def status(run: Path, json_: bool) -> None:
 @click.option("--out", type=PathName(), metavar="FILE",
               help="A .png or .svg file.  [default: RUN/report/expansion.png]")
 def plot(run: Path, out: Path | None) -> None:
-    """Draw the expansion path of a run: accuracy against compute."""
+    """Draw accuracy against compute for a run's candidates."""
     from expand import api
 
     streams.go_on_without_output()
@@ -45,9 +48,9 @@ def plot(run: Path, out: Path | None) -> None:
 
 @click.command()
 @configuration
-@click.option("--path", metavar="AXIS,AXIS,...", help="Follow these axes, such as x_bottleneck,x_fast.")
+@click.option("--path", metavar="AXIS,AXIS,...", help="Show the plan after these expansions, such as x_bottleneck,x_fast.")
 @click.option("--classes", type=click.IntRange(1, 1_000_000), metavar="N",
-              help="Classes to count with.  [default: those of the clips; 400, as published, where none are named]")
+              help="Number of classes.  [default: those of the clips; 400, as published, where none are named]")
 @as_json
 def plan(config: str | None, clips: dict[str, Any], target_gflops: float | None, overrides: tuple[str, ...],
          path: str | None, classes: int | None, json_: bool) -> None:
@@ -69,7 +72,10 @@ def plan(config: str | None, clips: dict[str, Any], target_gflops: float | None,
 @click.argument("network", type=PathName(text=True))
 @as_json
 def complexity(network: str, json_: bool) -> None:
-    """Count multiply-adds and parameters of NETWORK: xs, s, m, l, xl, x2d, a network's YAML file, or a run."""
+    """Count a network's multiply-adds and parameters.
+
+    NETWORK is xs, s, m, l, xl, x2d, a network's YAML file, or a run (for its winner).
+    """
     from expand import api
 
     counted = api.complexity(network)

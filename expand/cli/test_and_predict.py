@@ -1,4 +1,4 @@
-"""`test` and `predict`: a trained network judged, and asked."""
+"""`test` and `predict`: a trained network measured, and applied to files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def network_options(command: Command) -> Command:
     for decorate in (
         click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads.  [default: all cores]"),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-                     help="Where the network runs."),
+                     help="Device to run the network on."),
         click.option("--weights", type=PathName(), metavar="CHECKPOINT",
-                     help="Weights for NETWORK, ours or those of SlowFast or PyTorchVideo."),
+                     help="Weights for NETWORK: a file of x3d-expand, SlowFast or PyTorchVideo."),
     ):
         command = decorate(command)
     return command
@@ -34,12 +34,13 @@ def network_options(command: Command) -> Command:
 @click.command()
 @click.argument("network", type=PathName(text=True))
 @click.option("--views", type=click.Choice(["10", "30"]), default="10", show_default=True,
-              help="10 clips uniform in time; 30: three crops of each.")
+              help="Views of each video: 10 clips uniform in time, or 30 with three crops of each clip.")
 @click.option("--data", type=PathName(text=True), metavar="PATH",
               help="Clips with labels, as in `search`.  [default: those of the run]")
 @data_root_option
-@click.option("--split", type=click.Choice(["test", "val"]), help="[default: test where there is one, else val]")
-@click.option("--out", type=PathName(), metavar="DIR", help="Where the results are written.")
+@click.option("--split", type=click.Choice(["test", "val"]), 
+              help="Split to measure.  [default: test where there is one, else val]")
+@click.option("--out", type=PathName(), metavar="DIR", help="Folder for the results.  [default: test/ in the run, else a folder here]")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, metavar="N",
               help="Clips that go through the network at once.")
 @data_overrides
@@ -48,10 +49,10 @@ def network_options(command: Command) -> Command:
 def test(network: str, views: str, data: str | None, data_root: str | None, split: str | None, out: Path | None,
          batch_size: int, overrides: tuple[str, ...], weights: Path | None, device: str, threads: int | None,
          json_: bool) -> None:
-    """Measure a network by the published protocol.
+    """Measure a trained network on labelled clips.
 
-    NETWORK is a run, a training's folder or a file with weights; with --weights, also xs, s, m, l, xl or a network's
-    YAML file.
+    NETWORK is a run, a training's folder or a file with weights; with --weights, also xs, s, m, l, xl, x2d or a
+    network's YAML file. Videos are scored by the published protocol (10 or 30 views).
     """
     from expand import api
     from expand.run.display import make_reporter
@@ -67,21 +68,21 @@ def test(network: str, views: str, data: str | None, data_root: str | None, spli
 @click.argument("network", type=PathName(text=True))
 @click.argument("videos", nargs=-1, required=True, type=PathName(text=True), metavar="VIDEO...")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, metavar="K",
-              help="Classes named for each file.")
+              help="Classes to name for each file.")
 @click.option("--views", type=click.IntRange(1, 1000), default=10, show_default=True, metavar="N",
               help="Clips taken from each file, uniform in time.")
-@click.option("--timeline", is_flag=True, help="Also say what is seen when.")
+@click.option("--timeline", is_flag=True, help="Also predict along the file, window by window.")
 @click.option("--window", "window_s", type=float, metavar="S",
-              help="Seconds that an entry of the timeline looks at.  [default: the network's clip, at least 1]")
+              help="Length of a window of the timeline, seconds.  [default: the network's clip, at least 1]")
 @click.option("--hop", "hop_s", type=float, metavar="S",
-              help="Seconds between two entries.  [default: half of the window]")
+              help="Seconds from the start of one window to the next.  [default: half of the window]")
 @network_options
 @as_json
 def predict(network: str, videos: tuple[str, ...], top: int, views: int, timeline: bool, window_s: float | None,
             hop_s: float | None, weights: Path | None, device: str, threads: int | None, json_: bool) -> None:
-    """Say what is seen in each VIDEO, a file of any length.
+    """Predict the class of each VIDEO, a file of any length.
 
-    NETWORK is a run, a training's folder or a file with weights. Ends with 1 if a file could not be read.
+    NETWORK is a run, a training's folder or a file with weights. The exit code is 1 if a file could not be read.
     """
     from expand import api
     from expand.run.display import make_reporter
