@@ -1,4 +1,4 @@
-"""What can go wrong, said so that a person can act on it.
+"""The kinds of error, each with a text that a person can act on.
 
 Every error that a user may meet is an `ExpandError`: what happened, where, and the way out. The command line prints
 exactly that and exits with the error's code, so the texts are part of the interface and are tested.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 
 class ExpandError(Exception):
-    """A failure with a clear answer.
+    """An error that a user can act on.
 
     `what` is one sentence; `where` names a file, a line, a key or a run; `fix` says what to do next.
     """
@@ -32,14 +32,14 @@ class ExpandError(Exception):
 
 
 class UsageError(ExpandError):
-    """A command or a call that cannot be meant as it stands."""
+    """A command or a call with options that are wrong or contradict each other."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in a configuration: where it stands, what it is, and a suggestion."""
+    """One mistake in a configuration: its place, what is wrong, and a suggestion."""
 
     where: str
     what: str
@@ -74,8 +74,8 @@ class CandidateFailed(ExpandError):
 
 
 class DeviceFault(ExpandError):
-    """A GPU that failed under this process (an illegal access, an ECC error): whatever it calls there fails from now
-    on, so another process has to go on."""
+    """A GPU that failed under this process (an illegal access, an ECC error). Every later call to it fails too, so
+    another process has to continue."""
 
 
 class Interrupted(ExpandError):
@@ -85,7 +85,7 @@ class Interrupted(ExpandError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A suggestion for a mistyped `word`, or None where nothing known is close."""
+    """Return a suggestion for a mistyped `word`, or None where nothing known is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else None
 
@@ -95,7 +95,7 @@ _speaks_command_line = False
 
 @contextmanager
 def hints_for_the_command_line() -> Iterator[None]:
-    """While this holds, hints name options of the command line; else arguments of the Python functions."""
+    """Let hints name options of the command line meanwhile; else they name arguments of the Python functions."""
     global _speaks_command_line
     before, _speaks_command_line = _speaks_command_line, True
     try:
@@ -105,5 +105,5 @@ def hints_for_the_command_line() -> Iterator[None]:
 
 
 def hint(*, command: str, python: str) -> str:
-    """What to do next, in the words of the interface that is in use."""
+    """Return what to do next, in the words of the interface that is in use."""
     return command if _speaks_command_line else python

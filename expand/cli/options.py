@@ -18,7 +18,7 @@ Command = Callable[..., Any]
 
 
 class PathName(click.ParamType):
-    """A path, as a `Path` or else as the `text` that it is, with `~` expanded where the shell left it there, as in
+    """The type of a path, which becomes a `Path` or stays `text`, with `~` expanded where the shell left it, as in
     --out=~/x."""
 
     name = "path"
@@ -27,7 +27,7 @@ class PathName(click.ParamType):
         self._is_text = text
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path. Raises `UsageError` where it begins with a home that there is not."""
+        """Return the path. Raises `UsageError` where it begins with a home folder that does not exist."""
         if self._is_text and not str(value).startswith("~"):
             return value
         where = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name if param else "path"
@@ -36,16 +36,16 @@ class PathName(click.ParamType):
 
 
 data_root_option = click.option("--data-root", type=PathName(text=True), metavar="DIR",
-                                help="Folder that relative paths in lists start from.  [default: the list's own folder]")
+                                help="Folder that relative paths in lists start from.  [default: that of the list]")
 data_overrides = click.option("--set", "overrides", multiple=True, metavar="data.KEY=VALUE",
                               help="Any other option of the data; may be repeated.")
 
 
 def clip_source(command: Command) -> Command:
-    """--data and --data-root: which clips. The command gets them as `clips`, options by dotted key."""
+    """Add --data and --data-root to a command, which gets them as `clips`, options by dotted key."""
 
     @functools.wraps(command)
-    def called(*, data: str | None, data_root: str | None, **rest: Any) -> Any:
+    def wrapper(*, data: str | None, data_root: str | None, **rest: Any) -> Any:
         return command(clips={"data.path": data, "data.root": data_root}, **rest)
 
     for decorate in (
@@ -54,12 +54,12 @@ def clip_source(command: Command) -> Command:
                      help="Your clips: a folder {train,val}/<class>/<clip> or <class>/<clip>, a list of `path label`, "
                           "or a published set's annotations (docs/data.md).  [default: the built-in clips]"),
     ):
-        called = decorate(called)
-    return called
+        wrapper = decorate(wrapper)
+    return wrapper
 
 
 def configuration(command: Command) -> Command:
-    """CONFIG, --data, --data-root, --target-gflops and --set."""
+    """Add CONFIG, --data, --data-root, --target-gflops and --set to a command."""
     for decorate in (
         click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
                      help="Any other option of the configuration; may be repeated."),
@@ -72,12 +72,12 @@ def configuration(command: Command) -> Command:
     return command
 
 
-def keeping(command: Command) -> Command:
-    """--name, --run-dir, --seed, --device, --threads: where a run is kept and how it is carried out. The command gets
-    `run_dir`, and the others as `run_values`, options by dotted key."""
+def run_options(command: Command) -> Command:
+    """Add --name, --run-dir, --seed, --device and --threads to a command, which gets `run_dir`, and the others as
+    `run_values`, options by dotted key."""
 
     @functools.wraps(command)
-    def called(*, name: str | None, run_dir: Path | None, seed: int | None, device: str | None, threads: int | None,
+    def wrapper(*, name: str | None, run_dir: Path | None, seed: int | None, device: str | None, threads: int | None,
                **rest: Any) -> Any:
         if name and run_dir:
             raise click.UsageError("--name and --run-dir both say where it is kept; give one of them")
@@ -87,48 +87,48 @@ def keeping(command: Command) -> Command:
     for decorate in (
         click.option("--threads", type=int, metavar="N",
                      help="CPU threads of each process.  [default: the cores, shared by the workers]"),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Device to train on.  [default: auto]"),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]),
+                     help="Device to train on.  [default: auto]"),
         click.option("--seed", type=int, metavar="N", help="Seed of all random numbers.  [default: 0]"),
         click.option("--run-dir", type=PathName(), metavar="DIR", help="Directory of the run, in place of runs/NAME."),
         click.option("--name", metavar="NAME",
                      help="Name of the run, which is kept in runs/NAME.  [default: a free name]"),
     ):
-        called = decorate(called)
-    return called
+        wrapper = decorate(wrapper)
+    return wrapper
 
 
-def spreading(command: Command) -> Command:
-    """--executor and --workers: in which processes candidates are trained. The command gets `executor_values`, options
-    by dotted key."""
+def executor_options(command: Command) -> Command:
+    """Add --executor and --workers to a command, which gets them as `executor_values`, options by dotted key."""
 
     @functools.wraps(command)
-    def called(*, executor: str | None, workers: int | None, **rest: Any) -> Any:
+    def wrapper(*, executor: str | None, workers: int | None, **rest: Any) -> Any:
         return command(executor_values={"run.executor": executor, "run.workers": workers}, **rest)
 
     for decorate in (
         click.option("--workers", type=int, metavar="N",
                      help="Candidates trained at the same time.  [default: 1, or as the run was begun]"),
         click.option("--executor", type=click.Choice(EXECUTORS),
-                     help="Where candidates are trained: in processes of this machine, or on a Ray cluster (docs/cluster.md).  "
-                          "[default: local, or as the run was begun]"),
+                     help="Where candidates are trained: in processes of this machine, or on a Ray cluster "
+                          "(docs/cluster.md).  [default: local, or as the run was begun]"),
     ):
-        called = decorate(called)
-    return called
+        wrapper = decorate(wrapper)
+    return wrapper
 
 
 def as_json(command: Command) -> Command:
-    """--json."""
+    """Add --json to a command."""
     return click.option("--json", "json_", is_flag=True, help="Print JSON and nothing else (docs/json.md).")(command)
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that talks, of those that torchrun started."""
+    """Return whether this process is the one that speaks to the user, of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def print_json(value: Any) -> None:
-    """Strict JSON on standard output, in ASCII where that is not UTF-8. Raises `OutputLost` where it does not get
-    there."""
+    """Print strict JSON on standard output, in ASCII where that is not UTF-8. Raises `OutputLost` where it cannot be
+    written."""
     from expand.rundir.files import to_json
 
     streams.need_output()

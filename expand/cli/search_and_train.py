@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from expand.cli.options import PathName, clip_source, configuration, is_first_process, keeping, spreading
+from expand.cli.options import PathName, clip_source, configuration, executor_options, is_first_process, run_options
 
 if TYPE_CHECKING:
     from expand.run.display import Plain
@@ -20,15 +20,15 @@ ASK_ABOVE_S = 1800
 
 @click.command()
 @configuration
-@spreading
-@keeping
+@executor_options
+@run_options
 @click.option("--yes", is_flag=True, help="Do not ask before a long search.")
 def search(config: str | None, clips: dict[str, Any], target_gflops: float | None, overrides: tuple[str, ...],
            run_dir: Path | None, run_values: dict[str, Any], executor_values: dict[str, Any], yes: bool) -> None:
     """Search for the best network in the budget, and train it.
 
-    The search begins with the smallest network and expands it one axis at a time. CONFIG is a YAML file or the name of a
-    ready configuration (default, quickstart, folder, kinetics).
+    The search begins with the smallest network and expands it one axis at a time. CONFIG is a YAML file or the name
+    of a ready configuration (default, quickstart, folder, kinetics).
     """
     from expand import api
     from expand.run.display import make_display
@@ -42,7 +42,7 @@ def search(config: str | None, clips: dict[str, Any], target_gflops: float | Non
 
 @click.command()
 @click.argument("run", type=PathName())
-@spreading
+@executor_options
 def resume(run: Path, executor_values: dict[str, Any]) -> None:
     """Continue a run that was interrupted.
 
@@ -67,7 +67,7 @@ def resume(run: Path, executor_values: dict[str, Any]) -> None:
               help="Clips in an update.  [default: by the size of the train split]")
 @click.option("--config", metavar="CONFIG", type=PathName(text=True),
               help="A YAML file or a ready configuration, for its sections data, final, run.")
-@keeping
+@run_options
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Any other option, such as final.ema=0.999; may be repeated.")
 def train(network: str, clips: dict[str, Any], init: Path | None, epochs: int | None, batch_size: int | None,
@@ -91,7 +91,7 @@ def _confirm(estimate: Estimate, display: Plain) -> bool:
     is_short = estimate.seconds is not None and estimate.seconds <= ASK_ABOVE_S
     if is_short or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return True
-    with display.paused():
+    with display.pause():
         return click.confirm("Start?", default=True)
 
 

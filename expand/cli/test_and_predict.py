@@ -19,7 +19,7 @@ LISTED_CLASSES = 20
 
 
 def network_options(command: Command) -> Command:
-    """--weights, --device, --threads."""
+    """Add --weights, --device and --threads to a command."""
     for decorate in (
         click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads.  [default: all cores]"),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
@@ -119,7 +119,7 @@ def _test_lines(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _class_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The classes' figures; of many classes, the worst first."""
+    """Yield the classes' figures; of many classes, the worst first."""
     from expand.report.text import one_line, percent
 
     shown = rows
@@ -147,12 +147,12 @@ def _file_lines(file: dict[str, Any]) -> Iterator[str]:
     yield f"{one_line(file['path'])} ({file['length_s']:.1f} s{damaged}{jumps})"
     for guess in file["predictions"]:
         yield f"  {100 * guess['probability']:5.1f} %  {one_line(guess['class'])}"
-    for start_s, end_s, name, probability in _merged(file.get("timeline", [])):
+    for start_s, end_s, name, probability in _merge_windows(file.get("timeline", [])):
         yield f"  {start_s:7.1f} to {end_s:7.1f} s  {100 * probability:5.1f} %  {one_line(name)}"
 
 
-def _merged(timeline: Sequence[dict[str, Any]]) -> Iterator[tuple[float, float, str, float]]:
-    """(start, end, class, mean probability) of neighbouring windows that see the same class."""
+def _merge_windows(timeline: Sequence[dict[str, Any]]) -> Iterator[tuple[float, float, str, float]]:
+    """Yield (start, end, class, mean probability) of neighbouring windows that show the same class."""
     for _, group in groupby(timeline, key=lambda window: window["predictions"][0]["label"]):
         windows = list(group)
         best = [window["predictions"][0] for window in windows]

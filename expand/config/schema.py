@@ -103,7 +103,7 @@ class BuiltinConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where clips come from and how they are read (paper, section 4)."""
+    """The clips, and how they are read (paper, section 4)."""
 
     path: Text | None = None
     """A folder of clips (`{train,val[,test]}/<class>/<clip>` or `<class>/<clip>`; a clip is a file, or a folder of
@@ -229,7 +229,7 @@ class GridConfig:
 
 @dataclass(frozen=True)
 class LimitsConfig:
-    """How far each axis may go; null: no limit."""
+    """The limit of each axis; null: no limit."""
 
     frames: CountFromOne | None = None
     """Frames in the clip."""
@@ -276,7 +276,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """How one network is trained and evaluated (paper, section 4)."""
+    """The training and evaluation of one network (paper, section 4)."""
 
     epochs: Annotated[int, Interval(ge=1, le=100_000)] | None = None
     """Passes over the train split; null: enough for about 2,000 updates, at least 30 and at most 256."""
@@ -313,7 +313,7 @@ class RecipeConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How and where the search runs. Only `seed`, `device`, `threads` and `precision` touch the results."""
+    """The machine side of a search. Only `seed`, `device`, `threads` and `precision` touch the results."""
 
     name: Text | None = None
     """Name of the run; null: made from the configuration's name and a number."""

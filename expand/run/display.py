@@ -1,4 +1,4 @@
-"""What a person sees of a run: nothing, plain lines, bars on a terminal; and the same lines in the run's log.txt.
+"""Displays: ways to show a run to a person, as plain lines, as bars on a terminal or not at all, and in its log.txt.
 
 A search and a single training speak through a `Display`. Commands that only work through clips (`test`, `predict`,
 `data check`) speak through a `Reporter`, which shows what it is told on a display.
@@ -36,7 +36,7 @@ class Display(Protocol):
     """The one way in which a run speaks to a person."""
 
     def opened(self, paths: RunPaths) -> None:
-        """The run's directory is known, and its journal may be read."""
+        """Take note of the run's directory, whose journal may be read from now on."""
 
     def say(self, text: str) -> None:
         """Show a remark."""
@@ -108,7 +108,7 @@ class Plain:
         return ", ".join(parts)
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """Make room while a question is asked or other text is printed."""
         yield
 
@@ -141,7 +141,7 @@ class Live(Plain):
                              text=self.progress_text(tick))
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """Take the bars away meanwhile."""
         self.progress.stop()
         yield
@@ -218,7 +218,7 @@ class Reporter:
     def show(self, text: str) -> None:
         """Print lines that are laid out already."""
         if self.display:
-            with self.display.paused():
+            with self.display.pause():
                 click.echo(text)
 
     def progress(self, done: int, total: int) -> None:

@@ -34,7 +34,7 @@ from expand.training.runtime import Runtime
 
 @dataclass
 class Driver:
-    """Carries a run on from its journal. `stop` is asked at every update whether to end."""
+    """Carries a run on from its journal to its end. `stop()` is asked at every update whether to end earlier."""
 
     config: Config
     space: Space
@@ -52,11 +52,11 @@ class Driver:
     is written."""
 
     def run(self) -> None:
-        """Works until the search is done.
+        """Work until the search is done.
 
         Raises `Interrupted` when asked to stop, `RunError` where the search cannot go on; either is in the journal.
         """
-        listener = Listener(self._begin, self._retry, self.display.tick, self.display.say,
+        listener = Listener(self._record_start, self._record_retry, self.display.tick, self.display.say,
                             self._is_to_stop)
         try:
             with make_executor(self.config.run, self.data, self.runtime, self.paths, listener,
@@ -77,20 +77,20 @@ class Driver:
         return self.stop()
 
     def _record_end(self, event: str, reason: str) -> None:
-        """Writes down why work ends, where that is still possible: on a full disk it may not be, and no decision
-        depends on it."""
+        """Write down why work ends, where that is possible: on a full disk it may not be, and no decision depends on
+        it."""
         with suppress(ExpandError):
             self.record(event, reason=reason)
 
     def record(self, event: str, **fields: Any) -> None:
-        """Writes an event down and folds it into the state."""
+        """Write an event down and fold it into the state."""
         self.check()
         written = self.journal.append(event, **fields)
         self.state = self.state.apply(written)
         self.display.event(written, self.state)
 
     def retry_failed(self) -> None:
-        """Takes back the failed candidates of a step in which all failed, so that they are trained again."""
+        """Take back the failed candidates of a step in which all failed, so that they are trained again."""
         action = decide(self.state, self.space)
         if isinstance(action, Stuck):
             for candidate in action.step.candidates:
@@ -132,14 +132,14 @@ class Driver:
         return Job(candidate.id, network, candidate.gflops, self.config.candidate, self.config.data,
                    candidate_seed(self.config.run.seed, candidate.id), paths, self.config.run.checkpoint_every_s)
 
-    def _begin(self, job: Job, worker: str) -> None:
+    def _record_start(self, job: Job, worker: str) -> None:
         resumed = job.paths.checkpoint.exists()
         if job.id == FINAL:
             self.record("final_started", resumed=resumed, worker=worker)
         else:
             self.record("candidate_started", id=job.id, resumed=resumed, worker=worker)
 
-    def _retry(self, job: Job, attempt: int, reason: str) -> None:
+    def _record_retry(self, job: Job, attempt: int, reason: str) -> None:
         self.record("candidate_retried", id=job.id, attempt=attempt, reason=reason)
 
     def _train_final(self, winner: Candidate, executor: Executor) -> None:
