@@ -60,8 +60,8 @@ def resume(run: Path, executor_values: dict[str, Any]) -> None:
 @click.argument("network", type=PathName(text=True))
 @clip_source
 @click.option("--init", type=PathName(), metavar="CHECKPOINT",
-              help="Initial weights: a run, a weights file of x3d-expand, or a checkpoint of SlowFast or PyTorchVideo.  "
-                   "[default: random]")
+              help="Initial weights: a run, a weights file of x3d-expand, or a checkpoint of SlowFast or PyTorchVideo."
+                   "  [default: random]")
 @click.option("--epochs", type=int, metavar="N", help="Passes over the train split.  [default: about 2,000 updates]")
 @click.option("--batch-size", type=int, metavar="N",
               help="Clips in an update.  [default: by the size of the train split]")

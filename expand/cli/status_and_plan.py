@@ -48,7 +48,8 @@ def plot(run: Path, out: Path | None) -> None:
 
 @click.command()
 @configuration
-@click.option("--path", metavar="AXIS,AXIS,...", help="Show the plan after these expansions, such as x_bottleneck,x_fast.")
+@click.option("--path", metavar="AXIS,AXIS,...",
+              help="Show the plan after these expansions, such as x_bottleneck,x_fast.")
 @click.option("--classes", type=click.IntRange(1, 1_000_000), metavar="N",
               help="Number of classes.  [default: those of the clips; 400, as published, where none are named]")
 @as_json

@@ -38,9 +38,10 @@ def network_options(command: Command) -> Command:
 @click.option("--data", type=PathName(text=True), metavar="PATH",
               help="Clips with labels, as in `search`.  [default: those of the run]")
 @data_root_option
-@click.option("--split", type=click.Choice(["test", "val"]), 
+@click.option("--split", type=click.Choice(["test", "val"]),
               help="Split to measure.  [default: test where there is one, else val]")
-@click.option("--out", type=PathName(), metavar="DIR", help="Folder for the results.  [default: test/ in the run, else a folder here]")
+@click.option("--out", type=PathName(), metavar="DIR",
+              help="Folder for the results.  [default: test/ in the run, else a folder here]")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, metavar="N",
               help="Clips that go through the network at once.")
 @data_overrides
