@@ -39,7 +39,7 @@ WRONG = {
     "test of a wrong description": (["test", "wrong.yaml", "--weights", "weights.pt"], 2, "wrong.yaml"),
     "test with missing clips": (["test", "weights.pt", "--data", "missing"], 1, "no such folder or file"),
     "test without clips": (["test", "weights.pt"], 2, "which clips?"),
-    "test with a mistyped --set": (["test", "weights.pt", "--data", ".", "--set", "data.frame_rat=1"], 2, "did you mean"),
+    "test with a mistyped --set": (["test", "weights.pt", "--data", ".", "--set", "data.fli=1"], 2, "did you mean"),
     "test with an option of no clips": (["test", "weights.pt", "--set", "run.seed=1"], 2, "is no option of the clips"),
     "predict of an unknown network": (["predict", "nosuch", "a.mp4"], 2, "there is no such file or directory"),
     "predict of a run without a winner": (["predict", "run", "a.mp4"], 1, "no trained winner"),
