@@ -14,7 +14,7 @@ from expand.model import X3D
 from expand.model.load import load_named
 from expand.space.network import Network
 from expand.training.gpus import complaints
-from expand.training.runtime import Runtime, settle_run
+from expand.training.runtime import Runtime, resolve_run
 
 
 def ready(source: str | Path, weights: str | Path | None, device: str, threads: int | None,
@@ -23,7 +23,7 @@ def ready(source: str | Path, weights: str | Path | None, device: str, threads: 
 
     Raises `UsageError` or `RunError` where it cannot be loaded, `UsageError` where the machine lacks the device.
     """
-    runtime = Runtime.of(settle_run(load_config(values={"run.device": device, "run.threads": threads}).run))
+    runtime = Runtime.of(resolve_run(load_config(values={"run.device": device, "run.threads": threads}).run))
     for complaint in complaints() if device != "cpu" else ():
         log(complaint)
     runtime.prepare()

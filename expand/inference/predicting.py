@@ -20,7 +20,7 @@ from expand.inference.loaded_network import check_finite, ready
 from expand.inference.options import check_window
 from expand.inference.windows import centre_clips, frame_times
 from expand.model import X3D
-from expand.model.folded_batch_norm import Answering, for_inference
+from expand.model.folded_batch_norm import FoldedX3D, for_inference
 from expand.processes.child import Child
 from expand.space.factors import REFERENCE_FPS, Factors
 from expand.space.geometry import evaluation_crop
@@ -106,7 +106,7 @@ class _Asked:
     """A file and what is asked about it."""
 
     path: Path
-    model: X3D | Answering
+    model: X3D | FoldedX3D
     runtime: Runtime
     views: int
     windows: Windows | None

@@ -35,7 +35,7 @@ from expand.rundir.files import jsonable, make_dir, write_atomic, write_json
 from expand.rundir.paths import RunPaths
 from expand.space.geometry import evaluation_crop
 from expand.space.network import Network
-from expand.training.evaluate import Evaluation, hits, judged, score_videos, wilson_interval
+from expand.training.evaluate import Evaluation, evaluation_of, hits, score_videos, wilson_interval
 from expand.training.runtime import Runtime
 
 TIMES = 10
@@ -55,7 +55,7 @@ def measure(source: str | Path, chosen: TestClips, *, views: int, weights: str |
                       _default_folder(paths if is_own else None, other, f"{exam.split}-{views}views", network))
     began = time.monotonic()
     scores, labels = _scores(model, exam, views, batch_size, runtime, progress)
-    evaluation, seconds = judged(scores, labels), time.monotonic() - began
+    evaluation, seconds = evaluation_of(scores, labels), time.monotonic() - began
     confusion_KK = np.array(evaluation.confusion)
     top5_K = torch.bincount(labels[hits(scores, labels, 5)], minlength=network.classes).numpy()
     per_class = classes_frame(confusion_KK, top5_K, exam.names)

@@ -1,6 +1,6 @@
-"""Weights and description out of a `torch.export` archive, without running anything in it.
+"""Reading weights and description from a `torch.export` archive, without running anything in it.
 
-`torch.export.load` unpickles constants and sample inputs and compiles guards, so it is for files that one trusts. The
+`torch.export.load` unpickles constants and sample inputs and compiles guards, so it is for trusted files only. The
 archive itself is a zip file without compression: a JSON table of the weights, and each weight's raw bytes.
 """
 
@@ -21,17 +21,19 @@ WEIGHTS = "data/weights/"
 TABLE = f"{WEIGHTS}model_weights_config.json"
 MAX_TABLE_BYTES = 50_000_000
 DTYPES = {7: torch.float32, 5: torch.int64}
-"""By the archive's own numbers (`ScalarType` in torch/_export/serde/schema.py): all that a network here consists of."""
+"""The types of a network's weights by the archive's own numbers (`ScalarType` in torch/_export/serde/schema.py)."""
 
 
 def read_torch_export(path: str | Path) -> tuple[Network, dict[str, Tensor]]:
-    """The network's description and its weights, under the names of `X3D`'s state dict, of a file that
+    """Return the network's description and its weights, under the names of `X3D`'s state dict, from a file that
     `expand.exports` wrote as `torch-export`. Raises `UsageError` for any other file.
     """
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_size(archive, path)
+            # compressed or overlapping records could take more memory than the file's size shows
+            if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+                raise ValueError("grows when it is read")
             root = archive.namelist()[0].split("/")[0]
             content = from_json(_read(archive, f"{root}/extra/network.json", MAX_BYTES))
             table = from_json(_read(archive, f"{root}/{TABLE}", MAX_TABLE_BYTES))["config"]
@@ -46,12 +48,6 @@ def read_torch_export(path: str | Path) -> tuple[Network, dict[str, Tensor]]:
     return Network.from_dict(content, where=str(path)), state
 
 
-def _check_size(archive: zipfile.ZipFile, path: Path) -> None:
-    """Compressed or overlapping records could take more memory than the file's size tells."""
-    if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
-        raise ValueError("grows when it is read")
-
-
 def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     if archive.getinfo(name).file_size > most:
         raise ValueError(f"{name} is larger than {most} bytes")
@@ -59,7 +55,7 @@ def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def _tensor(archive: zipfile.ZipFile, folder: str, entry: dict[str, Any]) -> Tensor:
-    """A weight. Memory outside the record cannot be reached: `as_strided` checks its bounds."""
+    """Read a weight. Memory outside its record cannot be reached: `as_strided` checks the bounds."""
     if entry["use_pickle"]:
         raise ValueError("holds a pickled weight")
     meta = entry["tensor_meta"]

@@ -1,12 +1,11 @@
-"""A network that only answers: batch norm folded into the convolution before it, activations in place.
+"""A network for inference alone: batch norm is folded into the convolution before it, activations are in place.
 
-With its running statistics a batch norm is one scale and one shift a channel, so a convolution and its norm are one
-convolution with a bias: the same function up to rounding, with a third fewer passes over memory.
+With its running statistics, a batch norm is one scale and one shift a channel, so that a convolution and its batch norm
+are one convolution with a bias: the same function up to rounding, with a third fewer passes over memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,96 +19,84 @@ from expand.model.layers import ResBlock, SqueezeExcitation
 from expand.space.network import Network
 
 
-def for_inference(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module | Answering:
-    """What gives `model`'s `probabilities` fastest, for `torch.inference_mode`; made for the weights that it has now,
-    on the device where it is. `model` is put into evaluation; anything but an `X3D` comes back as it is, and so does
-    one within `plain_operators`.
+def for_inference(model: X3D, dtype: torch.dtype | None = None) -> X3D | FoldedX3D:
+    """Return the form of `model` that computes `probabilities` fastest, for `torch.inference_mode`, with its present
+    weights and on its device.
 
-    `dtype` is the one of the autocast that it will be called under: its weights are cast once, and not at every call.
+    Puts `model` into evaluation mode. Returns `model` itself if it is no `X3D`, or within `plain_operators`. `dtype` is
+    that of the autocast under which the result will be called: its weights are cast once, not at every call.
     """
     model.eval()
     if not isinstance(model, X3D) or is_plain():
         return model
-    return Answering(model, dtype)
+    return FoldedX3D(model, dtype)
 
 
-class Answering:
-    """The folded form of an `X3D`: `probabilities`, `logits` and the description `network`. It shares no memory that a
-    training changes."""
+class FoldedX3D:
+    """The folded form of an `X3D`, with its description `network`. It shares no memory that a training changes."""
 
     def __init__(self, model: X3D, dtype: torch.dtype | None = None) -> None:
         self.network: Network | None = model.network
         with torch.no_grad():
-            self._spatial = folded(model.stem.spatial, dtype=dtype)
-            self._temporal = folded(model.stem.temporal, model.stem.bn, dtype)
-            self._blocks = [_Block.of(block, dtype) for stage in model.stages for block in stage]
-            self._inner = folded(model.head.inner, model.head.inner_bn, dtype)
-            self._features = folded(model.head.features, dtype=dtype)
+            self._spatial = fold(model.stem.spatial, dtype=dtype)
+            self._temporal = fold(model.stem.temporal, model.stem.bn, dtype)
+            self._blocks = [_Block.of(block, dtype) for block in model.blocks]
+            self._inner = fold(model.head.inner, model.head.inner_bn, dtype)
+            self._features = fold(model.head.features, dtype=dtype)
             self._classifier = [tensor.detach().to(dtype or tensor.dtype, copy=True)
                                 for tensor in model.head.classifier.parameters()]
         self._window = model.head.window
 
     def probabilities(self, x_BCTHW: Tensor) -> Tensor:
-        """Class probabilities, B x classes float32, as `X3D.probabilities` gives them."""
+        """Return class probabilities, B x classes float32, as `X3D.probabilities` does."""
         return self._positions(x_BCTHW).float().softmax(-1).mean((1, 2, 3))
 
     def logits(self, x_BCTHW: Tensor) -> Tensor:
-        """Logits, B x classes, as `X3D.forward` gives them in evaluation."""
+        """Return logits, B x classes, as `X3D.forward` does in evaluation."""
         return self._positions(x_BCTHW).mean((1, 2, 3))
 
     def _positions(self, x_BCTHW: Tensor) -> Tensor:
-        """Logits at each of the head's positions, B x T x H x W x classes."""
+        """Return logits at each of the head's positions, B x T x H x W x classes."""
         x_BCTHW = torch.relu_(self._temporal(self._spatial(x_BCTHW)))
         for block in self._blocks:
             x_BCTHW = block(x_BCTHW)
-        x_BCTHW = self._averages(torch.relu_(self._inner(x_BCTHW)))
+        x_BCTHW, sides = torch.relu_(self._inner(x_BCTHW)), x_BCTHW.shape[2:]
+        kernel = [min(side, most) for side, most in zip(sides, self._window, strict=True)]
+        if kernel == list(sides):  # the average over the head's windows, as `Head` takes it
+            x_BCTHW = x_BCTHW.mean((2, 3, 4), keepdim=True)
+        else:
+            x_BCTHW = F.avg_pool3d(x_BCTHW, kernel, stride=1)
         x_BTHWC = torch.relu_(self._features(x_BCTHW)).permute(0, 2, 3, 4, 1)
         return F.linear(x_BTHWC, *self._classifier)
-
-    def _averages(self, x_BCTHW: Tensor) -> Tensor:
-        """Over the head's windows, as `Head` takes them."""
-        sides = x_BCTHW.shape[2:]
-        kernel = [min(side, most) for side, most in zip(sides, self._window, strict=True)]
-        if kernel == list(sides):
-            return x_BCTHW.mean((2, 3, 4), keepdim=True)
-        return F.avg_pool3d(x_BCTHW, kernel, stride=1)
 
 
 @dataclass(frozen=True)
 class _Block:
     a: Convolution
     b: Convolution
-    gate: Callable[[Tensor], Tensor]
+    gate: tuple[Convolution, Convolution] | None
+    """Squeeze-and-excitation: `reduce` and `expand`."""
     c: Convolution
     shortcut: Convolution | None
 
     @classmethod
     def of(cls, block: ResBlock, dtype: torch.dtype | None) -> _Block:
-        shortcut = None if isinstance(block.shortcut, nn.Identity) else folded(block.shortcut, block.shortcut_bn, dtype)
-        gate = _gate(block.se, dtype) if isinstance(block.se, SqueezeExcitation) else _as_it_is
-        return cls(folded(block.a, block.a_bn, dtype), folded(block.b, block.b_bn, dtype), gate,
-                   folded(block.c, block.c_bn, dtype), shortcut)
+        shortcut = None if isinstance(block.shortcut, nn.Identity) else fold(block.shortcut, block.shortcut_bn, dtype)
+        gate = None
+        if isinstance(block.se, SqueezeExcitation):
+            gate = fold(block.se.reduce, dtype=dtype), fold(block.se.expand, dtype=dtype)
+        return cls(fold(block.a, block.a_bn, dtype), fold(block.b, block.b_bn, dtype), gate,
+                   fold(block.c, block.c_bn, dtype), shortcut)
 
     def __call__(self, x_BCTHW: Tensor) -> Tensor:
         y_BCTHW = self.b(torch.relu_(self.a(x_BCTHW)))
-        y_BCTHW = self.c(F.silu(self.gate(y_BCTHW), inplace=True))
+        if self.gate is not None:
+            reduce, expand = self.gate
+            gate_BC111 = expand(torch.relu_(reduce(y_BCTHW.mean((2, 3, 4), keepdim=True))))
+            y_BCTHW.mul_(gate_BC111.sigmoid_())
+        y_BCTHW = self.c(F.silu(y_BCTHW, inplace=True))
         y_BCTHW += x_BCTHW if self.shortcut is None else self.shortcut(x_BCTHW)
         return torch.relu_(y_BCTHW)
-
-
-def _as_it_is(x_BCTHW: Tensor) -> Tensor:
-    return x_BCTHW
-
-
-def _gate(se: SqueezeExcitation, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
-    """Squeeze-and-excitation, into the memory of its input."""
-    reduce, expand = folded(se.reduce, dtype=dtype), folded(se.expand, dtype=dtype)
-
-    def gated(x_BCTHW: Tensor) -> Tensor:
-        gate_BC111 = expand(torch.relu_(reduce(x_BCTHW.mean((2, 3, 4), keepdim=True))))
-        return x_BCTHW.mul_(gate_BC111.sigmoid_())
-
-    return gated
 
 
 @dataclass(frozen=True)
@@ -127,7 +114,7 @@ class Convolution:
             x_BTHWC = x_BCTHW[..., ::self.stride, ::self.stride].permute(0, 2, 3, 4, 1)
             return F.linear(x_BTHWC, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
         padding = [side // 2 for side in kernel]
-        if x_BCTHW.shape[2] == 1:  # the kernel's other frames meet padding alone
+        if x_BCTHW.shape[2] == 1:  # the other frames of the kernel meet only padding
             y_BCHW = F.conv2d(x_BCTHW.squeeze(2), self.weight[:, :, kernel[0] // 2], self.bias, self.stride,
                               padding[1:], 1, self.groups)
             return y_BCHW.unsqueeze(2)
@@ -137,11 +124,12 @@ class Convolution:
         return F.conv3d(x_BCTHW, self.weight, self.bias, stride, padding, 1, self.groups)
 
 
-def folded(convolution: nn.Conv3d, norm: nn.Module | None = None, dtype: torch.dtype | None = None) -> Convolution:
-    """`convolution` and the batch norm after it in evaluation, as one, with weights of `dtype` (by default those of
-    the convolution's type). The product is taken in float64."""
+def fold(convolution: nn.Conv3d, norm: nn.Module | None = None, dtype: torch.dtype | None = None) -> Convolution:
+    """Return `convolution` and the batch norm after it (in evaluation) as one convolution, with weights of `dtype`
+    (default: the convolution's own). The product is computed in float64."""
     weight, bias = convolution.weight.detach().double(), convolution.bias
-    if isinstance(norm, _BatchNorm):  # also those that torch has for several processes
+    # `_BatchNorm`: also those that torch has for several processes
+    if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
         scale_C = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
         shift_C = 0.0 if bias is None else bias.double()
         weight = weight * scale_C.view(-1, 1, 1, 1, 1)

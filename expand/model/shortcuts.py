@@ -1,7 +1,7 @@
-"""The batch norms on the shortcuts, of which each implementation has others; in evaluation all compute the same.
+"""The batch norms on the shortcuts, which differ between implementations; in evaluation all compute the same.
 
-SlowFast has one on every shortcut that is a convolution, PyTorchVideo only where the width changes too. These are pure
-changes of a state dict in our names.
+SlowFast has one on every shortcut that is a convolution, PyTorchVideo only if the width changes too. These functions
+are pure: state dict in, state dict out, in our names.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ State = dict[str, Tensor]
 
 
 def has_first_norm(state: Mapping[str, Tensor]) -> bool:
-    """`Network.first_projection_bn` of these weights."""
+    """Return `Network.first_projection_bn` of these weights."""
     return "stages.0.0.shortcut_bn.weight" in state
 
 
 def as_in(state: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> State:
-    """`state` with batch norms on the shortcuts where the network with the state dict `targets` has them."""
+    """Return `state` with batch norms on the same shortcuts as the state dict `targets`."""
     state = dict(state)
     for shortcut in _convolutions(state):
         scale = f"{shortcut}_bn.weight"
@@ -34,7 +34,7 @@ def as_in(state: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> State:
 
 
 def as_in_slowfast(state: Mapping[str, Tensor]) -> State:
-    """`state` with a batch norm on every shortcut that is a convolution."""
+    """Return `state` with a batch norm on every shortcut that is a convolution."""
     state = dict(state)
     for shortcut in _convolutions(state):
         if f"{shortcut}_bn.weight" not in state:
@@ -43,7 +43,7 @@ def as_in_slowfast(state: Mapping[str, Tensor]) -> State:
 
 
 def as_in_pytorchvideo(state: Mapping[str, Tensor]) -> State:
-    """`state` with none on the shortcuts that keep the width."""
+    """Return `state` without batch norms on the shortcuts that keep the width."""
     state = dict(state)
     for shortcut in _convolutions(state):
         width, width_in = state[f"{shortcut}.weight"].shape[:2]
@@ -57,10 +57,8 @@ def _convolutions(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _fold(state: State, shortcut: str) -> None:
-    """The scale goes into the convolution; the shift into the block's last batch norm, whose output is added to it.
-
-    A norm that is incomplete or of another width stays, for the list of what does not fit.
-    """
+    """Fold a shortcut's batch norm: its scale into the convolution, its shift into the block's last batch norm, whose
+    output is added to the shortcut's. A norm that is incomplete or of another width stays, so that it is reported."""
     of_norm = [f"{shortcut}_bn.{entry}" for entry in ("weight", "bias", "running_mean", "running_var")]
     kernel, last = f"{shortcut}.weight", f"{shortcut.removesuffix('shortcut')}c_bn.bias"
     if last not in state or any(key not in state or state[key].shape != state[kernel].shape[:1]
@@ -74,6 +72,6 @@ def _fold(state: State, shortcut: str) -> None:
 
 
 def _add_identity(state: State, shortcut: str, width: int) -> None:
-    identity = norm(width)
-    identity.running_var -= BN_EPS  # which it adds again, so that it divides by exactly 1
-    state.update({f"{shortcut}_bn.{entry}": value for entry, value in identity.state_dict().items()})
+    identity = norm(width).state_dict()
+    identity["running_var"] -= BN_EPS  # which the norm adds again, so that it divides by exactly 1
+    state.update({f"{shortcut}_bn.{entry}": value for entry, value in identity.items()})

@@ -30,42 +30,47 @@ class X3D(nn.Module):
             nn.Sequential(*(ResBlock(block) for block in stage)) for stage in geometry.stages)
         self.head = Head(geometry.stages[-1][-1].outer, geometry.head_inner, geometry.head, geometry.classes, dropout,
                          geometry.head_window)
-        self.apply(_initialise)
-        for module in self.modules():
-            if isinstance(module, ResBlock):  # each block starts as its shortcut (FACTS: init)
-                nn.init.zeros_(module.c_bn.weight)
+        self.apply(initialise)
+        for block in self.blocks:  # each block starts as its shortcut (FACTS: init)
+            nn.init.zeros_(block.c_bn.weight)
+
+    @property
+    def blocks(self) -> list[ResBlock]:
+        """All residual blocks, in their order."""
+        return [module for module in self.stages.modules() if isinstance(module, ResBlock)]
 
     @classmethod
     def of(cls, network: Network, *, dropout: float = 0.5) -> Self:
-        """The network that `network` describes, with first weights."""
+        """Return the network that `network` describes, with initial weights."""
         model = cls(network.geometry, dropout=dropout)
         model.network = network
         return model
 
     @classmethod
     def preset(cls, name: str, classes: int = PUBLISHED_CLASSES, *, dropout: float = 0.5) -> Self:
-        """A published network (`xs`, `s`, `m`, `l`, `xl` or `x2d`; paper, table 1) with `classes` outputs and first
-        weights. Raises `UsageError` for other names."""
+        """Return a published network (`xs`, `s`, `m`, `l`, `xl` or `x2d`; paper, table 1) with `classes` outputs and
+        initial weights. Raises `UsageError` for other names."""
         return cls.of(preset(name, classes), dropout=dropout)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        """Logits, B x classes: the mean over the head's positions, as in PyTorchVideo."""
+        """Return logits, B x classes: the mean over the head's positions, as in PyTorchVideo."""
         return self.head(self.trunk(x_BCTHW)).mean((1, 2, 3))
 
     def probabilities(self, x_BCTHW: Tensor) -> Tensor:
-        """Class probabilities, B x classes float32: softmax at each of the head's positions, then the mean, as in
-        SlowFast's test, with which the published accuracies were measured."""
+        """Return class probabilities, B x classes float32: softmax at each of the head's positions, then the mean,
+        as in SlowFast's test, with which the published accuracies were measured."""
         return self.head(self.trunk(x_BCTHW)).float().softmax(-1).mean((1, 2, 3))
 
     def trunk(self, x_BCTHW: Tensor) -> Tensor:
-        """All but the head: B x C x T x H/32 x W/32, halves rounded up."""
+        """Return the features before the head: B x C x T x H/32 x W/32, halves rounded up."""
         x_BCTHW = self.stem(x_BCTHW)
         for stage in self.stages:
             x_BCTHW = stage(x_BCTHW)
         return x_BCTHW
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
+    """Draw the initial weights of one layer (FACTS: init)."""
     if isinstance(module, nn.Conv3d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

@@ -14,7 +14,7 @@ from expand.home import expanded
 from expand.space.axes import AXES
 from expand.space.geometry import Geometry
 from expand.training.recipe import check_batches
-from expand.training.recipe import settle as resolve_recipe
+from expand.training.recipe import resolve as resolve_recipe
 
 if TYPE_CHECKING:
     from expand.data import PreparedData

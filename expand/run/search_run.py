@@ -52,11 +52,11 @@ def start(config: Config, run_dir: Path | None, stem: str, display: Display | No
         from expand.kernels import library
         from expand.run.machine import describe_environment, estimate_search, look_at_gpus
         from expand.training.gpus import complaints
-        from expand.training.runtime import Runtime, settle_run
+        from expand.training.runtime import Runtime, resolve_run
 
         library.load()  # kernels or a device that are not there are said before the clips are decoded
         gpus = look_at_gpus(config.run, nursery)
-        config = replace(config, run=settle_run(config.run, gpus))
+        config = replace(config, run=resolve_run(config.run, gpus))
         runtime = Runtime.of(config.run, gpus)
         for complaint in complaints(gpus):
             display.say(complaint)

@@ -41,13 +41,13 @@ from expand.space.complexity import complexity_of
 from expand.space.network import Network, dump_network, load_network
 from expand.training.candidate import train_final
 from expand.training.checkpoint import save_weights
+from expand.training.curves import TensorBoard
 from expand.training.distributed import Group, process_group
 from expand.training.evaluate import wilson_interval
 from expand.training.gpus import complaints
 from expand.training.job import Hooks, Job, candidate_seed
 from expand.training.recipe import check_batches
-from expand.training.runtime import Runtime, settle_run
-from expand.training.tensorboard_log import Board
+from expand.training.runtime import Runtime, resolve_run
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Beginning:
 def create_and_train(beginning: Beginning, display: Display | None) -> dict[str, Any]:
     """Make the training's directory and train to the end; return what `api.train` promises."""
     library.load()  # kernels or a device that are not there are said before the clips are decoded
-    beginning = replace(beginning, config=replace(beginning.config, run=settle_run(beginning.config.run)))
+    beginning = replace(beginning, config=replace(beginning.config, run=resolve_run(beginning.config.run)))
     runtime = Runtime.of(beginning.config.run)
     with process_group() as group:
         display = display if display and group.is_first else Quiet()
@@ -180,7 +180,7 @@ def _train(paths: RunPaths, job: Job, data: PreparedData, runtime: Runtime, grou
             display.say(f"epoch {row['epoch']}: {percent(row['val_accuracy'])} % on val")
 
     # torchrun passes Ctrl-C on as SIGTERM, to processes that had it from the terminal already
-    with stop_signals(patient=group.size > 1) as stop, Board(paths.tensorboard, display.say) as board:
+    with stop_signals(patient=group.size > 1) as stop, TensorBoard(paths.tensorboard, display.say) as board:
         hooks = Hooks(tick=lambda tick: display.tick(FINAL, tick), epoch=epoch, log=display.say, stop=stop.is_set)
         try:
             train_final(job, data, runtime, paths.weights, hooks, group)

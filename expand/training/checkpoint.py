@@ -1,8 +1,7 @@
-"""The state of a training on disk, in two generations: it can be continued bit for bit on the CPU.
+"""The state of a training on disk, in two generations; on the CPU a training resumes from it bit for bit.
 
-What a kill or a disk does to one of the two leaves the other. A file that is damaged is noticed by its seal
-(`expand.model.archive`), one that does not fit by `expand.training.untrusted_checkpoint`, before anything of it is
-used.
+If a kill or a disk damages one generation, the other is whole. The seal (`expand.model.archive`) shows a damaged file,
+and `expand.training.untrusted_checkpoint` refuses one that does not fit, before anything of it is used.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from expand.bounded_files import read_bounded, size_text
 from expand.device_faults import lacks_memory
@@ -27,32 +25,30 @@ from expand.model import X3D
 from expand.model.archive import IS_SEALED, Damaged, check, save_sealed
 from expand.rundir.files import TEMPORARY, atomic_path
 from expand.rundir.paths import CandidatePaths
+from expand.training.averages import MovingAverage
 from expand.training.stopwatch import CLIPS, STEP
 
 VERSION = 1
 LARGEST = 4_000_000_000
-"""Bytes of a checkpoint of which nothing is known."""
-OTHERS = "of another training"
+"""The most bytes of a checkpoint whose network is not known."""
 
 
 @dataclass
 class Progress:
-    """How far a training is: `epoch` and `batch` to come, running sums of the epoch, one row an epoch, `seconds` spent
-    by phase (`stopwatch`), over all starts.
-
-    `rows` are dictionaries of numbers, the lines of metrics.csv.
-    """
+    """A training's progress: the next `epoch` and `batch`, running sums of the epoch, `rows` (the lines of metrics.csv,
+    one an epoch), and `seconds` by phase (`stopwatch`) over all starts."""
 
     epoch: int = 0
     batch: int = 0
-    loss_sum: float = 0.0
-    correct: int = 0
+    loss_sum: float | torch.Tensor = 0.0
+    """On the device until `Training` looks at it; so is `correct`."""
+    correct: int | torch.Tensor = 0
     seen: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     clips: int = 0
     parts: int = 1
-    """Parts that a batch is split into by now: `RecipeConfig.accumulation`, or more where memory ran out."""
+    """Micro-batches that a batch is split into: `RecipeConfig.accumulation`, or more if memory ran out."""
 
     @property
     def wall_s(self) -> float:
@@ -66,53 +62,48 @@ class Progress:
 
 
 def save(path: Path, identity: str, model: X3D, optimizer: torch.optim.Optimizer, progress: Progress,
-         average: AveragedModel | None = None, before: Path | None = None) -> None:
-    """Writes the training's state. `identity` names what is trained, so that another training never goes on from it.
+         average: MovingAverage | None = None, before: Path | None = None) -> None:
+    """Write the training's state to `path`. `identity` names the training; another one never resumes from it.
 
-    What was at `path` becomes `before`, where that is given. At every instant one of the two is whole: `path` is
-    replaced in one step, and `before` not until then. Raises `RunError` where the disk refuses; both are as they were.
+    The file at `path` becomes `before`, if that is given. At every instant one of the two is whole: `path` is replaced
+    in one step, and `before` only after that. Raises `RunError` if the disk refuses; both are then as they were.
     """
-    state = {**_described(model), "identity": identity, "optimizer": _on_host(optimizer.state_dict()),
+    state = {**_weights(model), "identity": identity, "optimizer": _on_host(optimizer.state_dict()),
              "progress": dict(vars(progress)), "rng": torch.get_rng_state()}
     if average is not None:
         state["average"], state["averaged"] = _on_host(average.module.state_dict()), int(average.n_averaged)
     device = gpu_of(model)
     if device is not None:
         state["cuda_rng"] = torch.cuda.get_rng_state(device)
-    kept = None if before is None else before.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{before.name}")
+    if before is None:
+        with atomic_path(path, above=False) as temporary:
+            save_sealed(state, temporary)
+        return
+    kept = before.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{before.name}")
     try:
         with atomic_path(path, above=False) as temporary:
             save_sealed(state, temporary)
-            if kept is not None:
-                _keep(path, kept, before)
-        if kept is not None:
-            with suppress(OSError):  # there was none to keep; or it stays the one before that
-                os.replace(kept, before)
+            with suppress(FileNotFoundError):
+                try:
+                    os.link(path, kept)  # a second name, under which the file outlives its replacement
+                except OSError:  # a file system without links: for an instant, `before` is the only file
+                    os.replace(path, before)
+        with suppress(OSError):  # there was no file to keep; `before` stays as it is
+            os.replace(kept, before)
     finally:
-        if kept is not None:
-            with suppress(OSError):
-                kept.unlink(missing_ok=True)
+        with suppress(OSError):
+            kept.unlink(missing_ok=True)
 
 
-def _keep(path: Path, kept: Path, before: Path) -> None:
-    """A second name for the file at `path`; where a file system has no such, the file becomes `before` at once, and
-    for an instant it is the only one."""
-    with suppress(FileNotFoundError):
-        try:
-            os.link(path, kept)
-        except OSError:
-            os.replace(path, before)
-
-
-def _described(model: X3D) -> dict[str, Any]:
-    """The weights and what the network is, as `expand.model.weights` reads them."""
+def _weights(model: X3D) -> dict[str, Any]:
+    """Return the weights and the network's description, as `expand.model.weights` reads them."""
     return {"version": VERSION, "network": model.network and model.network.as_dict(),
             "model": _on_host(model.state_dict())}
 
 
 def _on_host(value: Any) -> Any:
-    """`value` with all of its tensors in the host's memory. A file of torch's says where its tensors were, and is not
-    read on a machine without that device."""
+    """Return `value` with all of its tensors in the host's memory. Torch writes into a file on which device a tensor
+    was, and does not read the file on a machine without that device."""
     if isinstance(value, torch.Tensor):
         return value.cpu()
     if isinstance(value, dict):
@@ -123,20 +114,21 @@ def _on_host(value: Any) -> Any:
 
 
 def save_weights(path: Path, model: X3D) -> None:
-    """Writes the weights with the network's description: what stays of a training that has its outcome."""
+    """Write the weights with the network's description: the checkpoint of a training that has its outcome."""
     with atomic_path(path, above=False) as temporary:
-        save_sealed(_described(model), temporary)
+        save_sealed(_weights(model), temporary)
 
 
-def most_bytes(model: nn.Module, epochs: int) -> int:
-    """More than any checkpoint of a training takes: weights, momenta, averages, a row an epoch."""
+def max_bytes(model: nn.Module, epochs: int) -> int:
+    """Return more bytes than any checkpoint of a training takes: weights, momenta, averages, a row an epoch."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     return 4 * weights + 1000 * epochs + 32_000_000
 
 
 def load(path: Path, identity: str, most: int = LARGEST) -> tuple[dict[str, Any] | None, str | None]:
-    """The state at `path`, as `restoring` takes it, or None with the reason where it cannot be used (None, None: no
-    file). A file of more than `most` bytes is not read. Lets errors for lack of memory pass: the file may be good."""
+    """Return the state at `path` as `untrusted_checkpoint.restore` takes it, or None with the reason why it cannot be
+    used (None, None: no file). A file of more than `most` bytes is not read. Raises torch's error if memory runs out:
+    the file may be good."""
     try:
         state = _read(path, most)
     except FileNotFoundError:
@@ -146,13 +138,13 @@ def load(path: Path, identity: str, most: int = LARGEST) -> tuple[dict[str, Any]
     except Damaged as error:
         return None, f"damaged: {error}"
     except Exception as error:
-        if lacks_memory(error):  # what could ask for more than the file has, `check` refuses
+        if lacks_memory(error):  # the machine's fault: `check` refuses files that ask for more than they hold
             raise
         return None, f"damaged ({type(error).__name__})"
     if state.get("version") == VERSION and "identity" not in state and "model" in state:
         return None, "only the weights of a training that has ended"
     if state.get("version") != VERSION or state.get("identity") != identity:
-        return None, OTHERS
+        return None, "of another training"
     return state, None
 
 
@@ -167,15 +159,15 @@ def _read(path: Path, most: int) -> dict[str, Any]:
     return state
 
 
-def go_on(paths: CandidatePaths, identity: str, most: int, restore: Callable[[dict[str, Any]], Progress],
-          log: Callable[[str], None]) -> tuple[Progress | None, bool]:
-    """What `restore` makes of the last checkpoint, or where that is damaged, of the one before; None where there is
-    none to go on from. Also whether the last one was good, so that it may become the one before.
+def restore_newest(paths: CandidatePaths, identity: str, most: int, restore: Callable[[dict[str, Any]], Progress],
+                   log: Callable[[str], None]) -> tuple[Progress | None, bool]:
+    """Restore the last checkpoint, or if that is damaged, the one before.
 
-    `restore` raises `Damaged` for a state that does not fit, before it has changed anything. `log` is told what was
-    damaged, and what is used.
+    Returns the progress, None without a usable checkpoint, and whether the last one was good, so that it may become the
+    one before. `restore` raises `Damaged` for a state that does not fit, before it changes anything. `log` is told
+    which files are damaged, and which is used.
     """
-    complaints = []
+    complaints: list[str] = []
     for path in (paths.checkpoint, paths.checkpoint_before):
         state, complaint = load(path, identity, most)
         if state is not None:
@@ -197,6 +189,7 @@ def go_on(paths: CandidatePaths, identity: str, most: int, restore: Callable[[di
 
 
 def gpu_of(model: nn.Module) -> torch.device | None:
-    """The GPU that the model is on: each of several processes has its own, and all draw the same from theirs."""
+    """Return the GPU that the model is on, None for a CPU. Each of several processes has a GPU of its own, and all draw
+    the same random numbers."""
     device = next(model.parameters()).device
     return device if device.type == "cuda" else None

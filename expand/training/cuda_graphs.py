@@ -1,5 +1,5 @@
-"""A training step as a CUDA graph: recorded once, then replayed without Python and without a launch for each kernel,
-for which the GPU waits longer than it computes where a network is small (docs/decisions/014-gpu.md)."""
+"""A training step as a CUDA graph: recorded once, then replayed without Python and without a launch for each kernel. For
+small networks, the GPU waits longer for launches than it computes (docs/decisions/014-gpu.md)."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from torch import Tensor, nn
 from expand.device_faults import first_line, lacks_memory
 
 WARM_UP = 3
-"""Steps before the recording: libraries measure and allocate in them what they may not in a recording."""
+"""Steps before the recording, in which libraries measure and allocate; in a recording they may not."""
 Gradients = Callable[[Tensor, Tensor, int], Tensor | None]
-"""Of clips, labels and the number of clips: leaves fresh gradients in the parameters and returns sums, or None where
-the memory did not suffice."""
+"""A function of clips, labels and the number of clips: leaves fresh gradients in the parameters and returns sums, or
+None if memory ran out."""
 
 
 class Recorder(Protocol):
-    """Records and replays what runs on a device; tests have one of their own."""
+    """Records and replays the work on a device; tests have one of their own."""
 
     def beside(self, work: Callable[[], Any]) -> Any:
-        """Runs `work` so that a recording may follow it, and returns its result."""
+        """Run `work` so that a recording may follow, and return its result."""
 
     def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """Records `work` without effect. Returns what replays it, and its result, which a replay fills."""
+        """Record `work` without running it. Returns a function that replays it, and its result, which a replay fills."""
 
 
 class CudaRecorder:
-    """CUDA's."""
+    """The recorder of CUDA graphs."""
 
     def __init__(self) -> None:
         self._stream: torch.cuda.Stream | None = None
 
     def beside(self, work: Callable[[], Any]) -> Any:
-        """On a stream of its own: what autograd keeps of a step must not belong to the default stream."""
+        """Run `work` on a stream of its own: what autograd keeps of a step must not belong to the default stream."""
         self._stream = self._stream or torch.cuda.Stream()
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
@@ -47,7 +47,7 @@ class CudaRecorder:
         return result
 
     def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """`thread_local`: the thread that pins the next batches calls CUDA meanwhile."""
+        """Record `work`; `thread_local`, because the thread that pins the next batches calls CUDA meanwhile."""
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -58,21 +58,21 @@ class CudaRecorder:
         return graph.replay, result
 
     def _leave(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
-        """Goes back to `stream` from a recording that failed. `torch.cuda.graph` raises where it ends one, and its own
-        stream stays the current one, on which no batch of another stream is ever freed."""
+        """Return to `stream` from a recording that failed. `torch.cuda.graph` raises when it ends one, and its own stream
+        stays the current one, on which no batch of another stream is ever freed."""
         torch.cuda.set_stream(stream)
-        with suppress(RuntimeError, AttributeError):  # where torch has ended it, that is an error
+        with suppress(RuntimeError, AttributeError):  # torch may have ended it already
             torch._C._cuda_endAllocateToPool(stream.device_index, graph.pool())
-        with suppress(RuntimeError, AttributeError, IndexError):  # a copy is in no recording: dropout draws as before
+        with suppress(RuntimeError, AttributeError, IndexError):  # a copy is in no recording, so dropout draws as before
             generator = torch.cuda.default_generators[stream.device_index]
             generator.graphsafe_set_state(generator.clone_state())
 
 
 class GraphedStep:
-    """`gradients`, recorded for the first shape that comes often enough, and replayed for that one; other shapes, such
-    as a last and smaller batch, run as ever. The same results, dropout included; `recorder` is CUDA's.
+    """Records `gradients` for the first shape that comes often enough, and replays it for that shape. Other shapes, such
+    as a last and smaller batch, run normally. The results are the same, dropout included.
 
-    A recording that fails is told to `log`, and everything runs as ever from then on.
+    If a recording fails, `log` is told, and every step runs normally from then on.
     """
 
     def __init__(self, gradients: Gradients, parameters: Sequence[nn.Parameter], log: Callable[[str], None],
@@ -83,7 +83,7 @@ class GraphedStep:
         self.forget()
 
     def forget(self) -> None:
-        """Drops the recording and its memory: the step is another one from now on, in more parts for instance."""
+        """Drop the recording and its memory: the step changes, for instance to more micro-batches."""
         self._seen: Counter[tuple] = Counter()
         self._shape: tuple | None = None
         self._replay: Callable[[], None] | None = None
@@ -92,7 +92,7 @@ class GraphedStep:
         self._grads: list[Tensor | None] = []
 
     def __call__(self, x_BCTHW: Tensor, y_B: Tensor, clips: int) -> Tensor | None:
-        """As `gradients`; the sums are the caller's to keep."""
+        """Return what `gradients` returns; the caller may keep the sums."""
         shape = (tuple(x_BCTHW.shape), x_BCTHW.dtype, clips)
         if self._is_off or (self._shape is not None and self._shape != shape):
             return self._gradients(x_BCTHW, y_B, clips)
@@ -102,15 +102,22 @@ class GraphedStep:
             return sums
         if self._shape is None and not self._record(x_BCTHW, y_B, clips, shape):
             return self._gradients(x_BCTHW, y_B, clips)
-        return self._replayed(x_BCTHW, y_B)
+        assert self._inputs is not None and self._replay is not None and self._sums is not None
+        for own, given in zip(self._inputs, (x_BCTHW, y_B), strict=True):
+            own.copy_(given, non_blocking=True)
+        self._replay()
+        for parameter, grad in zip(self._parameters, self._grads, strict=True):
+            parameter.grad = grad  # a step of another shape has put its own there
+        return self._sums.clone()
 
     def _record(self, x_BCTHW: Tensor, y_B: Tensor, clips: int, shape: tuple) -> bool:
-        """Records the step; whether that went well."""
+        """Record the step. Returns False if that failed."""
         inputs = (x_BCTHW.clone(), y_B.clone())
         try:
             replay, sums = self._recorder.record(lambda: self._gradients(*inputs, clips))
         except (MemoryError, RuntimeError) as error:
-            self._drop_gradients()
+            for parameter in self._parameters:  # these gradients hold the recording's memory; nothing is in them
+                parameter.grad = None
             return self._fail(error)
         if sums is None:
             return self._fail(None)
@@ -118,22 +125,8 @@ class GraphedStep:
         self._grads = [parameter.grad for parameter in self._parameters]
         return True
 
-    def _drop_gradients(self) -> None:
-        """Those of a recording that failed hold its memory, and nothing was computed into them."""
-        for parameter in self._parameters:
-            parameter.grad = None
-
     def _fail(self, error: Exception | None) -> bool:
         self._is_off = True
-        is_memory = error is None or lacks_memory(error)
-        reason = "the memory did not suffice" if is_memory else first_line(error)
+        reason = "out of memory" if error is None or lacks_memory(error) else first_line(error)
         self._log(f"the training step could not be recorded as a CUDA graph ({reason}); it runs without")
         return False
-
-    def _replayed(self, x_BCTHW: Tensor, y_B: Tensor) -> Tensor:
-        for own, given in zip(self._inputs, (x_BCTHW, y_B), strict=True):
-            own.copy_(given, non_blocking=True)
-        self._replay()
-        for parameter, grad in zip(self._parameters, self._grads, strict=True):
-            parameter.grad = grad  # a step of another shape put its own there
-        return self._sums.clone()

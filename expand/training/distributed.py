@@ -1,5 +1,5 @@
-"""One training in several processes, started by `torchrun`: each takes a share of every batch, and what comes out is
-what one process would have come to, but for rounding.
+"""One training in several processes, started by `torchrun`: each takes a share of every batch, and the result is that
+of one process, up to rounding.
 
 Batch norm averages over the whole batch, and the dropout mask is drawn for the whole batch, so that the number of
 processes is not part of the recipe.
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from expand import errors
 from expand.errors import ExpandError, UsageError
 from expand.model import X3D
-from expand.model.layers import Head
+from expand.model.layers import BN_MOMENTUM, Head
 
 
 @dataclass(frozen=True)
@@ -35,29 +35,29 @@ class Group:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the files and talks to people."""
+        """True for the process that writes the files and the output."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """This process's of `count` rows; the shares differ by one at most."""
+        """Return this process's share of `count` rows; shares differ by one at most."""
         return self.share_of(self.rank, count)
 
     def share_of(self, rank: int, count: int) -> range:
-        """The share of process `rank`."""
+        """Return the share of process `rank`."""
         return range(rank * count // self.size, (rank + 1) * count // self.size)
 
     def any(self, answer: bool) -> bool:
-        """Whether any process answers yes, the same for all."""
+        """Return True in all processes if any one's `answer` is True."""
         return answer if self.size == 1 else bool(self.sum(torch.tensor(float(answer))))
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of `value` over the processes; `value` itself takes it."""
+        """Return the sum of `value` over the processes, in the memory of `value`."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def from_first(self, work: Callable[[], Any]) -> Any:
-        """What `work` gives in the first process, as JSON can carry it, in all. Its `ExpandError` is raised in all."""
+        """Run `work` in the first process, and return its result in all, carried as JSON. Raises its `ExpandError` in all."""
         answer: list[Any] = [None]
         error: ExpandError | None = None
         if self.is_first:
@@ -66,38 +66,32 @@ class Group:
             except ExpandError as raised:
                 error, answer = raised, [{"error": [type(raised).__name__, raised.what, raised.where, raised.fix]}]
         if self.size > 1:
-            answer = json.loads(self._broadcast(json.dumps(answer)))
+            content = torch.frombuffer(bytearray(json.dumps(answer).encode()), dtype=torch.uint8)
+            length = torch.tensor(len(content))
+            dist.broadcast(length, 0)
+            if not self.is_first:
+                content = torch.empty(int(length), dtype=torch.uint8)
+            dist.broadcast(content, 0)
+            answer = json.loads(bytes(content.tolist()))
         if error is None and isinstance(answer[0], dict) and "error" in answer[0]:
             kind, what, where, fix = answer[0]["error"]
-            error = _error(kind, what, where, fix)
+            found = getattr(errors, kind, ExpandError)
+            if issubclass(found, UsageError):  # some of its kinds are made of other parts than these three
+                found = UsageError
+            error = found(what, where=where, fix=fix)
         if error is not None:
             raise error
         return answer[0]
 
-    def _broadcast(self, text: str) -> str:
-        content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-        length = torch.tensor(len(content))
-        dist.broadcast(length, 0)
-        if not self.is_first:
-            content = torch.empty(int(length), dtype=torch.uint8)
-        dist.broadcast(content, 0)
-        return bytes(content.tolist()).decode()
-
-
-def _error(kind: str, what: str, where: str | None, fix: str | None) -> ExpandError:
-    """An error of the kind `kind`; one that is made of other parts becomes its nearest kin."""
-    found = getattr(errors, kind, ExpandError)
-    return (UsageError if issubclass(found, UsageError) else found)(what, where=where, fix=fix)
-
 
 ALONE = Group()
 PATIENCE = timedelta(days=1)
-"""How long processes wait for the first one, which decodes the clips alone."""
+"""The longest time that processes wait for the first one, which decodes the clips alone."""
 
 
 @contextmanager
 def process_group() -> Iterator[Group]:
-    """The processes that `torchrun` started, joined; this one alone where it did not."""
+    """Join the processes that `torchrun` started, until the block ends; without torchrun, this process is alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
@@ -110,23 +104,24 @@ def process_group() -> Iterator[Group]:
         dist.destroy_process_group()
 
 
-def shared(model: X3D, group: Group, device: torch.device) -> nn.Module:
-    """`model` as it is called in training: in a group, its norms and its dropout are made the whole batch's, and
-    gradients are averaged over the processes."""
+def distribute(model: X3D, group: Group, device: torch.device) -> nn.Module:
+    """Return `model` as a training calls it: in a group, batch norm and dropout see the whole batch, and gradients are
+    averaged over the processes."""
     if group.size == 1:
         return model
-    _share_norms(model, device)
+    share_batch_norm(model, device)
     head: Head = model.head
     head.dropout = SharedDropout(head.dropout.p, group)
-    # 1x1x1 weights have the same memory in both layouts, of which torch then makes much
+    # 1x1x1 weights have the same memory in both layouts, of about which torch warns
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     on_gpu = [device.index] if device.type == "cuda" else None
-    with warnings.catch_warnings():  # `forward_sync_buffers`, which torch would rather have, is not in torch 2.11
+    with warnings.catch_warnings():  # `forward_sync_buffers`, its successor, is not in torch 2.11
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         return nn.parallel.DistributedDataParallel(model, device_ids=on_gpu, broadcast_buffers=False)
 
 
-def _share_norms(model: nn.Module, device: torch.device) -> None:
+def share_batch_norm(model: nn.Module, device: torch.device) -> None:
+    """Make the batch norms of `model` average over the batches of all processes."""
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return
@@ -136,14 +131,14 @@ def _share_norms(model: nn.Module, device: torch.device) -> None:
 
 
 class SharedDropout(nn.Dropout):
-    """Dropout with the mask that a single process would draw for the whole batch."""
+    """Dropout with this process's rows of the mask that a single process would draw for the whole batch."""
 
     def __init__(self, p: float, group: Group) -> None:
         super().__init__(p)
         self.group = group
 
     def forward(self, x_BTHWC: Tensor) -> Tensor:
-        if not self.training or self.p == 0 or not torch.is_grad_enabled():  # nothing to learn: precise statistics
+        if not self.training or self.p == 0 or not torch.is_grad_enabled():  # precise batch norm
             return x_BTHWC
         rows = torch.zeros(self.group.size, dtype=torch.int64)
         rows[self.group.rank] = len(x_BTHWC)
@@ -156,17 +151,18 @@ class SharedNorm(nn.BatchNorm3d):
     """Batch norm over the batch of all processes, on the CPU. The processes' shares may differ in size."""
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()):  # in precise statistics each process has the whole batch
+        if not (self.training and torch.is_grad_enabled()):  # precise batch norm: each process has whole batches
             return super().forward(x_BCTHW)
         others = (0, 2, 3, 4)
         count = _SumOfAll.apply(x_BCTHW.new_tensor(x_BCTHW.numel() / x_BCTHW.shape[1]))
         mean = _SumOfAll.apply(x_BCTHW.sum(others)) / count
         centred = x_BCTHW - mean.view(-1, 1, 1, 1)
         var = _SumOfAll.apply(centred.square().sum(others)) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        if self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, BN_MOMENTUM)
+                self.running_var.lerp_(var * count / (count - 1), BN_MOMENTUM)
         scale = self.weight * (var + self.eps).rsqrt()
         return centred * scale.view(-1, 1, 1, 1) + self.bias.view(-1, 1, 1, 1)
 

@@ -1,4 +1,4 @@
-"""A rough time for a search, from a few training steps of its cheapest and of a costlier network."""
+"""A rough estimate of a search's time, from two training steps of its cheapest and of a costlier network."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from expand.expansion.types import Candidate
 from expand.model import X3D
 from expand.space.geometry import Geometry
 from expand.training.loop import make_optimizer
+from expand.training.recipe import sizes
 from expand.training.runtime import Runtime
 
 PROBE_GFLOPS = 1.0
-"""The costlier of the two probed networks costs at most this, so that the probe takes seconds."""
+"""The most that the costlier of the two probed networks costs, so that the probe takes seconds."""
 
 
 def clip_seconds(candidate: Candidate, classes: int, config: Config, runtime: Runtime) -> float:
-    """Seconds of training a clip of `candidate`, measured on a batch (the second of two steps): on a CPU, of few clips;
-    on a GPU, of as many as the recipe has go through the network at once, since a small network's step takes there
-    what its launches take, however few clips there are. Fewer where they do not fit."""
-    recipe = config.candidate
-    most = max(2, recipe.batch_size // recipe.accumulation)
-    clips = most if runtime.device.type == "cuda" else max(2, min(recipe.batch_size, int(0.1 / candidate.gflops)))
+    """Return the seconds of training one clip of `candidate`, measured on the second of two steps.
+
+    On a CPU, the batch has few clips. On a GPU, it is one of the recipe's micro-batches: the step of a small network
+    takes the time of its launches there, however few its clips. Batches that do not fit in memory are halved.
+    """
+    (_, batch_size), accumulation = sizes(config.candidate), config.candidate.accumulation
+    clips = max(2, batch_size // accumulation if runtime.device.type == "cuda"
+                else min(batch_size, int(0.1 / candidate.gflops)))
     while True:
         try:
             return _step_seconds(candidate, classes, config, runtime, clips) / clips
@@ -38,11 +41,11 @@ def clip_seconds(candidate: Candidate, classes: int, config: Config, runtime: Ru
 
 
 def _step_seconds(candidate: Candidate, classes: int, config: Config, runtime: Runtime, clips: int) -> float:
-    """Seconds of the second of two steps on `clips` clips."""
+    """Return the seconds of the second of two steps on `clips` clips."""
     runtime.prepare()
     with torch.random.fork_rng():
         model = X3D(Geometry.of(candidate.factors, classes))
-    model.to(runtime.device, memory_format=runtime.memory_format).train()
+    model.to(runtime.device).to(memory_format=runtime.memory_format).train()
     optimizer = make_optimizer(model, config.candidate)
     factors = candidate.factors
     x_BCTHW = torch.zeros(clips, 3, factors.frames, factors.resolution, factors.resolution, device=runtime.device)
@@ -62,10 +65,10 @@ def _step_seconds(candidate: Candidate, classes: int, config: Config, runtime: R
 
 def estimate_seconds(steps: Sequence[Sequence[Candidate]], config: Config, runtime: Runtime, classes: int,
                      clips: dict[str, int]) -> float:
-    """Seconds for training and measuring all candidates of `steps` and the final network; right within a factor of
-    about two.
+    """Return the seconds for training and measuring all candidates of `steps` and the final network, right within a
+    factor of about two.
 
-    `clips`: number of clips by split. Time a clip is taken to be linear in the complexity.
+    `clips`: the number of clips by split. The time of a clip is taken as linear in the complexity.
     """
     cheap = steps[0][0]
     candidates = [candidate for step in steps for candidate in step]
@@ -82,7 +85,7 @@ def estimate_seconds(steps: Sequence[Sequence[Candidate]], config: Config, runti
         return recipe_clips * (8 / 7) ** 2 / 3
 
     val = clips["val"]
-    passes = clips["train"] * config.candidate.epochs + val * views(config.candidate.eval_clips)
-    last = clips["train"] * config.final.epochs + (val + clips["test"]) * views(config.final.eval_clips)
+    passes = clips["train"] * sizes(config.candidate)[0] + val * views(config.candidate.eval_clips)
+    last = clips["train"] * sizes(config.final)[0] + (val + clips["test"]) * views(config.final.eval_clips)
     return (sum(passes * seconds(c.gflops) for c in candidates) / config.run.workers
             + last * seconds(steps[-1][0].gflops))

@@ -12,19 +12,19 @@ from torch import Tensor
 
 from expand.errors import CandidateFailed
 from expand.model import X3D
-from expand.model.folded_batch_norm import Answering, for_inference
+from expand.model.folded_batch_norm import FoldedX3D, for_inference
 from expand.training.runtime import Runtime
 
 FETCH_EVERY = 10
-"""Batches between two looks at the results; a look makes a GPU wait, and without any it would be given batches faster
-than it measures them, whose memory adds up."""
+"""Batches between two fetches of results. A fetch waits for the GPU; without any, batches would fill its memory
+faster than it measures them."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """`accuracy` (top-1) and `top5` in 0..1, `stderr` of the accuracy, mean `loss` (negative log-likelihood, nats).
 
-    `confusion[i][j]`: videos of class i that were taken for class j.
+    `confusion[i][j]`: videos of class i for which class j was predicted.
     """
 
     accuracy: float
@@ -35,14 +35,13 @@ class Evaluation:
 
 
 def standard_error(accuracy: float, videos: int) -> float:
-    """Standard error of a share `accuracy` measured on `videos` independent videos."""
+    """Return the standard error of a share `accuracy` measured on `videos` independent videos."""
     return math.sqrt(accuracy * (1 - accuracy) / videos)
 
 
 def wilson_interval(share: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of a share seen in `count` independent cases, in 0..1 (Wilson, J. Am. Stat. Assoc. 22, 1927).
-
-    Unlike `standard_error` it has a width where the share is 0 or 1, and is right for few cases.
+    """Return the confidence interval of a share seen in `count` independent cases, in 0..1 (Wilson, J. Am. Stat. Assoc.
+    22, 1927). Unlike `standard_error` it is not empty for a share of 0 or 1, and it is right for few cases.
     """
     z2_per_case = NormalDist().inv_cdf((1 + confidence) / 2) ** 2 / count
     middle = share + z2_per_case / 2
@@ -50,14 +49,14 @@ def wilson_interval(share: float, count: int, confidence: float = 0.95) -> tuple
     return max(0.0, (middle - half) / (1 + z2_per_case)), min(1.0, (middle + half) / (1 + z2_per_case))
 
 
-def probabilities_of(model: X3D | Answering, x_BCTHW: Tensor, runtime: Runtime) -> Tensor:
-    """Class probabilities of clips, B x classes float64, on the CPU; for `torch.inference_mode`. Where many are asked
-    for, `model` is best what `for_inference` makes of it."""
+def probabilities_of(model: X3D | FoldedX3D, x_BCTHW: Tensor, runtime: Runtime) -> Tensor:
+    """Return the class probabilities of clips, B x classes float64, on the CPU; for `torch.inference_mode`. For many
+    clips, pass `for_inference(model)`."""
     return _on_device(model, x_BCTHW, runtime).cpu()
 
 
-def _on_device(model: X3D | Answering, x_BCTHW: Tensor, runtime: Runtime) -> Tensor:
-    """`probabilities_of`, still where they were computed: a GPU is not waited for."""
+def _on_device(model: X3D | FoldedX3D, x_BCTHW: Tensor, runtime: Runtime) -> Tensor:
+    """Return the same as `probabilities_of`, but on the device, without waiting for a GPU."""
     x_BCTHW = x_BCTHW.to(runtime.device, memory_format=runtime.memory_format, non_blocking=True)
     with runtime.autocast():
         return model.probabilities(x_BCTHW).double()
@@ -65,14 +64,15 @@ def _on_device(model: X3D | Answering, x_BCTHW: Tensor, runtime: Runtime) -> Ten
 
 def score_videos(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,
                  runtime: Runtime) -> tuple[Tensor, Tensor]:
-    """Class probabilities (videos x classes, float64), averaged over each video's clips, and labels (videos).
+    """Return class probabilities (videos x classes, float64), averaged over each video's clips, and labels (videos).
 
-    `batches` gives clips B x 3 x T x H x W, labels and the video's index in the split.
+    `batches` yields clips B x 3 x T x H x W, labels, and the videos' indices in the split.
     """
     scores = torch.zeros(videos, classes, dtype=torch.float64)
     labels = torch.zeros(videos, dtype=torch.int64)
     views = torch.zeros(videos, 1, dtype=torch.float64)
-    answering, waiting = for_inference(model, runtime.autocast_dtype), []
+    folded = for_inference(model, runtime.autocast_dtype)
+    waiting: list[tuple[Tensor, Tensor]] = []
 
     def add() -> None:
         for probabilities_BK, video_B in zip(_on_host([computed for computed, _ in waiting]),
@@ -82,7 +82,7 @@ def score_videos(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], v
 
     with torch.inference_mode():
         for x_BCTHW, y_B, video_B in batches:
-            waiting.append((_on_device(answering, x_BCTHW, runtime), video_B))
+            waiting.append((_on_device(folded, x_BCTHW, runtime), video_B))
             views.index_add_(0, video_B, torch.ones(len(y_B), 1, dtype=torch.float64))
             labels[video_B] = y_B
             if len(waiting) == FETCH_EVERY:
@@ -92,18 +92,19 @@ def score_videos(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], v
 
 
 def _on_host(some: Sequence[Tensor]) -> Sequence[Tensor]:
-    """`some` tensors of equal width, brought to the host together."""
+    """Return `some` tensors of equal width, brought to the host together."""
     return torch.cat(list(some)).cpu().split([len(part) for part in some]) if some else []
 
 
 def hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """For every video (a row of `scores`) whether its label is among the `k` best classes."""
+    """Return for every video (a row of `scores`) True if its label is among the `k` best classes."""
     best = scores.topk(min(k, scores.shape[1]), dim=1).indices
     return (best == labels[:, None]).any(1)
 
 
-def judged(scores: Tensor, labels: Tensor) -> Evaluation:
-    """The figures of `scores` (videos x classes, probabilities). Raises `CandidateFailed` where they are not finite."""
+def evaluation_of(scores: Tensor, labels: Tensor) -> Evaluation:
+    """Return the figures of `scores` (videos x classes, probabilities). Raises `CandidateFailed` for scores that are not
+    finite."""
     if not torch.isfinite(scores).all():
         raise CandidateFailed("its scores are not finite")
     videos, classes = scores.shape
@@ -118,5 +119,5 @@ def judged(scores: Tensor, labels: Tensor) -> Evaluation:
 
 def evaluate(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,
              runtime: Runtime) -> Evaluation:
-    """Measures `model`. Raises `CandidateFailed` where its scores are not finite."""
-    return judged(*score_videos(model, batches, videos, classes, runtime))
+    """Measure `model`. Raises `CandidateFailed` if its scores are not finite."""
+    return evaluation_of(*score_videos(model, batches, videos, classes, runtime))

@@ -1,4 +1,4 @@
-"""What is to be trained, and how a training talks to the outside. No torch in here."""
+"""A training job, and the hooks by which a training reports. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from expand.space.network import Network
 
 @dataclass(frozen=True)
 class Job:
-    """One training: what, how, on which data settings, with which seed, and the files that it may write."""
+    """One training: its network, recipe, data settings and seed, and the files that it may write."""
 
     id: str
     network: Network
@@ -28,25 +28,25 @@ class Job:
     paths: CandidatePaths
     checkpoint_every_s: float
     first_weights: Path | None = None
-    """A file with the weights to begin with; None: drawn with the seed."""
+    """A file with the initial weights; None: drawn with the seed."""
     weights: Path | None = None
-    """Where the trained weights go, of a final training; None: a candidate."""
+    """The file for the trained weights of a final training; None for a candidate."""
     parts: int = 1
-    """At least so many times `RecipeConfig.accumulation` parts go through the network, from the start: the system ended
-    an earlier try for lack of memory."""
+    """Batches are split into at least this many times `RecipeConfig.accumulation` micro-batches, from the start: the
+    system ended an earlier try for lack of memory."""
     may_record: bool = True
-    """Whether a step may be recorded as a CUDA graph: not after the GPU failed in an earlier try."""
+    """False after the GPU failed in an earlier try: no step is recorded as a CUDA graph."""
 
     @property
     def factors(self) -> Factors:
-        """The network's."""
+        """The factors of the network."""
         return self.network.factors
 
     @cached_property
     def identity(self) -> str:
-        """Tells one training from another; a checkpoint of another identity is never continued.
-        What it does not hold, clips and how they are read, a run guards by its own means
-        (`run.resolve.check_unchanged`, the clips' fingerprint)."""
+        """A digest of all that makes this training; it never resumes from a checkpoint of another identity. Clips and
+        how they are read are not part of it: a run checks them itself (`resolve.check_unchanged`, their fingerprint).
+        """
         network = replace(self.network, name="").as_dict()  # a run may be moved
         what = {"id": self.id, "network": network, "recipe": asdict(self.recipe), "seed": self.seed}
         if self.first_weights is not None:
@@ -55,13 +55,14 @@ class Job:
 
 
 def candidate_seed(run_seed: int, identity: str) -> int:
-    """A seed from the run's seed and the candidate's identity alone, so that the order of execution is no matter."""
+    """Return a candidate's seed. It follows from the run's seed and the candidate's identity alone, so that the order of
+    execution does not matter."""
     return int.from_bytes(hashlib.sha256(f"{run_seed}:{identity}".encode()).digest()[:7], "big")
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Progress for a display: update `update` of `updates` is done, in epoch `epoch` of `epochs`."""
+    """A training's progress for a display: update `update` of `updates` is done, in epoch `epoch` of `epochs`."""
 
     epoch: int
     epochs: int
@@ -79,8 +80,8 @@ class Tick:
 
 @dataclass(frozen=True)
 class Hooks:
-    """How a training talks to the outside: `tick` after each look at the loss, `epoch` with each new row of
-    metrics.csv, `log` for remarks, `stop` asks whether to end at the next update."""
+    """A training's callbacks: `tick` after each look at the loss, `epoch` with each new row of metrics.csv, `log` for
+    remarks; `stop` returns True if the training is to end at the next update."""
 
     tick: Callable[[Tick], None] = lambda tick: None
     epoch: Callable[[dict[str, float]], None] = lambda row: None

@@ -1,249 +1,371 @@
-"""Training one network, from its first weights to its outcome; it can be stopped and continued at any update."""
+"""Training one network, from its initial weights to its measured accuracy. It can stop and resume at any update."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from itertools import chain, repeat
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from expand.config.schema import RecipeConfig
 from expand.data import PreparedData
-from expand.data.loading.batches import clips_of_batch
-from expand.data.loading.loader import Batches
+from expand.data.loading.batches import clips_of_batch, updates_per_epoch
+from expand.data.loading.loader import TrainBatches, eval_loader
 from expand.device_faults import lacks_memory
 from expand.errors import CandidateFailed, Interrupted, UsageError
+from expand.machine import give_back_freed_memory
 from expand.model import X3D
 from expand.model.weights import load_checkpoint
 from expand.training import checkpoint
+from expand.training.averages import MovingAverage, update_precise_bn
 from expand.training.checkpoint import Progress
 from expand.training.cuda_graphs import GraphedStep
-from expand.training.distributed import ALONE, Group, shared
+from expand.training.curves import Metrics
+from expand.training.distributed import ALONE, Group, distribute
+from expand.training.evaluate import Evaluation, evaluation_of, score_videos
 from expand.training.job import Hooks, Job, Tick
-from expand.training.measuring import Measured
-from expand.training.metrics import Metrics
-from expand.training.moving_average import MovingAverage
-from expand.training.recipe import check_batches, learning_rate
+from expand.training.recipe import check_batches, learning_rate, max_micro_batches, sizes
 from expand.training.runtime import Runtime
 from expand.training.stopwatch import CLIPS, PHASES, STEP, Stopwatch
-from expand.training.untrusted_checkpoint import Course, restore
+from expand.training.untrusted_checkpoint import Extent, restore
 
 CHECK_EVERY = 10
-"""Updates between two looks at the loss; a look makes a GPU wait."""
+"""Updates between two looks at the loss; each look waits for the GPU."""
+T = TypeVar("T")
 
 
-class Training(Measured):
-    """One network in training. `fit` brings it to the end of its recipe, `evaluate` measures it.
+class Training:
+    """One network in training: `fit` trains it to the end of its recipe, `refresh_batch_norm` gives it precise
+    batch-norm statistics, `evaluate` measures it.
 
-    In a `group` each process takes its share of every batch and of every evaluation; the first one writes the files.
+    In a `group`, each process takes its share of every batch and of every evaluation; the first one writes the files.
+    If memory runs out, batches are split into twice as many micro-batches, for the rest of the training.
     """
 
     def __init__(self, job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks, group: Group = ALONE) -> None:
         self.job, self.data, self.runtime, self.hooks, self.group = job, data, runtime, hooks, group
+        self.epochs, self.batch_size = sizes(job.recipe)
+        self.updates = updates_per_epoch(len(data.train), self.batch_size)
+        self.metrics = Metrics(job.paths.metrics)
         self.watch = Stopwatch({})
         with self.watch.phase("build_s"):
-            self._build()
-        self.watch.go_on(self.progress.seconds)
-        self.metrics = Metrics(job.paths.metrics)
+            runtime.prepare()
+            runtime.reset_peak_memory()
+            try:
+                check_batches(job.recipe, len(data.train), job.network.geometry)
+            except UsageError as error:
+                raise CandidateFailed(error.what) from error
+            torch.manual_seed(job.seed)
+            self.model = X3D.of(job.network, dropout=job.recipe.dropout)
+            if job.first_weights is not None:
+                load_checkpoint(self.model, job.first_weights, hooks.log)
+            self.model.to(runtime.device).to(memory_format=runtime.memory_format)
+            self.optimizer = make_optimizer(self.model, job.recipe)
+            self.called: Callable[[Tensor], Tensor] = distribute(self.model, group, runtime.device)
+            self.graphed = GraphedStep(self.gradients, list(self.model.parameters()), self._log) \
+                if runtime.cuda_graphs and job.may_record and group.size == 1 else None
+            self.average = MovingAverage(self.model, job.recipe.ema) if job.recipe.ema else None
+
+            extent = Extent(self.epochs, len(data.train), self.batch_size)
+            found, self.last_is_good = checkpoint.restore_newest(
+                job.paths, job.identity, checkpoint.max_bytes(self.model, self.epochs),
+                lambda state: restore(state, self.model, self.optimizer, extent, self.average), self._log)
+            self.progress = found or Progress()
+            self.progress.parts = min(self._max_micro_batches(self.batch_size),
+                                      max(self.progress.parts, job.recipe.accumulation * job.parts))
+        self.trained_parts = self.progress.parts
+        self.watch.resume(self.progress.seconds)
         self.saved = time.monotonic()
 
-    def _build(self) -> None:
-        job, runtime = self.job, self.runtime
-        runtime.prepare()
-        runtime.reset_peak_memory()
-        try:
-            check_batches(job.recipe, len(self.data.train), job.network.geometry)
-        except UsageError as error:
-            raise CandidateFailed(error.what) from error
-        torch.manual_seed(job.seed)
-        self.model = X3D.of(job.network, dropout=job.recipe.dropout)
-        if job.first_weights is not None:
-            load_checkpoint(self.model, job.first_weights, self.hooks.log)
-        self.model.to(runtime.device, memory_format=runtime.memory_format)
-        self.optimizer = make_optimizer(self.model, job.recipe)
-        self.called = shared(self.model, self.group, runtime.device)
-        self.graphed = GraphedStep(self._gradients, list(self.model.parameters()),
-                                   lambda text: self.hooks.log(f"{job.id}: {text}")) \
-            if runtime.cuda_graphs and job.may_record and self.group.size == 1 else None
-        self.average = MovingAverage(self.model, job.recipe.ema) if job.recipe.ema else None
-        self.progress = self._restored()
-
-    def _restored(self) -> Progress:
-        job, course = self.job, Course(self.job.recipe.epochs, len(self.data.train), self.job.recipe.batch_size)
-        found, self.last_is_good = checkpoint.go_on(
-            job.paths, job.identity, checkpoint.most_bytes(self.model, job.recipe.epochs),
-            lambda state: restore(state, self.model, self.optimizer, course, self.average),
-            lambda text: self.hooks.log(f"{job.id}: {text}"))
-        progress = found or Progress()
-        progress.parts = min(self._most_parts(job.recipe.batch_size),
-                             max(progress.parts, job.recipe.accumulation * job.parts))
-        return progress
-
-    def save(self) -> None:
-        """Writes a checkpoint now; the last one becomes the one before, unless it was found damaged. Raises
-        `CandidateFailed` where the loss is not finite: nobody could go on from it."""
-        with self.watch.phase("disk_s"):
-            self._settle_sums()
-            self._check_loss()
-            if self.group.is_first:
-                paths = self.job.paths
-                checkpoint.save(paths.checkpoint, self.job.identity, self.model, self.optimizer, self.progress,
-                                self.average, paths.checkpoint_before if self.last_is_good else None)
-        self.last_is_good, self.saved = True, time.monotonic()
-
-    def spent(self) -> dict[str, float]:
-        """Seconds of every phase until now, over all starts; their sum is the wall time."""
-        self.watch.settle()
-        return {phase: self.progress.seconds.get(phase, 0.0) for phase in PHASES}
+    @property
+    def result(self) -> X3D:
+        """The network that is measured and kept: the moving average if there is one."""
+        return self.average.module if self.average is not None else self.model
 
     def fit(self) -> None:
-        """Trains to the end of the recipe.
+        """Train to the end of the recipe.
 
         Raises `Interrupted` (after a checkpoint) when asked to stop, `CandidateFailed` when the loss or a weight is not
         finite.
         """
+        progress = self.progress
         with self._train_batches() as batches:
-            while self.progress.epoch < self.job.recipe.epochs:
-                self._epoch(batches.epoch(self.progress.epoch, self.progress.batch))
+            while progress.epoch < self.epochs:
+                self.model.train()
+                for x_BCTHW, y_B in self.watch.each(CLIPS, batches.epoch(progress.epoch, progress.batch)):
+                    clips = clips_of_batch(progress.batch, len(self.data.train), self.batch_size)
+                    with self.watch.phase(STEP):
+                        loss, hits = self.update(x_BCTHW, y_B, clips)
+                        progress.batch += 1
+                        progress.seen += clips
+                        progress.clips += clips
+                        progress.loss_sum = progress.loss_sum + loss * clips  # the sums stay on the device
+                        progress.correct = progress.correct + hits
+                    if progress.batch % CHECK_EVERY == 0 or progress.batch == self.updates:
+                        self._report()
+                    if self.group.any(self.hooks.stop()):
+                        self.save()
+                        raise Interrupted("stopped", where=self.job.id)
+                    if time.monotonic() - self.saved >= self.job.checkpoint_every_s:
+                        self.save()
+                self._end_epoch()
         self._forget_graph()
-        self.parts = min(self.progress.parts, self._most_parts(self.job.recipe.batch_size))
+        self.trained_parts = min(progress.parts, self._max_micro_batches(self.batch_size))
         self.save()
 
-    def _epoch(self, batches: Batches) -> None:
-        self.model.train()
-        for x_BCTHW, y_B in self.watch.each(CLIPS, batches):
-            clips = clips_of_batch(self.progress.batch, len(self.data.train), self.job.recipe.batch_size)
-            with self.watch.phase(STEP):
-                self._count(clips, *self._update(x_BCTHW, y_B, clips))
-            if self.progress.batch % CHECK_EVERY == 0 or self.progress.batch == self.updates:
-                self._look()
-            if self._is_to_stop():
-                self.save()
-                raise Interrupted("stopped", where=self.job.id)
-            if time.monotonic() - self.saved >= self.job.checkpoint_every_s:
-                self.save()
-        self._end_epoch()
+    def update(self, x_BCTHW: Tensor, y_B: Tensor, clips: int) -> tuple[Tensor, Tensor]:
+        """Take one step of SGD on a batch of `clips` clips, of which `x_BCTHW` is this process's share.
 
-    def _is_to_stop(self) -> bool:
-        return self.group.any(self.hooks.stop())
-
-    def _count(self, clips: int, loss: torch.Tensor, hits: torch.Tensor) -> None:
-        """Adds an update to the running sums, which stay on the device until somebody looks."""
-        progress = self.progress
-        progress.batch += 1
-        progress.seen += clips
-        progress.loss_sum = progress.loss_sum + loss * clips
-        progress.correct = progress.correct + hits
-        progress.clips += clips
-
-    def _update(self, x_BCTHW: torch.Tensor, y_B: torch.Tensor, clips: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step of SGD on a batch of `clips`, of which these are this process's: the mean loss and the number of
-        right guesses in the whole batch, still on the device.
-
-        Where the memory does not suffice, the batch goes through the network in twice as many parts from now on.
+        Returns the mean loss and the number of right guesses of the whole batch, still on the device.
         """
-        rate = self._rate(self.progress.batch)
+        rate = self._learning_rate(self.progress.batch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         x_BCTHW = x_BCTHW.to(self.runtime.device, memory_format=self.runtime.memory_format, non_blocking=True)
         y_B = y_B.to(self.runtime.device, non_blocking=True)
-        gradients = self.graphed or self._gradients
-        while (sums := gradients(x_BCTHW, y_B, clips)) is None:
-            self._halve(self._most_parts(clips))
+        while (sums := (self.graphed or self.gradients)(x_BCTHW, y_B, clips)) is None:
+            self._use_less_memory(self._max_micro_batches(clips))
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
         loss_sum, hits = self.group.sum(sums)
         return loss_sum / clips, hits
 
-    def _rate(self, batch: int) -> float:
-        """The learning rate of an update of this epoch."""
-        recipe, updates = self.job.recipe, self.updates
-        return learning_rate(self.progress.epoch * updates + batch, recipe.epochs * updates, recipe)
+    def gradients(self, x_BCTHW: Tensor, y_B: Tensor, clips: int) -> Tensor | None:
+        """Compute the gradients of a batch's mean loss, accumulated over `progress.parts` micro-batches.
 
-    def _gradients(self, x_BCTHW: torch.Tensor, y_B: torch.Tensor, clips: int) -> torch.Tensor | None:
-        """The gradients of a batch's mean loss, in `progress.parts` parts. Sums over the clips at hand: loss, right
-        guesses; None where the memory did not suffice for a part that can be smaller."""
-        # in a group batch norm is over all processes' parts, so that each may be one clip
-        most = self._most_parts(clips) if self.group.size == 1 else max(1, clips // self.group.size)
+        Returns two sums over this process's share, the loss and the right guesses; None if memory ran out and
+        micro-batches can be smaller.
+        """
+        # in a group, batch norm averages over all processes, so that one clip in each may suffice
+        most = self._max_micro_batches(clips) if self.group.size == 1 else max(1, clips // self.group.size)
         parts = min(self.progress.parts, most)
         sums = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
         self.optimizer.zero_grad(set_to_none=True)
         try:
             for part in range(parts):
-                is_last = part == parts - 1
-                with nullcontext() if is_last or self.group.size == 1 else self.called.no_sync():
-                    sums += self._part(x_BCTHW, y_B, clips, part, parts)
+                is_last = part == parts - 1  # only then do the processes exchange gradients
+                no_sync = nullcontext if is_last or not isinstance(self.called, DistributedDataParallel) \
+                    else self.called.no_sync
+                with no_sync():
+                    rows = slice(part * len(y_B) // parts, (part + 1) * len(y_B) // parts)
+                    sums += self._micro_batch(x_BCTHW[rows], y_B[rows], clips)
         except (MemoryError, RuntimeError) as error:
-            # in a group the others wait in the middle of this very batch, and nothing but the group's end frees them
+            # in a group, the other processes wait in the middle of this batch; only the end of the group frees them
             if not lacks_memory(error) or parts == most or self.group.size > 1:
                 raise
             return None
         return sums
 
-    def _part(self, x_BCTHW: torch.Tensor, y_B: torch.Tensor, clips: int, part: int, parts: int) -> torch.Tensor:
-        """Adds the gradients of part `part` of `parts`; its summed loss and right guesses."""
-        rows = slice(part * len(y_B) // parts, (part + 1) * len(y_B) // parts)
-        y_B = y_B[rows]
+    def _micro_batch(self, x_BCTHW: Tensor, y_B: Tensor, clips: int) -> Tensor:
+        """Run one micro-batch of a batch of `clips` forward and backward; return its summed loss and right guesses.
+
+        A function of its own, so that nothing of one micro-batch is in memory during the next.
+        """
         with self.runtime.autocast():
-            logits_BK = self.called(x_BCTHW[rows])
+            logits_BK = self.called(x_BCTHW)
             loss = nn.functional.cross_entropy(logits_BK, y_B, label_smoothing=self.job.recipe.label_smoothing,
                                                reduction="sum")
-        (loss * (self.group.size / clips)).backward()  # in a group, the mean over the processes is taken
+        (loss * (self.group.size / clips)).backward()  # gradients are averaged over the processes of a group
         return torch.stack([loss.detach().double(), (logits_BK.detach().argmax(1) == y_B).sum().double()])
 
-    def _settle_sums(self) -> None:
-        """Brings the running sums to the host, as plain numbers."""
-        progress = self.progress
-        progress.loss_sum, progress.correct = float(progress.loss_sum), int(progress.correct)
+    def _learning_rate(self, batch: int) -> float:
+        """Return the learning rate of update `batch` of this epoch."""
+        update = self.progress.epoch * self.updates + batch
+        return learning_rate(update, self.epochs * self.updates, self.job.recipe)
 
-    def _look(self) -> None:
-        with self.watch.phase(STEP):  # here a GPU's work is waited for
-            self._settle_sums()
-        self._check_loss()
-        progress, recipe = self.progress, self.job.recipe
-        loss = progress.loss_sum / progress.seen
+    def _fetch_sums(self) -> tuple[float, int]:
+        """Bring the running sums to the host, waiting for the GPU. Raises `CandidateFailed` for a loss that is not
+        finite."""
+        progress = self.progress
+        loss_sum, correct = float(progress.loss_sum), int(progress.correct)
+        progress.loss_sum, progress.correct = loss_sum, correct
+        if not math.isfinite(loss_sum):
+            raise CandidateFailed(f"the loss became {loss_sum} in epoch {progress.epoch + 1}")
+        return loss_sum, correct
+
+    def _report(self) -> None:
+        """Tell the display how far the training is."""
+        with self.watch.phase(STEP):
+            loss_sum, _ = self._fetch_sums()
+        progress = self.progress
         done, seconds = progress.epoch * self.updates + progress.batch, max(progress.train_s, 1e-9)
-        self.hooks.tick(Tick(progress.epoch, recipe.epochs, done, recipe.epochs * self.updates, loss,
+        self.hooks.tick(Tick(progress.epoch, self.epochs, done, self.epochs * self.updates, loss_sum / progress.seen,
                              progress.clips / seconds, done / seconds))
 
-    def _check_loss(self) -> None:
-        if not math.isfinite(self.progress.loss_sum):
-            raise CandidateFailed(f"the loss became {self.progress.loss_sum} in epoch {self.progress.epoch + 1}")
-
     def _end_epoch(self) -> None:
-        progress = self.progress
-        self._settle_sums()
-        self._check_loss()
+        """Check the weights, measure on val if the recipe says so, and add the epoch's row to metrics.csv."""
+        progress, every = self.progress, self.job.recipe.eval_every
+        loss_sum, correct = self._fetch_sums()
         self._check_weights(f"after epoch {progress.epoch + 1}")
-        row = {"epoch": progress.epoch + 1, "lr": self._rate(progress.batch - 1),
-               "loss": progress.loss_sum / progress.seen, "accuracy": progress.correct / progress.seen,
-               "train_s": round(progress.train_s, 3), **self._measured(progress.epoch + 1)}
+        row = {"epoch": progress.epoch + 1, "lr": self._learning_rate(progress.batch - 1),
+               "loss": loss_sum / progress.seen, "accuracy": correct / progress.seen,
+               "train_s": round(progress.train_s, 3)}
+        if every and (progress.epoch + 1) % every == 0:
+            self.save()  # an interruption of the evaluation costs the evaluation alone
+            evaluation = self.evaluate("val")
+            row |= {"val_accuracy": evaluation.accuracy, "val_loss": evaluation.loss}
+        elif every:
+            row |= {"val_accuracy": math.nan, "val_loss": math.nan}
         progress.rows.append(row)
         progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
         if self.group.is_first:
             with self.watch.phase("disk_s"):
-                self.metrics.write(progress.rows, is_last=progress.epoch == self.job.recipe.epochs)
+                self.metrics.write(progress.rows, is_last=progress.epoch == self.epochs)
         self.hooks.epoch(row)
 
-    def _measured(self, epoch: int) -> dict[str, float]:
-        """Columns of the figures on val after `epoch`: empty between two measurements, none where there are none."""
-        every = self.job.recipe.eval_every
-        if not every:
-            return {}
-        if epoch % every:
-            return {"val_accuracy": math.nan, "val_loss": math.nan}
-        self.save()  # an interruption of the measurement costs the measurement alone
-        evaluation = self.evaluate("val")
-        return {"val_accuracy": evaluation.accuracy, "val_loss": evaluation.loss}
+    def _check_weights(self, moment: str) -> None:
+        """Raise `CandidateFailed` if a weight is not finite. A compiled operator may turn a NaN into 0 (a maximum
+        does), so that neither the loss nor a score shows it."""
+        weights = self.result.state_dict()
+        is_good = torch.stack([torch.isfinite(tensor).all() for tensor in weights.values()]).tolist()  # one wait
+        bad = [name for name, good in zip(weights, is_good, strict=True) if not good]
+        if bad:
+            raise CandidateFailed(f"{len(bad)} of its weights are not finite {moment}, such as {bad[0]}")
+
+    def save(self) -> None:
+        """Write a checkpoint; the last one becomes the previous one, unless it was found damaged. Raises
+        `CandidateFailed` if the loss is not finite: such a training cannot resume."""
+        with self.watch.phase("disk_s"):
+            self._fetch_sums()
+            if self.group.is_first:
+                paths = self.job.paths
+                checkpoint.save(paths.checkpoint, self.job.identity, self.model, self.optimizer, self.progress,
+                                self.average, paths.checkpoint_before if self.last_is_good else None)
+        self.last_is_good, self.saved = True, time.monotonic()
+
+    def refresh_batch_norm(self) -> None:
+        """Compute precise batch-norm statistics from fresh train clips.
+
+        In a group, every process uses all the clips: a variance is corrected by the number of clips in a batch.
+        """
+        recipe, clips = self.job.recipe, len(self.data.train)
+        batches = min(recipe.precise_bn_batches, self.updates)
+        if not batches:
+            return
+
+        def measure() -> None:
+            # gradient accumulation alone does not split these batches, lack of memory does
+            parts = max(1, self.progress.parts // recipe.accumulation)
+            counts = [min(parts, self._max_micro_batches(clips_of_batch(batch, clips, self.batch_size)))
+                      for batch in range(batches)]
+            with self._train_batches(whole=True) as fresh:
+                chosen = zip(self._stoppable(fresh.epoch(self.epochs)), counts, strict=False)
+                pieces = (piece for (x_BCTHW, _), count in chosen for piece in x_BCTHW.tensor_split(count))
+                update_precise_bn(self.result, pieces, sum(counts), self.runtime)
+
+        with self.watch.phase("norms_s"):
+            self._retry_with_less_memory(measure, self._max_micro_batches(self.batch_size))
+        self._check_weights("after its norms were measured")
+
+    def evaluate(self, split: str) -> Evaluation:
+        """Measure the network on `split` (`val` or `test`); in a group, each process measures its share of the clips.
+        """
+        clips, factors, views = getattr(self.data, split), self.job.factors, self.job.recipe.eval_clips
+        mine = self.group.share(len(clips))
+
+        def measure() -> Evaluation:
+            size = self._evaluation_batch
+            batches = eval_loader(clips[mine.start:mine.stop], frames=factors.frames, stride=factors.stride,
+                                  resolution=factors.resolution, views=views, batch_size=size,
+                                  config=self.job.data_config, workers=self.runtime.loader_workers,
+                                  device=self.runtime.device)
+            most = max(len(self.group.share_of(rank, len(clips))) for rank in range(self.group.size))
+            scores, labels = score_videos(self.result, self._stoppable(batches, -(-most * views // size)), len(mine),
+                                          len(self.data.classes), self.runtime)
+            if self.group.size > 1:
+                all_scores, all_labels = scores.new_zeros(len(clips), scores.shape[1]), labels.new_zeros(len(clips))
+                all_scores[mine.start:mine.stop], all_labels[mine.start:mine.stop] = scores, labels
+                scores, labels = self.group.sum(all_scores), self.group.sum(all_labels)
+            return evaluation_of(scores, labels)
+
+        with self.watch.phase("evaluate_s"):
+            return self._retry_with_less_memory(measure, self.batch_size)
+
+    @property
+    def _evaluation_batch(self) -> int:
+        """Clips that go through the network at a time in an evaluation."""
+        return max(1, self.batch_size // self.progress.parts)
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on the training for its outcome: what lack of memory changed."""
+        found = []
+        if self.trained_parts > self.job.recipe.accumulation:
+            found.append(f"for lack of memory, batches of {self.batch_size} were split into {self.trained_parts} "
+                         "micro-batches")
+        if self.progress.parts > self.trained_parts:
+            found.append(f"for lack of memory, it was measured in batches of {self._evaluation_batch}")
+        return found
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of every phase until now, over all starts; their sum is the wall time."""
+        self.watch.update()
+        return {phase: self.progress.seconds.get(phase, 0.0) for phase in PHASES}
+
+    def _train_batches(self, *, whole: bool = False) -> TrainBatches:
+        """Return the training's batches: this process's share of each, or each one `whole`."""
+        job = self.job
+        return TrainBatches(self.data, frames=job.factors.frames, stride=job.factors.stride,
+                            resolution=job.factors.resolution, batch_size=self.batch_size, seed=job.seed,
+                            config=job.data_config, workers=self.runtime.loader_workers,
+                            share=None if whole else self.group.share, device=self.runtime.device)
+
+    def _stoppable(self, batches: Iterable[Any], rounds: int = 0) -> Iterator[Any]:
+        """Yield `batches` until a process of the group is asked to stop. The training itself is on disk by then.
+
+        All processes stop at the same batch, so each one asks the group at least `rounds` times: as often as the one
+        with the most batches.
+        """
+        for number, batch in enumerate(chain(batches, repeat(None))):
+            if batch is None and number >= rounds:
+                return
+            if self.group.any(self.hooks.stop()):
+                raise Interrupted("stopped", where=self.job.id)
+            if batch is not None:
+                yield batch
+
+    def _retry_with_less_memory(self, work: Callable[[], T], most: int) -> T:
+        """Return what `work` returns. While it runs out of memory, repeat it with more micro-batches, up to `most`."""
+        while True:
+            try:
+                return work()
+            except (MemoryError, RuntimeError) as error:
+                if not lacks_memory(error) or self.progress.parts >= most or self.group.size > 1:
+                    raise
+            self._use_less_memory(most)
+
+    def _max_micro_batches(self, clips: int) -> int:
+        return max_micro_batches(clips, self.model.geometry)
+
+    def _use_less_memory(self, most: int) -> None:
+        """Split batches into twice as many micro-batches from now on, but not into more than `most`."""
+        self.progress.parts = min(2 * self.progress.parts, most)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_graph()
+        self.runtime.release_memory()
+        give_back_freed_memory()
+        self._log(f"out of memory; batches of {self.batch_size} are split into {self.progress.parts} micro-batches "
+                  "from now on, and batch norm averages over a micro-batch")
+
+    def _forget_graph(self) -> None:
+        if self.graphed is not None:
+            self.graphed.forget()
+
+    def _log(self, text: str) -> None:
+        self.hooks.log(f"{self.job.id}: {text}")
 
 
 def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; no weight decay on batch norm."""
+    """Return SGD with Nesterov momentum; without weight decay on batch norm."""
     norms = {id(p) for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()}
     groups = [{"params": [p for p in model.parameters() if id(p) not in norms], "weight_decay": recipe.weight_decay},
               {"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0}]

@@ -1,4 +1,4 @@
-"""Where a network trains: device, threads, precision and memory layout."""
+"""The device, threads, precision and memory layout of a training."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from expand.machine import available_cores, keep_freed_memory
 from expand.training.gpus import Gpu, complaints, usable_gpus
 
 CONTEXT_BYTES = 600e6
-"""What each process takes of a GPU beside its tensors: driver, libraries and their code (an estimate)."""
+"""The memory that each process takes of a GPU beside its tensors, for driver, libraries and their code (an estimate)."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """`device`, CPU `threads` and `precision` (`fp32`, `tf32` or `bf16`), all settled; `sharers` processes have the
-    device to themselves together. `cuda_graphs`: whether a training step is to be recorded and replayed. `gpus`: those
-    of this machine that workers take in turn, by number; all where it says none."""
+    """The resolved `device`, CPU `threads` and `precision` (`fp32`, `tf32` or `bf16`). `sharers` processes share the
+    device. With `cuda_graphs`, a training step is recorded and replayed. `gpus` are the numbers of this machine's GPUs
+    that workers take in turn; empty: all."""
 
     device: torch.device
     threads: int
@@ -39,20 +39,25 @@ class Runtime:
 
     @classmethod
     def of(cls, run: RunConfig, seen: Sequence[Gpu] | None = None) -> Runtime:
-        """The runtime that a settled configuration asks for, on the GPUs of `seen` that torch can compute on; without
-        them, this process looks at its own. Raises `UsageError` where the machine lacks it; of a Ray cluster the nodes
-        count, which the executor looks at."""
+        """Return the runtime of a resolved configuration, on the GPUs of `seen` that torch can compute on; without
+        `seen`, this process tests its own GPUs. Raises `UsageError` if the machine lacks them. On a Ray cluster the
+        nodes count, which the executor tests."""
         if run.precision == "tf32" and run.device != "cuda":
             raise UsageError("tf32 is a precision of GPUs", where="run.precision", fix="use fp32, or --device cuda")
-        device, gpus = _device(run.device), ()
+        if run.threads is None:
+            raise ValueError("the configuration is not resolved")
+        device = torch.device(run.device)
+        if run.device == "cuda":  # under torchrun, each process of the machine has a GPU of its own
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        gpus: tuple[int, ...] = ()
         if run.device == "cuda" and run.executor != "ray":
-            found = _gpus_for(run, device, seen)
+            found = _gpus_for(run, device.index, seen)
             device, gpus = torch.device("cuda", found[0].index), tuple(gpu.index for gpu in found)
         return cls(device, run.threads, run.precision, run.cuda_graphs and device.type == "cuda", gpus=gpus)
 
     def of_worker(self, number: int, workers: int) -> Runtime:
-        """That of worker `number` (from 0) of `workers`: GPUs take turns, and those on the same one share its memory
-        evenly, so that what fits does not depend on what the others train just now."""
+        """Return the runtime of worker `number` (from 0) of `workers`: the workers take the GPUs in turn, and those on
+        the same GPU share its memory evenly, so that what fits does not depend on what the others train."""
         if self.device.type != "cuda":
             return self
         gpus = self.gpus or tuple(range(torch.cuda.device_count()))
@@ -62,11 +67,12 @@ class Runtime:
         return replace(self, device=torch.device("cuda", gpus[mine]), sharers=sharers)
 
     def remarks(self, processes: int) -> list[str]:
-        """What makes trainings in so many processes on the CPU slower than they could be, a line each: compiled kernels
-        that are not in use, and more threads than cores, which wait for one another."""
+        """Return the reasons why trainings in `processes` processes are slower on this CPU than they could be, a line
+        each: compiled kernels that are not in use, and more threads than cores."""
         if self.device.type != "cpu":
             return []
-        found = [library.status().remark] if library.status().remark else []
+        remark = library.status().remark
+        found = [remark] if remark else []
         cores = available_cores()
         if processes > 1 and processes * self.threads > cores:
             found.append(f"{processes} processes of {self.threads} threads on {cores} cores train several times slower "
@@ -74,37 +80,34 @@ class Runtime:
         return found
 
     def prepare(self) -> None:
-        """Sets this process's GPU and CPU threads; results depend on the threads' number. Raises `RunError` where the
-        GPU cannot be had: no fault of what was to be trained there."""
+        """Set this process's GPU and CPU threads; results depend on the number of threads. Raises `RunError` if the GPU
+        cannot be used, for which the candidate is not to blame."""
         torch.set_num_threads(self.threads)
         keep_freed_memory()
         if self.device.type == "cuda":
+            is_rounded = self.precision != "fp32"  # torch's own default rounds convolutions, not matrix products
             try:
-                self._prepare_gpu()
+                torch.cuda.set_device(self.device)
+                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_rounded
+                # measured once a shape, so that the last bits may differ from run to run
+                torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+                whole = torch.cuda.get_device_properties(self.device).total_memory
+                torch.cuda.set_per_process_memory_fraction(memory_share(whole, self.sharers), self.device)
             except RuntimeError as error:
                 what = "has no memory left" if lacks_memory(error) else "cannot be used"
                 raise RunError(f"{what} ({first_line(error)})", where=f"GPU {self.device.index}",
-                               fix="nvidia-smi says who uses it (it may be reserved for one process, or full); or "
+                               fix="nvidia-smi shows the processes that use it (it may be reserved for one process, or full); or "
                                    + WAY_OUT) from error
 
-    def _prepare_gpu(self) -> None:
-        torch.cuda.set_device(self.device)
-        is_rounded = self.precision != "fp32"  # torch's own default rounds convolutions, and not matrix products
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_rounded
-        # measured once a shape, so that the last bits may differ from run to run
-        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
-        whole = torch.cuda.get_device_properties(self.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(memory_share(whole, self.sharers), self.device)
-
     def autocast(self) -> AbstractContextManager:
-        """bf16 autocast where it is used."""
+        """Return the autocast of the precision bf16, else a context without effect."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """The type of the autocast, where it is used."""
+        """The type of the autocast, None without one."""
         return torch.bfloat16 if self.precision == "bf16" else None
 
     @property
@@ -118,53 +121,47 @@ class Runtime:
         return torch.channels_last_3d
 
     def release_memory(self) -> None:
-        """Gives memory that no tensor uses back to a GPU, for other processes; after a training."""
+        """Give GPU memory that no tensor uses back to other processes; after a training."""
         if self.device.type == "cuda":
             gc.collect()  # a training refers to itself
-            with suppress(RuntimeError):  # a GPU that failed gives nothing back, and why it failed is said elsewhere
+            with suppress(RuntimeError):  # a GPU that failed; the reason is reported elsewhere
                 torch.cuda.empty_cache()
 
     def reset_peak_memory(self) -> None:
-        """Starts a new measurement of `peak_memory_mb`."""
+        """Start a new measurement of `peak_memory_mb`."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
-        try:
+        with suppress(OSError):  # without it, the peak is that of the whole process so far
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM (Linux)
-        except OSError:
-            pass  # the peak is then that of the whole process so far
 
     def peak_memory_mb(self) -> float:
-        """Most memory in use since the reset, MB (10^6 bytes): of the GPU's tensors, or of the whole process."""
+        """Return the most memory in use since the reset, MB (10^6 bytes): the GPU's tensors, or the whole process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e6
-        try:
+        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with suppress(OSError):
             status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
-            return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6
-        except (OSError, TypeError):
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+            if found := re.search(r"VmHWM:\s+(\d+) kB", status):
+                peak_kb = int(found[1])
+        return peak_kb * 1024 / 1e6
 
 
 def memory_share(whole_bytes: int, sharers: int) -> float:
-    """The share of a GPU's memory that each of `sharers` processes may fill with tensors, in 0..1: all that there is
-    for one alone. At least half of an even share, on a GPU that is too small for so many."""
+    """Return the share of a GPU's memory that each of `sharers` processes may fill with tensors, in 0..1: 1 for a single
+    process, and at least half of an even share, on a GPU that is too small for so many."""
     if sharers == 1:
         return 1.0
     return max(0.5 / sharers, (1 - sharers * CONTEXT_BYTES / whole_bytes) / sharers)
 
 
-def _device(name: str) -> torch.device:
-    """Under torchrun, a GPU of its own for each process of the machine."""
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
-
-
-def _gpus_for(run: RunConfig, device: torch.device, seen: Sequence[Gpu] | None) -> list[Gpu]:
-    """The GPUs for a `run` on this machine, the first of which is this process's own; raises `UsageError` where there
-    is none, or one lacks the precision."""
+def _gpus_for(run: RunConfig, number: int, seen: Sequence[Gpu] | None) -> list[Gpu]:
+    """Return this machine's GPUs for a `run`, first that of this process, which is number `number` of the machine's.
+    Raises `UsageError` if there is none, or one lacks the precision."""
     if not torch.cuda.is_available():
         raise UsageError("no CUDA device is usable here", where="run.device",
                          fix="use --device cpu, or check the driver with nvidia-smi")
-    if device.index >= torch.cuda.device_count():
+    if number >= torch.cuda.device_count():
         raise UsageError(f"more processes than this machine's {torch.cuda.device_count()} GPUs", where="torchrun",
                          fix="start one for each: torchrun --nproc-per-node gpu ...")
     found = usable_gpus(seen)
@@ -175,16 +172,16 @@ def _gpus_for(run: RunConfig, device: torch.device, seen: Sequence[Gpu] | None) 
     if lacking and run.precision in ("bf16", "tf32"):
         raise UsageError(f"{lacking[0].name} (GPU {lacking[0].index}) does not compute with {run.precision}",
                          where="run.precision",
-                         fix="use fp32 (float16 is not offered: it would need its losses scaled), or choose other GPUs "
+                         fix="use fp32 (float16 is not offered: it would need loss scaling), or choose other GPUs "
                              "with CUDA_VISIBLE_DEVICES")
     return found
 
 
-def settle_run(run: RunConfig, seen: Sequence[Gpu] | None = None) -> RunConfig:
-    """`run` with device, threads and precision settled for this machine, whose GPUs are those of `seen`; without them,
-    this process looks at its own where a value depends on them."""
+def resolve_run(run: RunConfig, seen: Sequence[Gpu] | None = None) -> RunConfig:
+    """Return `run` with device, threads and precision chosen for this machine and its GPUs `seen`; without `seen`, this
+    process tests its own GPUs if a value depends on them."""
     device, precision = run.device, run.precision
-    gpus = []
+    gpus: list[Gpu] = []
     if torch.cuda.is_available() and (device == "auto" or device == "cuda" and precision == "auto"):
         gpus = usable_gpus(seen)
     if device == "auto":

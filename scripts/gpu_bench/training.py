@@ -25,7 +25,7 @@ from expand.rundir.paths import CandidatePaths
 from expand.training.evaluate import probabilities_of
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training
-from expand.training.precise_batch_norm import measure_norms
+from expand.training.averages import update_precise_bn
 from expand.training.runtime import Runtime
 from gpu_bench.running import Check, Note, NotHere, Result, Setting
 from gpu_bench.stepping import THREADS, TINY, Stepper, network_of, our_model, triton_switch
@@ -171,7 +171,7 @@ class Comparison:
         found: dict[str, list[Tensor]] = {}
         for name, device in (("expected", "cpu"), ("found", self._setting.device)):
             model = self._model(device)
-            measure_norms(model, clips, len(clips), self._runtime("fp32", device))
+            update_precise_bn(model, clips, len(clips), self._runtime("fp32", device))
             found[name] = [buffer for key, buffer in model.state_dict().items() if "running_" in key]
         apart = max(_apart(a, b) / max(1.0, float(b.abs().max()))
                     for a, b in zip(found["found"], found["expected"], strict=True))
@@ -188,7 +188,7 @@ class Comparison:
                 seen.append(self._pictures(self._setting.device))
                 yield seen[-1]
 
-        measure_norms(self._model(self._setting.device), clips(), 2, runtime)
+        update_precise_bn(self._model(self._setting.device), clips(), 2, runtime)
         apart = max(_apart(pictures, expected) for pictures in seen)
         return Result(f"apart by {apart:.1e}", {"apart": apart}, is_right=apart <= 1e-6 and len(seen) == 2)
 
@@ -261,7 +261,7 @@ class Comparison:
         apart = max(map(_apart, *states))
         begun, length = len(rows), len(states[0]) == len(states[1])
         after.fit()
-        after.refresh_norms()
+        after.refresh_batch_norm()
         accuracy = after.evaluate("val").accuracy
         is_right = updates >= 3 and apart == 0 and length and not said and begun < len(rows) and all(
             math.isfinite(row["loss"]) for row in rows)

@@ -10,7 +10,7 @@ from torch import nn
 
 from expand.model import X3D
 from expand.model.convolution import plain_operators
-from expand.model.folded_batch_norm import Answering, folded, for_inference
+from expand.model.folded_batch_norm import FoldedX3D, fold, for_inference
 from expand.space.factors import Factors
 from expand.space.network import Network
 from expand.training.evaluate import probabilities_of
@@ -86,7 +86,7 @@ def test_it_is_of_the_weights_at_its_making_and_leaves_them_alone():
 
 def test_a_training_network_is_put_into_evaluation():
     model = X3D.of(network({"frames": 1, "resolution": 32})).train()
-    assert isinstance(for_inference(model), Answering) and not model.training
+    assert isinstance(for_inference(model), FoldedX3D) and not model.training
 
 
 def test_what_is_asked_for_plainly_stays_plain():
@@ -110,4 +110,4 @@ def test_a_bias_before_the_norm_is_shifted_and_scaled():
     nn.init.normal_(norm.running_mean)
     nn.init.uniform_(norm.running_var, 0.5, 2)
     x = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64)
-    assert math.isclose((folded(conv, norm)(x) - norm(conv(x))).abs().max().item(), 0, abs_tol=1e-12)
+    assert math.isclose((fold(conv, norm)(x) - norm(conv(x))).abs().max().item(), 0, abs_tol=1e-12)

@@ -19,7 +19,7 @@ from expand.space.geometry import Geometry
 from expand.training.candidate import train_candidate
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training
-from expand.training.recipe import check_batches, most_parts
+from expand.training.recipe import check_batches, max_micro_batches
 from tests.training.small import CONFIG, RECIPE, RUNTIME, network
 
 ONE_POSITION = network("small", frames=1)
@@ -46,7 +46,7 @@ def test_the_rule_is_what_torch_says(frames, resolution, least):
 @given(st.integers(2, 200), st.integers(1, 400), st.sampled_from([(1, 32), (2, 32)]))
 def test_no_part_of_a_batch_has_fewer_clips_than_can_be_trained_on(clips, asked, shape):
     geometry = geometry_of(*shape)
-    parts = min(asked, most_parts(clips, geometry))
+    parts = min(asked, max_micro_batches(clips, geometry))
     sizes = [(part + 1) * clips // parts - part * clips // parts for part in range(parts)]
     assert sum(sizes) == clips and min(sizes) >= geometry.least_clips
     assert min(map(len, torch.zeros(clips).tensor_split(parts))) >= geometry.least_clips
@@ -107,7 +107,7 @@ def test_parts_of_one_clip_stay_where_the_network_can_take_them(tmp_path, data):
     training = Training(job_of(tmp_path, recipe, network("small", frames=2)), data, RUNTIME, Hooks())
     assert training.progress.parts == 8
     training.fit()
-    training.refresh_norms()
+    training.refresh_batch_norm()
 
 
 def only_batches_of(most):
@@ -126,22 +126,22 @@ def test_halving_for_lack_of_memory_ends_before_a_part_has_one_value(tmp_path, d
     finally:
         hook.remove()
     if parts is None:
-        assert not outcome.finished and "the memory did not suffice" in outcome.reason
+        assert not outcome.finished and "out of memory" in outcome.reason
     else:
-        assert outcome.finished and f"in {parts} parts" in outcome.notes[0]
+        assert outcome.finished and f"into {parts} micro-batches" in outcome.notes[0]
 
 
 def test_a_system_that_ended_tries_for_lack_of_memory_does_not_ask_for_parts_of_one_value(tmp_path, data):
     job = replace(job_of(tmp_path, replace(RECIPE, epochs=1)), parts=8)
     outcome = train_candidate(job, data, RUNTIME, Hooks())
-    assert outcome.finished and "in 4 parts" in outcome.notes[0]
+    assert outcome.finished and "into 4 micro-batches" in outcome.notes[0]
 
 
 def test_precise_norms_are_measured_in_parts_that_have_two_values(tmp_path, data):
     training = Training(job_of(tmp_path, replace(RECIPE, epochs=1)), data, RUNTIME, Hooks())
     training.fit()
     training.progress.parts = 8  # as an evaluation leaves it that had no memory
-    training.refresh_norms()
+    training.refresh_batch_norm()
     training.evaluate("val")
 
 

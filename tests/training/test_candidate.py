@@ -103,7 +103,7 @@ def test_the_death_of_a_loader_process_is_not_held_against_the_candidate(job, da
     def update(*_):
         raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
 
-    monkeypatch.setattr(Training, "_update", update)
+    monkeypatch.setattr(Training, "update", update)
     with pytest.raises(DataError, match="a process that reads clips died"):
         train_candidate(job, data, RUNTIME, Hooks())
     assert not job.paths.outcome.exists()

@@ -21,9 +21,9 @@ from expand.space.network import Network
 from expand.training import checkpoint
 from expand.training.checkpoint import Progress
 from expand.training.loop import make_optimizer
-from expand.training.untrusted_checkpoint import Course, restore
+from expand.training.untrusted_checkpoint import Extent, restore
 
-COURSE = Course(epochs=5, clips=40, batch_size=8)
+COURSE = Extent(epochs=5, clips=40, batch_size=8)
 PROGRESS = Progress(epoch=2, batch=1, loss_sum=0.1 + 0.2, correct=3, seen=8, clips=88, parts=2,
                     rows=[{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}], seconds={"step_s": 1.5})
 
@@ -241,7 +241,7 @@ def test_a_file_that_grows_or_is_too_large_is_not_read(tmp_path, whole):
         load_model(path)
     with open(path, "wb") as file:
         file.truncate(10**12)  # of holes
-    most = checkpoint.most_bytes(trained(0)[0], 5)
+    most = checkpoint.max_bytes(trained(0)[0], 5)
     assert len(whole) < most < 10**8
     assert "larger than" in checkpoint.load(path, "id", most)[1]
     path.unlink()

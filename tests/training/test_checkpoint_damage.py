@@ -17,6 +17,7 @@ from expand.training.candidate import train_candidate, train_final
 from expand.training.checkpoint import Progress
 from expand.training.evaluate import Evaluation
 from expand.training.job import Hooks, Job, candidate_seed
+from expand.training import loop
 from expand.training.loop import Training, make_optimizer
 from tests.training.small import CONFIG, RECIPE, RUNTIME, network
 
@@ -316,19 +317,26 @@ def test_a_loss_that_explodes_between_two_looks_fails_the_candidate_and_its_resu
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["stages.1.0.a.weight", "stem.bn.running_var", "head.classifier.bias"])
-@pytest.mark.parametrize("moment", ["_end_epoch", "_measure_norms"])
+@pytest.mark.parametrize("moment", ["update", "refresh_batch_norm"])
 def test_weights_that_are_not_finite_fail_the_candidate_though_the_loss_is(job, data, monkeypatch, value, name, moment):
     """Also where an operator would turn them into plain numbers."""
-    method, spoiling = getattr(Training, moment), spoil(name, value)
+    training, spoiling = [], spoil(name, value)
+    update, measure = Training.update, loop.update_precise_bn
 
-    def spoilt(self, *arguments):
-        if moment == "_end_epoch":
+    def updated(self, *batch):
+        training[:] = [self]
+        sums = update(self, *batch)
+        if moment == "update" and self.progress.batch == self.updates - 1:
             spoiling(self)
-            return method(self, *arguments)
-        method(self, *arguments)
-        return spoiling(self)
+        return sums
 
-    monkeypatch.setattr(Training, moment, spoilt)
+    def measured(*arguments):
+        measure(*arguments)
+        spoiling(training[0])
+
+    monkeypatch.setattr(Training, "update", updated)
+    if moment == "refresh_batch_norm":
+        monkeypatch.setattr(loop, "update_precise_bn", measured)
     monkeypatch.setattr(Training, "evaluate", lambda self, split: Evaluation(0.5, 0.1, 0.9, 1.0, []))
     outcome = train_candidate(job, data, RUNTIME, Hooks())
     assert outcome.state == "failed" and "of its weights are not finite" in outcome.reason and name in outcome.reason

@@ -37,7 +37,7 @@ def job(tmp_path):
 
 def failing(monkeypatch, error, after=3):
     """Every update after the first ones meets `error`."""
-    update, done = Training._update, []
+    update, done = Training.update, []
 
     def updated(self, *batch):
         done.append(batch)
@@ -45,7 +45,7 @@ def failing(monkeypatch, error, after=3):
             raise error
         return update(self, *batch)
 
-    monkeypatch.setattr(Training, "_update", updated)
+    monkeypatch.setattr(Training, "update", updated)
 
 
 @pytest.mark.parametrize("error", FAULTS, ids=str)

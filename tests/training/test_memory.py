@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from expand.model.folded_batch_norm import Answering
+from expand.model.folded_batch_norm import FoldedX3D
 from expand.report.event_lines import event_line
 from expand.report.summary import summarize
 from expand.report.tables import status_text
@@ -41,7 +41,7 @@ recipe = RecipeConfig(epochs=1, batch_size=32, eval_clips=1, precise_bn_batches=
 job = Job("s00-basis", Network("large", factors, 16), 0.1, recipe, CONFIG, 7, CandidatePaths(Path({folder!r})), 1000.0)
 warm = Training(job, data, RUNTIME, Hooks())
 x_BCTHW, y_B = next(iter(warm._train_batches().epoch(0)))
-warm._update(x_BCTHW[:2], y_B[:2], 2)  # what torch sets up once is there before the limit
+warm.update(x_BCTHW[:2], y_B[:2], 2)  # what torch sets up once is there before the limit
 del warm, x_BCTHW, y_B
 used = 1024 * int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0])
 resource.setrlimit(resource.RLIMIT_DATA, (used + {spare}, resource.RLIM_INFINITY))
@@ -59,8 +59,8 @@ def test_a_candidate_ends_well_where_its_batch_does_not_fit_and_its_outcome_says
     outcome, lines = json.loads(done.stdout.splitlines()[-1])
     assert outcome["state"] == "finished" and outcome["accuracy"] is not None, outcome
     parts = [count for count in (2, 4, 8, 16) if
-             f"for lack of memory, batches of 32 went through the network in {count} parts" in outcome["notes"]]
-    assert len(parts) == 1 and any(f"in {parts[0]} parts from now on" in line for line in lines)
+             f"for lack of memory, batches of 32 were split into {count} micro-batches" in outcome["notes"]]
+    assert len(parts) == 1 and any(f"into {parts[0]} micro-batches from now on" in line for line in lines)
     assert json.loads(CandidatePaths(tmp_path).outcome.read_text())["notes"] == outcome["notes"]
     assert outcome["notes"][0] in event_line({"event": "candidate_finished", **outcome})
 
@@ -82,14 +82,14 @@ def test_norms_whose_batches_do_not_fit_are_measured_in_smaller_ones(job, data, 
     training, lines = Training(replace(job, recipe=replace(RECIPE, dropout=0.0)), data, RUNTIME, Hooks()), []
     training.fit()
     start = {key: value.clone() for key, value in training.model.state_dict().items()}
-    training.refresh_norms()
+    training.refresh_batch_norm()
     expected = {key: value.clone() for key, value in training.model.state_dict().items()}
     training.model.load_state_dict(start)
     training.hooks, check = Hooks(log=lines.append), too_large(2)
     hook = torch.nn.modules.module.register_module_forward_pre_hook(
         lambda module, inputs: check(inputs[0]) if isinstance(module, torch.nn.BatchNorm3d) else None)
     try:
-        training.refresh_norms()
+        training.refresh_batch_norm()
     finally:
         hook.remove()
     assert training.progress.parts == 4 and len(lines) == 2
@@ -102,8 +102,8 @@ def test_norms_whose_batches_do_not_fit_are_measured_in_smaller_ones(job, data, 
 
 
 def test_a_measurement_in_smaller_batches_is_noted(job, data, monkeypatch):
-    check, positions = too_large(2), Answering._positions
-    monkeypatch.setattr(Answering, "_positions", lambda self, x_BCTHW: check(x_BCTHW) or positions(self, x_BCTHW))
+    check, positions = too_large(2), FoldedX3D._positions
+    monkeypatch.setattr(FoldedX3D, "_positions", lambda self, x_BCTHW: check(x_BCTHW) or positions(self, x_BCTHW))
     outcome = train_candidate(job, data, RUNTIME, Hooks())
     assert outcome.notes == ["for lack of memory, it was measured in batches of 2"]
 
@@ -131,7 +131,7 @@ def test_a_training_with_parts_enough_for_its_recipe_has_no_note(job, data):
 
 
 def test_of_parts_that_the_system_forced_the_outcome_tells(job, data):
-    note = "for lack of memory, batches of 8 went through the network in 2 parts"
+    note = "for lack of memory, batches of 8 were split into 2 micro-batches"
     assert train_candidate(replace(job, parts=2), data, RUNTIME, Hooks()).notes == [note]
     final = replace(job, id="final", parts=2, weights=job.paths.dir / "weights.pt")
     result = train_final(final, data, RUNTIME, final.weights, Hooks())
@@ -143,7 +143,7 @@ def test_notes_show_in_the_status_of_a_run(tmp_path):
     search = FakeSearch(tmp_path / "run").start().basis(finish=False)
     [candidate] = summarize(tmp_path / "run")["steps"][0]["candidates"]
     assert candidate["notes"] == []
-    note = "for lack of memory, batches of 8 went through the network in 2 parts"
+    note = "for lack of memory, batches of 8 were split into 2 micro-batches"
     search.event("candidate_finished", id=candidate["id"], state="finished", reason=None, accuracy=0.5, stderr=0.1,
                  top5=0.9, loss=1.0, wall_s=1.0, peak_memory_mb=1.0, clips_per_s=1.0, notes=[note])
     summary = summarize(tmp_path / "run")

@@ -1,6 +1,6 @@
 """metrics.csv is never far behind, and whole."""
 
-from expand.training.metrics import EVERY_S, Metrics
+from expand.training.curves import EVERY_S, Metrics
 
 
 def test_it_is_written_at_first_and_at_last_and_now_and_then_between(tmp_path):

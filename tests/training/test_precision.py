@@ -14,15 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from expand.data.loading import transforms
 from expand.data.loading.transforms import resample
 from expand.model import X3D
-from expand.model.folded_batch_norm import Answering, for_inference
+from expand.model.folded_batch_norm import FoldedX3D, for_inference
 from expand.rundir.paths import CandidatePaths
 from expand.training import estimate, evaluate
 from expand.training.checkpoint import Progress, save, save_weights
 from expand.training.evaluate import score_videos
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training, make_optimizer
-from expand.training.moving_average import MovingAverage
-from expand.training.precise_batch_norm import measure_norms
+from expand.training.averages import MovingAverage, update_precise_bn
 from expand.training.runtime import Runtime
 from tests.model.seeded import awaken
 from tests.training.small import CONFIG, RECIPE, RUNTIME, network
@@ -66,7 +65,7 @@ def test_precise_norms_run_the_model_under_autocast_and_make_the_clips_without()
     hook = nn.modules.module.register_module_forward_pre_hook(
         lambda module, inputs: seen.append(torch.is_autocast_enabled("cpu")) if isinstance(module, X3D) else None)
     try:
-        measure_norms(model, clips(), 1, BF16)
+        update_precise_bn(model, clips(), 1, BF16)
     finally:
         hook.remove()
     assert seen == [False, True]
@@ -80,7 +79,7 @@ def test_folded_weights_are_cast_once_and_answer_as_if_cast_at_every_call():
     cast = for_inference(model, BF16.autocast_dtype)
     assert cast._spatial.weight.dtype == cast._blocks[0].a.weight.dtype == torch.bfloat16
     with torch.inference_mode(), BF16.autocast():
-        assert torch.equal(cast.logits(x_BCTHW), Answering(model).logits(x_BCTHW))
+        assert torch.equal(cast.logits(x_BCTHW), FoldedX3D(model).logits(x_BCTHW))
 
 
 class Ops(TorchDispatchMode):

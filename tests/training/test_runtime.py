@@ -14,7 +14,7 @@ from expand.kernels.library import KernelStatus
 from expand.training import gpus as gpu_room
 from expand.training import runtime as room
 from expand.training.gpus import Gpu, complaints, look_at, look_at_all
-from expand.training.runtime import Runtime, lacks_memory, memory_share, settle_run
+from expand.training.runtime import Runtime, lacks_memory, memory_share, resolve_run
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def gpus(monkeypatch):
             if device.index in broken:
                 raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
 
-        monkeypatch.setattr(gpu_room, "_try_out", try_out)
+        monkeypatch.setattr(gpu_room, "run_convolution", try_out)
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.append(("device", str(device))))
         monkeypatch.setattr(torch.cuda, "get_device_properties",
                             lambda device: type("Properties", (), {"total_memory": memory}))
@@ -61,18 +61,18 @@ def as_before():
                                                    (1, False, ("cuda", "fp32"))])
 def test_open_values_are_settled_by_what_the_machine_has(gpus, count, bf16, expected):
     gpus(count, bf16=bf16)
-    run = settle_run(RunConfig())
+    run = resolve_run(RunConfig())
     assert (run.device, run.precision) == expected
 
 
 def test_threads_are_the_cores_divided_by_the_workers(monkeypatch):
     monkeypatch.setattr(room, "available_cores", lambda: 8)
-    assert [settle_run(RunConfig(device="cpu", workers=workers)).threads for workers in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    assert [resolve_run(RunConfig(device="cpu", workers=workers)).threads for workers in (1, 2, 3, 16)] == [8, 4, 2, 1]
 
 
 def test_a_precision_that_only_gpus_have_is_refused_on_a_cpu():
     with pytest.raises(UsageError, match="tf32 is a precision of GPUs"):
-        Runtime.of(settle_run(RunConfig(device="cpu", precision="tf32")))
+        Runtime.of(resolve_run(RunConfig(device="cpu", precision="tf32")))
 
 
 def test_a_gpu_that_is_not_there_is_refused(gpus):
@@ -85,9 +85,9 @@ def test_a_gpu_that_is_not_there_is_refused(gpus):
 
 def test_graphs_are_for_gpus_alone(gpus):
     gpus(1)
-    of = {device: Runtime.of(settle_run(RunConfig(device=device, cuda_graphs=True))) for device in ("cpu", "cuda")}
+    of = {device: Runtime.of(resolve_run(RunConfig(device=device, cuda_graphs=True))) for device in ("cpu", "cuda")}
     assert not of["cpu"].cuda_graphs and of["cuda"].cuda_graphs
-    assert not Runtime.of(settle_run(RunConfig(device="cuda"))).cuda_graphs
+    assert not Runtime.of(resolve_run(RunConfig(device="cuda"))).cuda_graphs
 
 
 @pytest.mark.parametrize("precision, is_rounded", [("fp32", False), ("tf32", True), ("bf16", True)])
@@ -172,7 +172,7 @@ def test_tests_train_on_the_cpu_unless_they_are_asked_for_the_gpu():
     if os.environ.get("X3D_EXPAND_TEST_GPU") == "1":
         pytest.skip("they are")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and not torch.cuda.is_available()
-    assert settle_run(RunConfig()).device == "cpu"
+    assert resolve_run(RunConfig()).device == "cpu"
 
 
 @pytest.mark.parametrize("capability, built_for, fits", [
@@ -181,27 +181,27 @@ def test_tests_train_on_the_cpu_unless_they_are_asked_for_the_gpu():
     ((9, 0), "sm_90a", True), ((6, 1), "", True)])
 def test_a_gpu_for_which_torch_has_no_code_is_not_used(gpus, capability, built_for, fits):
     done = gpus(1, capabilities=[capability], built_for=built_for)
-    assert settle_run(RunConfig()).device == ("cuda" if fits else "cpu")
+    assert resolve_run(RunConfig()).device == ("cuda" if fits else "cpu")
     assert (look_at(0).complaint is None) is fits and (("tried", "cuda:0") in done) is fits
     if not fits:
         with pytest.raises(UsageError, match="no code for its compute capability"):
-            Runtime.of(settle_run(RunConfig(device="cuda")))
+            Runtime.of(resolve_run(RunConfig(device="cuda")))
 
 
 def test_a_gpu_that_cannot_compute_a_convolution_is_passed_over(gpus):
     gpus(2, broken=[0])
-    run = settle_run(RunConfig())
+    run = resolve_run(RunConfig())
     assert run.device == "cuda" and Runtime.of(run).device == torch.device("cuda", 1)
     assert "Model 0 (GPU 0) is not used: CUDA error: uncorrectable ECC" in complaints()[0]
     gpus(1, broken=[0])
-    assert settle_run(RunConfig()).device == "cpu"
+    assert resolve_run(RunConfig()).device == "cpu"
     with pytest.raises(UsageError, match="cannot compute on a GPU here"):
         Runtime.of(RunConfig(device="cuda", threads=1, precision="fp32"))
 
 
 def test_workers_take_only_gpus_that_compute(gpus):
     gpus(4, broken=[0, 2])
-    runtime = Runtime.of(settle_run(RunConfig(), look_at_all()), look_at_all())
+    runtime = Runtime.of(resolve_run(RunConfig(), look_at_all()), look_at_all())
     assert [runtime.of_worker(number, 3).device.index for number in range(3)] == [1, 3, 1]
     assert [runtime.of_worker(number, 3).sharers for number in range(3)] == [2, 1, 2]
 
@@ -210,7 +210,7 @@ def test_workers_take_only_gpus_that_compute(gpus):
 def test_a_precision_that_the_gpu_does_not_have_is_refused(gpus, precision):
     gpus(1, bf16=False)
     with pytest.raises(UsageError, match=f"does not compute with {precision}") as caught:
-        Runtime.of(settle_run(RunConfig(device="cuda", precision=precision)))
+        Runtime.of(resolve_run(RunConfig(device="cuda", precision=precision)))
     assert "use fp32" in caught.value.fix
     assert "trains in fp32" in complaints()[0]
 
@@ -219,7 +219,7 @@ def test_gpus_that_were_looked_at_elsewhere_are_not_looked_at_here(gpus, monkeyp
     gpus(2)
     seen = (Gpu(0, "old", False, "too old"), Gpu(1, "new", True))
     monkeypatch.setattr(gpu_room, "look_at", lambda index: pytest.fail("a look takes a context"))
-    run = settle_run(RunConfig(), seen)
+    run = resolve_run(RunConfig(), seen)
     assert (run.device, run.precision) == ("cuda", "bf16")
     assert Runtime.of(run, seen).gpus == (1,) and "too old" in complaints(seen)[0]
 
@@ -227,7 +227,7 @@ def test_gpus_that_were_looked_at_elsewhere_are_not_looked_at_here(gpus, monkeyp
 def test_under_torchrun_a_process_looks_at_its_own_gpu_alone(gpus, monkeypatch):
     done = gpus(4)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    assert Runtime.of(settle_run(RunConfig())).device == torch.device("cuda", 2)
+    assert Runtime.of(resolve_run(RunConfig())).device == torch.device("cuda", 2)
     assert {device for what, device in done if what == "tried"} == {"cuda:2"}
 
 

@@ -66,18 +66,18 @@ def train(frames, dtype, data, folder):
     training, losses = Training(job, data, RUNTIME, Hooks()), []
     if dtype == torch.float64:
         in_float64(training)
-    update = training._update
+    update = training.update
 
     def noted(*batch):
         loss, hits = update(*batch)
         losses.append(float(loss))
         return loss, hits
 
-    training._update = noted
+    training.update = noted
     training.fit()
     if dtype == torch.float64:
         return Trained(losses[:STEPS], None)
-    training.refresh_norms()
+    training.refresh_batch_norm()
     return Trained(losses[:STEPS], training.evaluate("val"))
 
 

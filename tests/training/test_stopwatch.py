@@ -35,7 +35,7 @@ def test_nested_phases_share_the_wall_time_with_nothing_lost_or_counted_twice(tr
 
     live(tree)
     clock.now += 3
-    watch.settle()
+    watch.update()
     expected[OTHER] = 3
     assert {name: value for name, value in watch.seconds.items() if value} == {k: v for k, v in expected.items() if v}
     assert sum(watch.seconds.values()) == clock.now - 100
@@ -64,7 +64,7 @@ def test_a_phase_that_fails_is_counted_and_left():
         clock.now += 2
         raise ValueError("so")
     clock.now += 1
-    watch.settle()
+    watch.update()
     assert watch.seconds == {"a": 2, OTHER: 1}
 
 
@@ -74,5 +74,5 @@ def test_a_later_start_adds_to_what_an_earlier_one_spent():
     with watch.phase("a"):
         pass
     earlier = {"a": 10.0, "b": 1.0}
-    watch.go_on(earlier)
+    watch.resume(earlier)
     assert earlier["a"] == 11 and earlier["b"] == 1 and watch.seconds is earlier

@@ -18,7 +18,7 @@ from torch import nn
 
 from expand.errors import Interrupted
 from expand.model import X3D
-from expand.model.folded_batch_norm import Answering, for_inference
+from expand.model.folded_batch_norm import FoldedX3D, for_inference
 from expand.rundir.paths import CandidatePaths
 from expand.training import distributed
 from expand.training.distributed import ALONE, Group
@@ -61,7 +61,7 @@ def test_torchs_own_is_folded_like_any_other_norm():
     x_BCTHW = torch.randn(2, 3, 2, 32, 32)
     with torch.inference_mode():
         folded = for_inference(model)
-        assert isinstance(folded, Answering)
+        assert isinstance(folded, FoldedX3D)
         torch.testing.assert_close(folded.logits(x_BCTHW), model(x_BCTHW), rtol=1e-4, atol=1e-5)
     _, undecayed = make_optimizer(model, RECIPE).param_groups
     assert len(undecayed["params"]) == 2 * sum(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
@@ -74,18 +74,18 @@ def training(folder: Path, group: Group) -> Training:
 
 def measure(rank: int, folder: str) -> None:
     """One of two processes: what it measures, and where a stop that one of them hears ends both."""
-    distributed._share_norms = of_cpu
+    distributed.share_batch_norm = of_cpu
     nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None  # refuses CPUs
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2,
                             timeout=timedelta(seconds=60))
     group, calls = Group(rank, 2), []
     measured = training(Path(folder), group)
     assert any(isinstance(module, OnCpu) for module in measured.model.modules())
-    measured.refresh_norms()
+    measured.refresh_batch_norm()
     evaluation = measured.evaluate("val")
     found = {"loss": evaluation.loss, "mean": measured.model.stem.bn.running_mean.tolist(),
              "var": measured.model.stem.bn.running_var.tolist(), "stopped": []}
-    for work, after in ((measured.refresh_norms, 1), (lambda: measured.evaluate("val"), 0)):
+    for work, after in ((measured.refresh_batch_norm, 1), (lambda: measured.evaluate("val"), 0)):
         calls.clear()
         measured.hooks = Hooks(stop=lambda after=after: calls.append(0) or (rank == 1 and len(calls) > after))
         try:
@@ -100,7 +100,7 @@ def test_processes_measure_what_one_alone_does_and_stop_together(tmp_path):
     torch.multiprocessing.spawn(measure, (str(tmp_path),), nprocs=2)
     found = [json.loads((tmp_path / f"found{rank}.json").read_text()) for rank in range(2)]
     alone = training(tmp_path / "alone", ALONE)
-    alone.refresh_norms()
+    alone.refresh_batch_norm()
     norm = alone.model.stem.bn
     for each in found:
         assert each["stopped"] == [2, 1]

@@ -10,7 +10,7 @@ from torch import nn
 
 from expand.errors import Interrupted
 from expand.model import X3D
-from expand.model.folded_batch_norm import Answering
+from expand.model.folded_batch_norm import FoldedX3D
 from expand.model.load import load_model
 from expand.rundir.paths import CandidatePaths
 from expand.training.candidate import train_final
@@ -51,7 +51,7 @@ def test_the_moving_average_is_what_is_kept_and_measured(job, data):
     result = train_final(job, data, RUNTIME, job.paths.dir / "weights.pt", Hooks())
     kept = torch.load(job.paths.dir / "weights.pt", weights_only=True)["model"]
     assert all(torch.equal(kept[name], value) for name, value in training.result.named_parameters())
-    training.refresh_norms()
+    training.refresh_batch_norm()
     assert result["loss"] == training.evaluate("test").loss
 
 
@@ -66,7 +66,7 @@ def test_a_batch_in_parts_has_the_same_gradients_where_norms_do_not_mix_clips(jo
     found = []
     for count in (1, parts):
         training.progress.parts = count
-        sums = training._gradients(x_BCTHW, y_B, len(y_B))
+        sums = training.gradients(x_BCTHW, y_B, len(y_B))
         found.append([*(p.grad.clone() for p in training.model.parameters()), sums[0].float()])
     assert sum(gradient.abs().sum() for gradient in found[0]) > 1
     for whole, split in zip(*found, strict=True):
@@ -74,23 +74,23 @@ def test_a_batch_in_parts_has_the_same_gradients_where_norms_do_not_mix_clips(jo
 
 
 def test_a_batch_whose_parts_do_not_fit_goes_down_to_single_clips(job, data, monkeypatch):
-    """The allocator's own error, for every part of more than one clip."""
-    lines, part_of = [], Training._part
+    """The allocator's own error, for every micro-batch of more than one clip."""
+    lines, forward = [], X3D.forward
 
-    def part(self, x_BCTHW, y_B, clips, part, parts):
-        if -(-clips // parts) > 1:
+    def narrow(self, x_BCTHW):
+        if len(x_BCTHW) > 1:
             torch.empty(2**60)
-        return part_of(self, x_BCTHW, y_B, clips, part, parts)
+        return forward(self, x_BCTHW)
 
-    monkeypatch.setattr(Training, "_part", part)
+    monkeypatch.setattr(X3D, "forward", narrow)
     training = Training(job, data, RUNTIME, Hooks(log=lines.append))
     x_BCTHW, y_B = next(iter(training._train_batches().epoch(0)))
-    loss, _ = training._update(x_BCTHW[:3], y_B[:3], 3)
+    loss, _ = training.update(x_BCTHW[:3], y_B[:3], 3)
     assert training.progress.parts == 3 and torch.isfinite(loss) and len(lines) == 2
 
 
 def test_a_measurement_whose_batches_do_not_fit_takes_smaller_ones(job, data, monkeypatch):
-    training, lines, positions = Training(job, data, RUNTIME, Hooks()), [], Answering._positions
+    training, lines, positions = Training(job, data, RUNTIME, Hooks()), [], FoldedX3D._positions
     expected = training.evaluate("val")
 
     def narrow(self, x_BCTHW):
@@ -98,7 +98,7 @@ def test_a_measurement_whose_batches_do_not_fit_takes_smaller_ones(job, data, mo
             torch.empty(2**60)
         return positions(self, x_BCTHW)
 
-    monkeypatch.setattr(Answering, "_positions", narrow)
+    monkeypatch.setattr(FoldedX3D, "_positions", narrow)
     training.hooks = Hooks(log=lines.append)
     assert training.evaluate("val").loss == pytest.approx(expected.loss)
     assert training.progress.parts == 4 and len(lines) == 2
