@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 from expand.data import PreparedData
 from expand.errors import CandidateFailed
 from expand.training.candidate import fail_candidate, train_candidate, train_final
-from expand.training.job import Hooks, Job
+from expand.training.job import Hooks, Job, Kind
 from expand.training.runtime import Runtime
 
 STOP_S = 20.0
@@ -65,9 +65,9 @@ def carry_out(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> d
     `ExpandError`s of the run.
     """
     try:
-        if job.weights is None:
-            return train_candidate(job, data, runtime, hooks).as_dict()
-        return train_final(job, data, runtime, job.weights, hooks)
+        if job.kind is Kind.FINAL:
+            return train_final(job, data, runtime, hooks)
+        return train_candidate(job, data, runtime, hooks).as_dict()
     finally:
         runtime.release_memory()
 
@@ -78,6 +78,6 @@ def given_up(job: Job, data: PreparedData, reason: str, tries: int) -> Finished:
     Raises `CandidateFailed` for a final training.
     """
     what = f"{reason}, the last of {tries} times" if tries > 1 else reason
-    if job.weights is not None:
+    if job.kind is Kind.FINAL:
         raise CandidateFailed(what)
     return Finished(job, fail_candidate(job, data, what).as_dict())

@@ -1,7 +1,7 @@
-"""The compiled CPU kernels (cpu.cpp): found, checked and called through ctypes, so that they fit any version of torch.
+"""The compiled CPU kernels (cpu.cpp), called through ctypes, so that one build fits any version of torch.
 
-One build an instruction set lies beside this file (`builds.py`); the best one that the processor runs is taken. The
-environment variable X3D_EXPAND_KERNELS takes another, or none.
+Beside this file lies one build for each instruction set (`builds.py`); the best one that the processor runs is used.
+The environment variable X3D_EXPAND_KERNELS chooses another, or none.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ VARIABLE = "X3D_EXPAND_KERNELS"
 OFF = "off"
 CHOICES = (OFF, "base", "avx2", "avx512")
 RUNS = {"AVX512": ("avx512", "avx2", "base"), "AVX2": ("avx2", "base")}
-"""Which builds a processor runs, by torch's word for what it can do; the best first."""
+"""The builds that a processor runs, best first, by torch's name of its capability."""
 SUFFIXES = {torch.float32: "f32", torch.float64: "f64"}
-"""What the names of a function's two forms end with."""
+"""The endings of the names of a function's two forms."""
 NUMBERS = (int, float, type(None))
-"""Arguments that go as they are; asked for in place of tensors, since that costs less."""
+"""Arguments that are passed as they are; testing for these is cheaper than testing for tensors."""
 
 
 class UnusableBuild(Exception):
-    """A build that is not there or must not be called; the text says why, in a line."""
+    """A build that is missing or must not be called; the text is the reason, in a line."""
 
 
 class Library:
@@ -60,14 +60,14 @@ class Library:
         parallel = _openmp()
         use_openmp(parallel)
         self.shares_threads = parallel is not None
-        """Whether its threads are torch's own; else they are started anew by every call."""
+        """True if its threads are torch's own; else every call starts new ones."""
 
     def call(self, name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
-        """Calls the function `name` for `dtype`, float32 or float64, on torch's number of threads.
+        """Call the function `name` for `dtype`, float32 or float64, on torch's number of threads.
 
-        It gets a tensor's address (null for None), an int as int64, a float as double; which of them each argument
-        is, the first call says. Nothing is checked: tensors must be on the CPU, contiguous as the function wants them,
-        and of its type. Raises `MemoryError` where memory ran out: the results are not to be used then.
+        It receives a tensor's address (null for None), an int as int64, a float as double; the first call fixes the
+        type of each argument. Nothing is checked: tensors must be on the CPU, contiguous as the function needs them,
+        and of its type. Raises `MemoryError` if memory ran out; the results must not be used then.
         """
         function = self._functions.get((name, dtype)) or self._bind(name, dtype, arguments)
         if function(torch.get_num_threads(), *[a if isinstance(a, NUMBERS) else a.data_ptr() for a in arguments]):
@@ -90,8 +90,8 @@ def _c_type(value: Tensor | float | None) -> Any:
 
 
 def _openmp() -> ctypes.c_void_p | None:
-    """Where torch's own OpenMP starts threads (looked up through torch, since other packages may bring a second one),
-    so that ours are the same ones; None where it has none with this entry, which is GNU's."""
+    """Return the function by which torch's own OpenMP starts threads, so that the kernels use the same threads. It is
+    looked up through torch, since other packages may bring a second OpenMP. None if torch's is not GNU's."""
     try:
         return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p)
     except (OSError, AttributeError):
@@ -100,8 +100,8 @@ def _openmp() -> ctypes.c_void_p | None:
 
 @dataclass(frozen=True)
 class KernelStatus:
-    """Which build is in use, by its name and file; both None where PyTorch's own operators do the work. `why` a better
-    one, or any, is not, in a line, and the `fix`; both None where all is as it should be. `shares_threads`: as in
+    """The name and file of the build in use, both None if PyTorch's own operators do the work. `why` is the reason why
+    no better build is in use, in a line, and `fix` the remedy; both None if all is well. `shares_threads`: as in
     `Library`."""
 
     build: str | None = None
@@ -112,7 +112,7 @@ class KernelStatus:
 
     @property
     def remark(self) -> str | None:
-        """What somebody who waits for a training should know, in a line; None where all is as it should be."""
+        """The reason why trainings are slower than they could be, in a line; None if all is well."""
         if self.why is None:
             return None
         now = f"only those for `{self.build}` are in use" if self.build else "PyTorch's own operators train instead"
@@ -120,24 +120,25 @@ class KernelStatus:
 
 
 def load() -> Library | None:
-    """The build in use; None without one. Raises `UsageError` for a choice (X3D_EXPAND_KERNELS) that cannot be met."""
-    return _chosen(os.environ.get(VARIABLE, ""))[0]
+    """Return the build in use, None without one. Raises `UsageError` for a choice (X3D_EXPAND_KERNELS) that cannot be
+    met."""
+    return _load(os.environ.get(VARIABLE, ""))[0]
 
 
 def status() -> KernelStatus:
-    """What `load` gives, and why. Raises `UsageError` as `load` does."""
-    return _chosen(os.environ.get(VARIABLE, ""))[1]
+    """Return the status of the build that `load` returns. Raises `UsageError` as `load` does."""
+    return _load(os.environ.get(VARIABLE, ""))[1]
 
 
 @cache
-def _chosen(choice: str) -> tuple[Library | None, KernelStatus]:
+def _load(choice: str) -> tuple[Library | None, KernelStatus]:
     capability = torch.backends.cpu.get_cpu_capability()
     return find(builds.HERE, choice.strip().lower(), RUNS.get(capability, ("base",)))
 
 
 def find(folder: Path, choice: str, runs: tuple[str, ...]) -> tuple[Library | None, KernelStatus]:
-    """The first build of `runs` in `folder` that can be used, and the status; with `choice`, one of `CHOICES` or empty,
-    that one or none.
+    """Return the first usable build of `runs` in `folder`, and the status; with a `choice` (one of `CHOICES`, or
+    empty), that build or none.
 
     Raises `UsageError` for a choice that cannot be met.
     """
@@ -156,14 +157,16 @@ def find(folder: Path, choice: str, runs: tuple[str, ...]) -> tuple[Library | No
         except UnusableBuild as error:
             reasons[build] = str(error)
         else:
-            return library, KernelStatus(build, path, *_explained(folder, reasons), library.shares_threads)
-    why, fix = _explained(folder, reasons)
+            why, fix = _explain(folder, reasons) if reasons else (None, None)
+            return library, KernelStatus(build, path, why, fix, library.shares_threads)
+    why, fix = _explain(folder, reasons)
     if choice:
         raise UsageError(why, where=VARIABLE, fix=fix)
     return None, KernelStatus(why=why, fix=fix)
 
 
 def _open(folder: Path, build: str) -> tuple[Path, Library]:
+    """Open a build. Raises `UnusableBuild` with the reason, including that of a failed compilation."""
     path = next((path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_{build}{suffix}").exists()), None)
     has_sources = (folder / builds.SOURCE).exists()  # a packager may have left them out
     try:
@@ -175,10 +178,8 @@ def _open(folder: Path, build: str) -> tuple[Path, Library]:
         raise UnusableBuild(f"{error}: {failure}" if failure else str(error)) from error
 
 
-def _explained(folder: Path, reasons: dict[str, str]) -> tuple[str | None, str | None]:
-    """Why the builds in `reasons` are not used, in a line, and the way out."""
-    if not reasons:
-        return None, None
+def _explain(folder: Path, reasons: dict[str, str]) -> tuple[str, str]:
+    """Return the reason why the builds in `reasons` are not used, in a line, and the remedy."""
     names: dict[str, list[str]] = {}
     for build, reason in reasons.items():
         names.setdefault(reason, []).append(f"`{build}`")

@@ -1,7 +1,7 @@
-"""Which of several implementations is used: measured once for each shape on the GPU at hand, and kept.
+"""The choice of the fastest of several implementations, measured once for each shape on the present GPU, and kept.
 
-Rivals must agree before speed counts. What was measured lies in the cache folder, so that the next process and the next
-run take the same implementation: a choice made anew by the clock could change the last bits of a result.
+Results must agree before speed counts. The choices are kept in the cache folder, so that the next process and the next
+run use the same implementation: a new measurement could choose another one, and change the last bits of a result.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from expand.home import user_cache
 from expand.rundir.files import write_json
 
 Rival = Callable[[], Sequence[Tensor]]
-"""Does the whole work once and returns its results."""
+"""A function that does the whole work once and returns its results."""
 ROUNDS, REPEATS, WARM_UP = 5, 4, 3
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 6e-2}
-"""Largest difference of two results, as a share of the largest value, by the coarsest type among them: the standard may
-round to TF32 or bfloat16 where a rival sums in float32. A wrong kernel is off by a whole."""
+"""The largest difference of two results, as a share of the largest value, by the coarsest type among them: the standard
+may round to TF32 or bfloat16 while a rival sums in float32. A wrong kernel is off by about 1."""
 
 
 def seconds_on_gpu(work: Rival) -> float:
-    """GPU seconds of one `work`, of a few in a row."""
+    """Return the GPU seconds of one `work`, the mean of a few in a row."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
     for _ in range(REPEATS):
@@ -41,36 +41,36 @@ def seconds_on_gpu(work: Rival) -> float:
 
 
 def is_capturing() -> bool:
-    """Whether a CUDA graph is being captured, in which nothing can be measured."""
+    """Return True while a CUDA graph is captured, when nothing can be measured."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 @dataclass
 class Choices:
-    """What was chosen for each key, in `path` and in this process. `seconds` measures a rival.
+    """The implementation chosen for each key, in the file `path` and in this process. `seconds` measures a rival.
 
-    Only what was measured is written down: a compiler or a header that is missing today may be there tomorrow. And
-    that a rival ended the process's use of the GPU, so that no other process tries it.
+    The file holds measured choices only: a compiler or a header that is missing today may be there tomorrow. It also
+    holds the keys for which a rival broke the GPU for its process, so that no other process tries it.
     """
 
     path: Path | None
     seconds: Callable[[Rival], float] = seconds_on_gpu
     known: dict[str, str] = field(default_factory=dict)
     unrivalled: set[str] = field(default_factory=set)
-    """Keys for which no rival of the standard was fit, as far as this process has seen."""
+    """Keys for which this process found no usable rival of the standard."""
 
     def __post_init__(self) -> None:
         self.known = {**self._stored(), **self.known}
 
     def pick(self, key: str, rivals: Mapping[str, Rival]) -> str:
-        """The name of the fastest of `rivals`, the first of which is the standard: another one that fails, or whose
-        results differ from the standard's, is left out with a warning.
+        """Return the name of the fastest of `rivals`, the first of which is the standard. Another one that fails, or
+        whose results differ from the standard's, is left out with a warning.
 
-        Where memory does not suffice, the standard's results are not finite, or a CUDA graph is being captured, the
-        answer is the standard for now and nothing is remembered.
+        If memory runs out, the standard's results are not finite, or a CUDA graph is captured, the standard is returned
+        and nothing is remembered.
         """
         standard = next(iter(rivals))
-        if (known := self.known.get(key)) in rivals:
+        if (known := self.known.get(key)) is not None and known in rivals:
             return known
         if key in self.unrivalled or is_capturing():
             return standard
@@ -88,7 +88,7 @@ class Choices:
         return self._keep(key, chosen, rivals)
 
     def _agreeing(self, key: str, expected: Sequence[Tensor], rivals: Mapping[str, Rival]) -> dict[str, Rival]:
-        """The rivals but for the first whose results are `expected`."""
+        """Return the rivals, without the first, whose results are `expected`."""
         fit = {}
         for name, rival in list(rivals.items())[1:]:
             try:
@@ -107,7 +107,7 @@ class Choices:
         return fit
 
     def _fastest(self, rivals: Mapping[str, Rival]) -> str:
-        """By the best of several rounds in turn."""
+        """Return the name of the rival with the best time of several rounds, in each of which all take their turn."""
         for rival in rivals.values():
             for _ in range(WARM_UP):
                 rival()
@@ -118,7 +118,7 @@ class Choices:
         return min(best, key=best.__getitem__)
 
     def _keep(self, key: str, chosen: str, rivals: Mapping[str, Rival]) -> str:
-        """Remembers `chosen`; but what another process has chosen in the meantime counts, for all to do the same."""
+        """Remember and return `chosen`, or the choice that another process has made meanwhile, so that all agree."""
         stored = self._stored()
         chosen = stored[key] if stored.get(key) in rivals else chosen
         self.known = {**self.known, **stored, key: chosen}
@@ -138,7 +138,7 @@ class Choices:
 
 
 def disagreement(expected: Sequence[Tensor], got: Sequence[Tensor]) -> str | None:
-    """What is wrong with the results `got`; None where they equal `expected` but for rounding."""
+    """Return the complaint about the results `got`, None if they equal `expected` up to rounding."""
     if len(expected) != len(got):
         return f"it has {len(got)} results of {len(expected)}"
     tolerance = max(TOLERANCE[result.dtype] for result in expected)
@@ -147,13 +147,13 @@ def disagreement(expected: Sequence[Tensor], got: Sequence[Tensor]) -> str | Non
             return f"result {number} is {b.dtype} of shape {tuple(b.shape)}"
         most = a.float().abs().max().clamp_min(1e-30)
         apart = float((a.float() - b.float()).abs().max() / most)
-        if not apart <= tolerance:  # nor where it is not a number
+        if not apart <= tolerance:  # also true for a NaN
             return f"result {number} is off by {apart:.2g} of the largest value"
     return None
 
 
 def kept_choices(device: int, compiler: str, source: Path) -> Choices:
-    """Those of a GPU, kept in the user's cache folder; a new driver, torch, compiler or source begins anew."""
+    """Return the choices of a GPU from the user's cache folder; a new torch, CUDA, compiler or source begins anew."""
     about = [torch.cuda.get_device_name(device), torch.__version__, torch.version.cuda, torch.backends.cudnn.version(),
              compiler, hashlib.sha256(source.read_bytes()).hexdigest()]
     name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]

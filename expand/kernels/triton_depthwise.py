@@ -1,8 +1,8 @@
-"""The depthwise 3-D convolution on a GPU, in Triton kernels of our own wherever they beat PyTorch's
+"""The depthwise 3-D convolution on a GPU, by our own Triton kernels if they beat PyTorch's
 (docs/decisions/014-gpu.md).
 
-`supports` and `depthwise` are what a layer needs. Which implementation a shape gets is measured once on the GPU at hand
-and remembered (`expand.kernels.timed_choice`); there, the two are compared too, so that a wrong result is never used.
+A layer calls `supports` and `depthwise`. The implementation for a shape is chosen by one measurement on the present GPU
+and remembered (`expand.kernels.timed_choice`), which also compares the results, so that a wrong one is never used.
 Triton is imported on first use only, and comes with torch's CUDA builds.
 """
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 KERNELS = ((3, 3, 3), (5, 1, 1))
-"""Those of X3D: of the blocks, with a spatial stride of 1 or 2, and of the stem, without one."""
+"""The kernels of an X3D: of the blocks, with a spatial stride of 1 or 2, and of the stem, without one."""
 DTYPES = (torch.float32, torch.bfloat16)
 SWITCH = "X3D_EXPAND_TRITON"
 MODES = ("auto", "on", "off")
 TILE = 512
 """Positions x channels of a program: four of each thread's 128. Twice as many do not fit the registers (ptxas)."""
 WIDTHS = (64, 32)
-"""Channels of a tile: the one that leaves the fewest idle, the wider one where both do."""
+"""Channels of a tile: the width that leaves the fewest idle is used, of equal ones the wider."""
 PROGRAMS = 512
-"""Programs between which a weight gradient is divided, and below which frames are: four for each processor of a large
-GPU. The same on every GPU, so that sums are added up in the same order."""
+"""Programs among which a weight gradient is divided; with fewer, frames are divided too: four for each processor of a
+large GPU. The same on every GPU, so that sums are added up in the same order."""
 MIN_CAPABILITY = (8, 0)
 """The first GPUs with bfloat16; older ones have no need of these kernels' registers."""
 CONTIGUOUS = torch.channels_last_3d
@@ -44,8 +44,8 @@ CONTIGUOUS = torch.channels_last_3d
 
 @cache
 def mode() -> str:
-    """What the environment variable X3D_EXPAND_TRITON asks for: `auto` (measure), `on`, or `off`. Raises `UsageError`
-    for anything else."""
+    """Return the mode in the environment variable X3D_EXPAND_TRITON: `auto` (measure), `on`, or `off`. Raises
+    `UsageError` for anything else."""
     found = os.environ.get(SWITCH, "auto")
     if found not in MODES:
         raise UsageError(f"{found!r} is none of {', '.join(MODES)}", where=SWITCH, fix=f"unset {SWITCH}, or choose one")
@@ -54,7 +54,7 @@ def mode() -> str:
 
 @cache
 def unavailable(device: int) -> str | None:
-    """Why GPU number `device` cannot run the kernels; None where it can."""
+    """Return the reason why GPU number `device` cannot run the kernels, None if it can."""
     if torch.version.hip:
         return "the kernels were made for NVIDIA's GPUs"
     if torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
@@ -73,8 +73,8 @@ def _device_code() -> ModuleType:
 
 
 def supports(x_BCTHW: Tensor, weight: Tensor) -> bool:
-    """Whether `depthwise` takes them: on a GPU that runs the kernels, floats, and neither traced nor compiled (a
-    tracer must see the plain operator). Raises `UsageError` for a wrong X3D_EXPAND_TRITON."""
+    """Return True if `depthwise` takes these tensors: floats on a GPU that runs the kernels, neither traced nor
+    compiled (a tracer must see PyTorch's operator). Raises `UsageError` for a wrong X3D_EXPAND_TRITON."""
     if not (x_BCTHW.is_cuda and weight.is_cuda) or mode() == "off":
         return False
     if torch.jit.is_tracing() or torch.compiler.is_compiling():
@@ -83,15 +83,16 @@ def supports(x_BCTHW: Tensor, weight: Tensor) -> bool:
 
 
 def fits(x_BCTHW: Tensor, weight: Tensor) -> bool:
-    """Whether shapes and types are those of the kernels; offsets within a clip are 32 bits wide."""
+    """Return True if the kernels take these shapes and types; offsets within a clip have 32 bits."""
     is_depthwise = x_BCTHW.dim() == weight.dim() == 5 and weight.shape[:2] == (x_BCTHW.shape[1], 1)
     return (is_depthwise and tuple(weight.shape[2:]) in KERNELS and weight.dtype == torch.float32
             and x_BCTHW.dtype in DTYPES and 0 < x_BCTHW.numel() < 2**31 * x_BCTHW.shape[0])
 
 
 def depthwise(x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """The depthwise convolution of B x C x T x H x W with `weight` (C x 1 x kT x kH x kW, float32), padded to keep the
-    size, with a spatial `stride` of 1 or 2: as `F.conv3d` under the autocast in force, in channels-last memory.
+    """Compute the depthwise convolution of B x C x T x H x W with `weight` (C x 1 x kT x kH x kW, float32), padded to
+    keep the size, with a spatial `stride` of 1 or 2: as `F.conv3d` under the autocast in force, in channels-last
+    memory.
 
     In the `auto` mode the first call of a shape runs PyTorch's operator and the Triton kernels a few times.
     """
@@ -104,7 +105,7 @@ def depthwise(x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def _as_autocast(x_BCTHW: Tensor) -> Tensor:
-    """As autocast would: only the input, since the kernels read the weight as it is and sum in float32."""
+    """Return the input in the type of the autocast; the kernels read the weight as it is and sum in float32."""
     if x_BCTHW.is_cuda and torch.is_autocast_enabled("cuda"):
         return x_BCTHW.to(torch.get_autocast_dtype("cuda"))
     return x_BCTHW
@@ -116,7 +117,8 @@ def _native(x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def _choice(x_BCTHW: Tensor, weight: Tensor, stride: int) -> str:
-    """`triton` or `native`. The number of clips is no part of the key: a last, smaller batch follows the others."""
+    """Return `triton` or `native`. The key leaves out the number of clips, so that a last, smaller batch follows the
+    others."""
     is_trained = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
     key = (f"{'x'.join(map(str, x_BCTHW.shape[1:]))} kernel {'x'.join(map(str, weight.shape[2:]))} stride {stride} "
            f"{str(x_BCTHW.dtype).removeprefix('torch.')} {'train' if is_trained else 'eval'}")
@@ -130,12 +132,13 @@ def _choice(x_BCTHW: Tensor, weight: Tensor, stride: int) -> str:
 @cache
 def _choices(device: int) -> Choices:
     code = _device_code()
-    return kept_choices(device, f"triton {code.triton.__version__}", Path(code.__file__))
+    return kept_choices(device, f"triton {code.triton.__version__}", Path(str(code.__file__)))
 
 
 def _results(convolve: Callable[..., Tensor], x_BCTHW: Tensor, weight: Tensor, stride: int,
              is_trained: bool) -> list[Tensor]:
-    """Output and, for a training, gradients, apart from the graph in the making. The output serves as its gradient."""
+    """Return the output and, for a training, the gradients, outside of the present graph. The output serves as its own
+    gradient."""
     with torch.set_grad_enabled(is_trained), torch.autocast("cuda", enabled=False):
         x, w = x_BCTHW.detach(), weight.detach()
         inputs = [part.requires_grad_() for part, of in ((x, x_BCTHW), (w, weight)) if of.requires_grad and is_trained]
@@ -144,7 +147,7 @@ def _results(convolve: Callable[..., Tensor], x_BCTHW: Tensor, weight: Tensor, s
 
 
 def triton_depthwise(x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """`depthwise` by the Triton kernels, whatever the switch says. Differentiable once."""
+    """Compute `depthwise` by the Triton kernels, whatever the mode. Differentiable once."""
     return _Depthwise.apply(x_BCTHW, weight, stride)
 
 
@@ -154,7 +157,7 @@ class _Depthwise(torch.autograd.Function):
         x_BCTHW, weight = x_BCTHW.contiguous(memory_format=CONTIGUOUS), weight.contiguous()
         ctx.save_for_backward(x_BCTHW, weight)
         ctx.stride = stride
-        return _convolved(x_BCTHW, weight, stride, flip=False)
+        return _convolve(x_BCTHW, weight, stride, flip=False)
 
     @staticmethod
     @once_differentiable
@@ -167,9 +170,9 @@ class _Depthwise(torch.autograd.Function):
 
 
 def input_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
-    """The gradient with respect to the input, of its shape and type; all tensors in channels-last memory."""
+    """Compute the gradient with respect to the input, of its shape and type; all tensors in channels-last memory."""
     if stride == 1:
-        return _convolved(grad_BCTHW, weight, 1, flip=True)
+        return _convolve(grad_BCTHW, weight, 1, flip=True)
     grad_x = torch.empty_like(x_BCTHW, memory_format=CONTIGUOUS)
     clips, channels, frames = grad_BCTHW.shape[:3]
     grid, chunk, tile = _grid(clips, channels, frames, grad_BCTHW.shape[3] * grad_BCTHW.shape[4])
@@ -178,7 +181,7 @@ def input_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: 
     return grad_x
 
 
-def _convolved(x_BCTHW: Tensor, weight: Tensor, stride: int, *, flip: bool) -> Tensor:
+def _convolve(x_BCTHW: Tensor, weight: Tensor, stride: int, *, flip: bool) -> Tensor:
     clips, channels, frames, height, width = x_BCTHW.shape
     out = ((height - 1) // stride + 1, (width - 1) // stride + 1)
     y_BCTHW = torch.empty((clips, channels, frames, *out), dtype=x_BCTHW.dtype, device=x_BCTHW.device,
@@ -190,7 +193,8 @@ def _convolved(x_BCTHW: Tensor, weight: Tensor, stride: int, *, flip: bool) -> T
 
 
 def weight_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
-    """The gradient with respect to the weight, C x 1 x kT x kH x kW float32; the others in channels-last memory.
+    """Compute the gradient with respect to the weight, C x 1 x kT x kH x kW float32; the others in channels-last
+    memory.
 
     Programs leave parts that one reduction sums up: no order of execution touches the bits.
     """
@@ -206,7 +210,7 @@ def weight_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride:
 
 
 def _planes(weight: Tensor, frames: int) -> int:
-    """Planes of the kernel that meet more than padding: of a single frame, the middle one."""
+    """Return the number of the kernel's planes that meet more than padding: for a single frame, only the middle one."""
     return 1 if frames == 1 else weight.shape[2]
 
 
@@ -216,8 +220,8 @@ def _tile(channels: int) -> dict[str, int]:
 
 
 def _grid(clips: int, channels: int, frames: int, positions: int) -> tuple[tuple[int, int], int, dict[str, int]]:
-    """The programs, the frames of each, and its tile. Frames are divided only where the GPU would idle: the first and
-    the last one of a chunk's neighbours are read again."""
+    """Return the grid of programs, the frames of each, and its tile. Frames are divided only if the GPU would idle
+    otherwise: a chunk reads the last and the first frame of its neighbours again."""
     tile = _tile(channels)
     columns, tiles = -(-channels // tile["BC"]), clips * -(-positions // tile["BP"])
     chunks = min(-(-frames // 2), -(-PROGRAMS // (columns * tiles)))

@@ -1,7 +1,8 @@
-"""Files of `torch.save` that show every flipped bit, and looks at strangers' before torch reads them.
+"""Sealed files of `torch.save`, in which every flipped bit shows, and the check of untrusted ones before torch reads
+them.
 
-Such a file is a zip archive, of which torch checks no checksum. A sealed one has a comment at its end (an ordinary part
-of a zip file, which torch and others pass over) with the SHA-256 of all that comes before it.
+A file of torch.save is a zip archive, whose checksums torch does not check. A sealed one has a comment at its end (an
+ordinary part of a zip file, which torch and others ignore) with the SHA-256 of everything before it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import os
 import pickletools
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -22,19 +22,17 @@ import torch
 SEAL = b"x3d-expand sha256 "
 SEAL_BYTES = len(SEAL) + 64
 IS_SEALED = "sealed"
-"""The entry of a sealed file's content that says so: without its seal, it is damaged."""
+"""The entry that marks the content of a sealed file: without its seal, such a file is damaged."""
 END_OF_ZIP, ZIP = b"PK\x05\x06", b"PK\x03\x04"
 CHUNK = 1 << 20
 LEGACY_PICKLES = 5
-"""Before zip, torch wrote as many pickles in a row, and then the numbers."""
+"""The number of pickles, before the raw numbers, in a file of torch before it used zip."""
 ALLOWED = ("collections OrderedDict", "torch Size", "torch device", "torch.serialization _get_layout",
            "__builtin__ set", "builtins set", "__builtin__ complex", "builtins complex",
            "torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
            "torch._utils _rebuild_sparse_tensor", "torch._utils _rebuild_meta_tensor_no_storage")
-"""What a file may call to make its tensors, with storages and kinds of numbers. Torch allows more, of which some make
-gigabytes of a few bytes (`bytearray`, `_codecs.encode`)."""
-
-
+"""The calls by which a file may make its tensors, beside storages and dtypes. Torch allows more; some of them make
+gigabytes from a few bytes (`bytearray`, `_codecs.encode`)."""
 INERT = ("argparse", "pathlib", "datetime", "collections", "types", "typing", "enum", "decimal", "fractions", "uuid",
          "numpy", "omegaconf", "hydra", "pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities",
          "mmengine", "mmcv", "mmaction", "yacs", "fvcore", "iopath", "slowfast", "pytorchvideo", "torchmetrics", "timm",
@@ -48,18 +46,18 @@ COUNTER = "collections Counter"
 """Torch takes it as it is, and the milestones of a learning rate's schedule are one. It copies what it is called with,
 so that each call may have a dictionary of its own only: else a few bytes would copy all that a file holds."""
 ENCODE, MOST_ENCODED = "_codecs encode", 64_000_000
-"""How a number of NumPy's holds its bytes, which torch takes as it is; and letters that all calls together may take."""
+"""The call by which a number of NumPy holds its bytes, which torch runs; and the most letters of all calls together."""
 DICTIONARIES = ("AttributeDict", "AttrDict", "Box", "CfgNode", "ConfigDict", "DefaultMunch", "Dict", "DotDict",
                 "EasyDict", "Munch", "OrderedDict", "defaultdict")
-"""Classes of which pickles fill in entries, as into a dictionary."""
+"""Classes into which pickles fill entries, as into a dictionary."""
 
 
 class Damaged(ValueError):
-    """A file that is not what was written, or would take more than it holds; its text says what is wrong."""
+    """A file that is not as it was written, or would take more memory than it holds; the text is the reason."""
 
 
 class Calls(Damaged):
-    """A file that calls what makes no tensor: `called`."""
+    """A file that calls a function, `called`, that makes no tensor."""
 
     def __init__(self, called: str) -> None:
         self.called = called
@@ -67,40 +65,41 @@ class Calls(Damaged):
 
 
 class Nothing:
-    """What becomes of an object beside the weights: it takes anything, keeps nothing, and runs nothing of its class."""
+    """The replacement of an object beside the weights: it accepts anything, keeps nothing, and runs nothing of its
+    class."""
 
     def __new__(cls, *args: Any) -> Self:
         return super().__new__(cls)
 
     def __init__(self, *args: Any) -> None:
-        """Takes anything."""
+        """Accept anything."""
 
     def __setstate__(self, state: Any) -> None:
-        """Takes anything."""
+        """Accept anything."""
 
 
 class _NothingListed:
-    """The same where a pickle appends to it, which torch allows for lists only."""
+    """The same for an object to which a pickle appends, which torch allows for lists only."""
 
-    def __new__(cls, *args: Any) -> list:
+    def __new__(cls, *args: Any) -> list:  # type: ignore[misc]  # on purpose another type
         return []
 
 
 class _NothingFilled:
-    """The same where a pickle fills in entries, which torch allows for three classes only."""
+    """The same for an object into which a pickle fills entries, which torch allows for three classes only."""
 
-    def __new__(cls, *args: Any) -> Counter:
+    def __new__(cls, *args: Any) -> Counter:  # type: ignore[misc]  # on purpose another type
         return Counter()
 
 
 def save_sealed(state: Mapping[str, Any], path: Path) -> None:
-    """Writes `state` to `path`, sealed, and flushes it to the disk. Raises `OSError` where the disk refuses."""
+    """Write `state` to `path`, sealed, and flush it to the disk. Raises `OSError` if the disk refuses."""
     with open(path, "wb") as file:
         sealing = _Sealing(file)
         try:
-            torch.save({**state, IS_SEALED: True}, sealing)
+            torch.save({**state, IS_SEALED: True}, sealing)  # type: ignore[arg-type]  # it only writes and flushes
         except Exception as error:
-            if sealing.error is not None:  # torch tells of it in words of its own
+            if sealing.error is not None:  # torch raises an error of its own instead
                 raise sealing.error from error
             raise
         sealing.end()
@@ -109,8 +108,8 @@ def save_sealed(state: Mapping[str, Any], path: Path) -> None:
 
 
 class _Sealing:
-    """What torch writes into: passes it on to `file` and takes its digest. The last two bytes of a zip file are the
-    length of its comment; they are written anew."""
+    """The file object that torch writes to: it writes to `file` and computes the digest. The last two bytes of a zip
+    file are the length of its comment; they are written anew."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest, self._last = file, hashlib.sha256(), b""
@@ -134,7 +133,7 @@ class _Sealing:
         return len(view)
 
     def flush(self) -> None:
-        """Torch asks for it; `save_sealed` does it."""
+        """Do nothing: torch calls this, but `save_sealed` flushes."""
 
     def end(self) -> None:
         length = SEAL_BYTES.to_bytes(2, "little")
@@ -144,51 +143,43 @@ class _Sealing:
 
 
 def load_tensors(file: BinaryIO) -> Any:
-    """What a file of `torch.save` holds, its tensors on the CPU, checked as by `check`. Objects of usual classes beside
-    them become `Nothing`; none of their code is run, nor imported. Raises as `check` and `torch.load` do."""
+    """Return the content of a file of `torch.save`, its tensors on the CPU, after `check`. Objects of usual classes
+    beside them become `Nothing`; their code is neither run nor imported. Raises as `check` and `torch.load` do."""
     beside: set[str] = set()
     check(file, beside)
-    with torch.serialization.safe_globals([(_nothing_for(name), name) for name in sorted(beside)]):
+    special = {"deque": _NothingListed, **dict.fromkeys(DICTIONARIES, _NothingFilled)}
+    with torch.serialization.safe_globals([(special.get(name.rpartition(".")[2], Nothing), name)
+                                           for name in sorted(beside)]):
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _nothing_for(name: str) -> type:
-    last = name.rpartition(".")[2]
-    return _NothingListed if last == "deque" else _NothingFilled if last in DICTIONARIES else Nothing
-
-
 def check(file: BinaryIO, beside: set[str] | None = None) -> bool:
-    """Looks at a file of `torch.save` before torch does; whether it is sealed. `beside` takes the classes of objects
-    that `load_tensors` reads as nothing; without it they are refused.
+    """Check a file of `torch.save` before torch reads it. Returns True if it is sealed. `beside` receives the classes
+    of objects that `load_tensors` reads as nothing; without `beside` they are refused.
 
-    Raises `Damaged` for one that is not as it was written (by its seal, or the checksums of a zip archive without one),
-    that would grow when it is read, or calls what makes no tensor. Takes no memory to speak of.
+    Raises `Damaged` for a file that is not as it was written (by its seal, or the checksums of a zip archive without
+    one), that would grow when it is read, or that calls a function that makes no tensor. Takes little memory.
     """
     size = file.seek(0, os.SEEK_END)
     is_sealed = _check_seal(file, size)
     file.seek(0)
-    with _parsing():
+    try:
         if file.read(len(ZIP)) == ZIP:
             _check_zip(file, size, is_sealed, beside)
         elif size:
             file.seek(0)
             for _ in range(LEGACY_PICKLES):
                 _check_calls(file, beside)
-    file.seek(0)
-    return is_sealed
-
-
-@contextmanager
-def _parsing() -> Iterator[None]:
-    try:
-        yield
     except Damaged:
         raise
     except Exception as error:  # damaged bytes can make a parser fail in any way
         raise Damaged(f"it is no whole file of torch.save ({type(error).__name__})") from error
+    file.seek(0)
+    return is_sealed
 
 
 def _check_seal(file: BinaryIO, size: int) -> bool:
+    """Return True if the file has a seal. Raises `Damaged` if the seal is not that of the content."""
     file.seek(max(0, size - SEAL_BYTES))
     seal = file.read()
     if len(seal) < SEAL_BYTES or not seal.startswith(SEAL):
@@ -199,7 +190,7 @@ def _check_seal(file: BinaryIO, size: int) -> bool:
         digest.update(part)
         left -= len(part)
     if digest.hexdigest().encode() != seal[len(SEAL):]:
-        raise Damaged("its digest is another")
+        raise Damaged("its digest does not match")
     return True
 
 
@@ -209,8 +200,8 @@ def _check_zip(file: BinaryIO, size: int, is_sealed: bool, beside: set[str] | No
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(
                 entry.file_size for entry in entries) > size:
             raise Damaged("it grows when it is read")
-        if not is_sealed and (entry := archive.testzip()) is not None:
-            raise Damaged(f"the checksum of its entry {entry[:100]!r} is another")
+        if not is_sealed and (damaged := archive.testzip()) is not None:
+            raise Damaged(f"the checksum of its entry {damaged[:100]!r} does not match")
         for entry in entries:
             if entry.filename.lower().endswith("data.pkl"):  # torch looks for it in either case
                 with archive.open(entry) as pickle:
@@ -218,6 +209,7 @@ def _check_zip(file: BinaryIO, size: int, is_sealed: bool, beside: set[str] | No
 
 
 def _check_calls(pickle: Any, beside: set[str] | None) -> None:
+    """Raise `Calls` if a pickle calls a function that is not allowed; add the classes of inert objects to `beside`."""
     encodes, calls, longest = False, 0, 0
     is_counter, counters = False, set()  # whether the last entry of the stack is it; where it is kept to be used again
     for operation, called, _ in pickletools.genops(pickle):
@@ -231,14 +223,13 @@ def _check_calls(pickle: Any, beside: set[str] | None) -> None:
             operation.name in ("BINGET", "LONG_BINGET") and called in counters)
         if is_counter:
             continue
-        if operation.name == "GLOBAL" and called not in ALLOWED and not (
-                called.startswith("torch ") and (called.endswith("Storage") or _is_dtype(called[len("torch "):]))):
+        if operation.name == "GLOBAL" and isinstance(called, str) and not _makes_tensors(called):
             if beside is None or not (called == ENCODE or _is_inert(called)):
                 raise Calls(called[:100].replace(" ", "."))
             if called == ENCODE:
                 encodes = True
             else:
-                beside.add(_as_torch_reads(called))
+                beside.add(_python3_path(called))
         elif operation.name == "REDUCE":
             calls += 1
         elif isinstance(called, str):
@@ -247,7 +238,15 @@ def _check_calls(pickle: Any, beside: set[str] | None) -> None:
         raise Calls(ENCODE.replace(" ", "."))
 
 
+def _makes_tensors(called: str) -> bool:
+    """Return True for the functions, storages and dtypes of which a file makes its tensors."""
+    module, _, name = called.partition(" ")
+    return called in ALLOWED or module == "torch" and (
+        name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype))
+
+
 def _is_inert(called: str) -> bool:
+    """Return True for the class of an object that is read as `Nothing`."""
     module, _, name = called.partition(" ")
     if module in ("__builtin__", "builtins"):
         return name in INERT_BUILTINS
@@ -255,15 +254,11 @@ def _is_inert(called: str) -> bool:
     return any(".".join(parts[:count]) in INERT for count in range(1, len(parts) + 1))
 
 
-def _as_torch_reads(called: str) -> str:
-    """The path of what a pickle calls, by the names of Python 3."""
+def _python3_path(called: str) -> str:
+    """Return the path of a pickle's global by the names of Python 3, as torch looks it up."""
     module, _, name = called.partition(" ")
     if (module, name) in _compat_pickle.NAME_MAPPING:
         module, name = _compat_pickle.NAME_MAPPING[module, name]
     else:
         module = _compat_pickle.IMPORT_MAPPING.get(module, module)
     return f"{module}.{name}"
-
-
-def _is_dtype(name: str) -> bool:
-    return isinstance(getattr(torch, name, None), torch.dtype)

@@ -1,10 +1,10 @@
 """The two convolutions that X3D is made of, in the forms that train fastest with PyTorch's own operators on a CPU, and
 on a GPU with a kernel of ours where that is faster (docs/decisions/014-gpu.md).
 
-Both are exact, and both are plain `nn.Conv3d` in parameters. On a CPU, PyTorch's own backward of a depthwise 3-D
+Both are exact, and both have the parameters of `nn.Conv3d`. On a CPU, PyTorch's own backward of a depthwise 3-D
 convolution takes half of a training step: here its input gradient is a forward convolution with the flipped kernel, and
-its weight gradient a sum over the kernel's taps (docs/decisions/003-cpu-convolutions.md). Where the compiled kernels
-are at hand, whole blocks take their place (`expand.model.fused_blocks`).
+its weight gradient a sum over the kernel's taps (docs/decisions/003-cpu-convolutions.md). If the compiled kernels
+are there, they compute whole blocks instead (`expand.model.fused_blocks`).
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from expand.kernels import triton_depthwise
 TINY_SIDE = 2
 """Up to this side of the output, a weight gradient is summed tap by tap rather than given to a 2-D kernel."""
 LARGE_CLIP = 100_000
-"""From this many values of a clip on, each clip's weight gradient is taken alone: its frames lie in a row as they are,
-and in the cache, while those of several clips that a tap connects would have to be copied together."""
+"""From this many values of a clip on, each clip's weight gradient is taken alone: its frames lie in a row and
+in the cache, while the frames of several clips that a tap connects would have to be copied together."""
 
 
-_plain = False
+_is_reference = False
 
 
 @contextmanager
 def plain_operators() -> Iterator[None]:
-    """Inside, the layers run as the public implementations do, `nn.Conv3d` for all convolutions: for exporters, and to
-    compare with other implementations."""
-    global _plain
-    before, _plain = _plain, True
+    """Make the layers the reference implementation inside the block, with the operators of the public implementations
+    (`nn.Conv3d` for all convolutions): for exporters, and to compare with other implementations."""
+    global _is_reference
+    before, _is_reference = _is_reference, True
     try:
         yield
     finally:
-        _plain = before
+        _is_reference = before
 
 
 def is_plain() -> bool:
-    """Whether `plain_operators` is in force."""
-    return _plain
+    """Return True inside `plain_operators`."""
+    return _is_reference
 
 
 class Pointwise(nn.Conv3d):
@@ -55,7 +55,7 @@ class Pointwise(nn.Conv3d):
         super().__init__(width_in, width_out, 1, stride=(1, stride, stride), bias=bias)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        if _plain or x_BCTHW.device.type != "cpu":
+        if _is_reference or x_BCTHW.device.type != "cpu":
             return super().forward(x_BCTHW)
         stride = self.stride[-1]
         if stride > 1 and self.bias is None and _is_trained(x_BCTHW, self.weight):
@@ -64,43 +64,44 @@ class Pointwise(nn.Conv3d):
 
 
 class SwishPointwise(Pointwise):
-    """Swish, x sigmoid(x), and a 1x1x1 convolution of its result, which is not kept for the backward pass but computed
-    again there: an eighth of what a training keeps of its activations, for a fiftieth of its time."""
+    """Swish, x sigmoid(x), and a 1x1x1 convolution of its result. The backward pass computes the Swish again instead of
+    keeping it: that saves an eighth of the memory of activations and costs a fiftieth of the time."""
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         if self.bias is None and self.stride[-1] == 1 and _is_trained(x_BCTHW, self.weight):
             return _SwishFunction.apply(x_BCTHW, self.weight)
         # in one operator, Swish rounds otherwise than in the two of the public implementations
-        return super().forward(x_BCTHW * torch.sigmoid(x_BCTHW) if _plain else F.silu(x_BCTHW))
+        return super().forward(x_BCTHW * torch.sigmoid(x_BCTHW) if _is_reference else F.silu(x_BCTHW))
 
 
 class Depthwise(nn.Conv3d):
     """A depthwise convolution with odd `kernel`, padded to keep the size, with a spatial stride of 1 or 2."""
 
     def __init__(self, width: int, kernel: tuple[int, int, int], *, stride: int = 1) -> None:
-        padding = tuple(side // 2 for side in kernel)
-        super().__init__(width, width, kernel, stride=(1, stride, stride), padding=padding, groups=width, bias=False)
+        time, height, span = kernel
+        super().__init__(width, width, kernel, stride=(1, stride, stride), padding=(time // 2, height // 2, span // 2),
+                         groups=width, bias=False)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         if _is_trained(x_BCTHW, self.weight):
             return _DepthwiseFunction.apply(x_BCTHW, self.weight, self.stride[-1])
-        if not _plain and triton_depthwise.supports(x_BCTHW, self.weight):
+        if not _is_reference and triton_depthwise.supports(x_BCTHW, self.weight):
             return triton_depthwise.depthwise(x_BCTHW, self.weight, self.stride[-1])
-        is_watched = _plain or torch.jit.is_tracing() or torch.compiler.is_compiling()
+        is_watched = _is_reference or torch.jit.is_tracing() or torch.compiler.is_compiling()
         if not is_watched and wants_onednn(x_BCTHW, self.weight):
-            return _convolved(x_BCTHW, self.weight, self.stride[-1])
+            return _convolve(x_BCTHW, self.weight, self.stride[-1])
         return super().forward(x_BCTHW)
 
 
 def _is_trained(x_BCTHW: Tensor, weight: Tensor) -> bool:
-    """Whether a backward pass on a CPU is to come; a tracer (fvcore's counters) must see the plain operator."""
+    """Return True if a backward pass on a CPU will follow. A tracer (fvcore's counters) must see PyTorch's operator."""
     is_cpu = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype in (torch.float32, torch.float64)
-    return (not _plain and is_cpu and torch.is_grad_enabled() and weight.requires_grad
-            and not torch.is_autocast_enabled("cpu") and not torch.jit.is_tracing())
+    return bool(not _is_reference and is_cpu and torch.is_grad_enabled() and weight.requires_grad
+                and not torch.is_autocast_enabled("cpu") and not torch.jit.is_tracing())
 
 
 def _positions(x_BCTHW: Tensor, stride: int) -> Tensor:
-    """Every `stride`-th position of each frame, B x T x H x W x C."""
+    """Return every `stride`-th position of each frame, B x T x H x W x C."""
     return x_BCTHW[..., ::stride, ::stride].permute(0, 2, 3, 4, 1)
 
 
@@ -122,8 +123,8 @@ class _SwishFunction(torch.autograd.Function):
 
 
 class _StridedPointwise(torch.autograd.Function):
-    """Keeps the input, which others keep too, rather than the copy of its positions in use; and gives the gradient in
-    the input's layout, where a slice's would be in the default one, for all that follows to go slowly through."""
+    """Keeps the input, which other layers keep too, not a copy of the positions in use. Its gradient has the input's
+    layout; that of a slice would have the default one, in which all layers before are slow."""
 
     @staticmethod
     def forward(ctx, x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -148,7 +149,7 @@ class _DepthwiseFunction(torch.autograd.Function):
     def forward(ctx, x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x_BCTHW, weight)
         ctx.stride = stride
-        return _convolved(x_BCTHW, weight, stride)
+        return _convolve(x_BCTHW, weight, stride)
 
     @staticmethod
     def backward(ctx, grad_BCTHW: Tensor) -> tuple[Tensor | None, Tensor, None]:
@@ -159,16 +160,16 @@ class _DepthwiseFunction(torch.autograd.Function):
 
 
 def wants_onednn(x_BCTHW: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN has to be asked for by name: in one thread and for less than 16 clips, torch gives a kernel
-    without a spatial extent to its own code, which takes 10 to 40 times as long for the stem's 5x1x1 and has its result
-    in another layout, for all that follows to copy."""
-    return (x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == weight.dtype == torch.float32 and x_BCTHW.numel() > 0
-            and weight.shape[-1] == weight.shape[-2] == 1 and not torch.is_autocast_enabled("cpu")
-            and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
+    """Return True if oneDNN must be called by name: on one thread and for fewer than 16 clips, torch uses its own code
+    for a kernel without spatial extent, which takes 10 to 40 times as long for the stem's 5x1x1 and returns another
+    layout, which the next layers must copy."""
+    return bool(x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == weight.dtype == torch.float32 and x_BCTHW.numel() > 0
+                and weight.shape[-1] == weight.shape[-2] == 1 and not torch.is_autocast_enabled("cpu")
+                and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
 
 
-def _convolved(x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """The depthwise convolution itself, padded to keep the size."""
+def _convolve(x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Compute the depthwise convolution itself, padded to keep the size."""
     padding, strides, groups = [side // 2 for side in weight.shape[2:]], (1, stride, stride), weight.shape[0]
     if wants_onednn(x_BCTHW, weight):
         return torch.mkldnn_convolution(x_BCTHW, weight, None, padding, strides, (1, 1, 1), groups)
@@ -176,7 +177,7 @@ def _convolved(x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def input_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
-    """The gradient of a depthwise convolution with respect to its input, as a forward convolution.
+    """Compute the gradient of a depthwise convolution with respect to its input, as a forward convolution.
 
     With a stride, the output's gradient is first spread over the input's positions, with zeros between.
     """
@@ -184,20 +185,23 @@ def input_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: 
         spread = torch.zeros_like(x_BCTHW, memory_format=torch.channels_last_3d)
         spread[..., ::stride, ::stride] = grad_BCTHW
         grad_BCTHW = spread
-    return _convolved(grad_BCTHW, weight.flip(2, 3, 4), 1)
+    return _convolve(grad_BCTHW, weight.flip(2, 3, 4), 1)
 
 
 def weight_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
-    """The gradient of a depthwise convolution with respect to its weight, C x 1 x kT x kH x kW."""
+    """Compute the gradient of a depthwise convolution with respect to its weight, C x 1 x kT x kH x kW."""
     is_tiny = grad_BCTHW.shape[-1] <= TINY_SIDE or grad_BCTHW.shape[-2] <= TINY_SIDE
     way = _by_taps if is_tiny or weight.shape[-1] == 1 else _by_planes
     if len(x_BCTHW) < 2 or x_BCTHW.shape[2] == 1 or x_BCTHW.shape[1:].numel() < LARGE_CLIP:
         return way(x_BCTHW, weight, grad_BCTHW, stride)
-    return sum(way(x_BCTHW[clip:clip + 1], weight, grad_BCTHW[clip:clip + 1], stride) for clip in range(len(x_BCTHW)))
+    total = torch.zeros_like(weight)
+    for clip in range(len(x_BCTHW)):
+        total = total + way(x_BCTHW[clip:clip + 1], weight, grad_BCTHW[clip:clip + 1], stride)
+    return total
 
 
 def _overlap(size_in: int, size_out: int, offset: int, stride: int) -> tuple[slice, slice]:
-    """Positions of the input and of the output that a tap `offset` away from the kernel's middle connects."""
+    """Return the positions of input and output that a tap connects, `offset` away from the kernel's middle."""
     first = max(0, -(offset // stride))
     last = min(size_out - 1, (size_in - 1 - offset) // stride)
     start = first * stride + offset
@@ -207,8 +211,8 @@ def _overlap(size_in: int, size_out: int, offset: int, stride: int) -> tuple[sli
 @lru_cache(maxsize=1024)
 def _taps(sizes_in: tuple[int, ...], sizes_out: tuple[int, ...], kernel: tuple[int, ...],
           stride: int) -> tuple[tuple[tuple, tuple, tuple], ...]:
-    """For every tap that meets more than padding: its place in the weight, and the cuts of B x T x H x W x C input and
-    output that it connects."""
+    """Return for every tap that meets more than padding its place in the weight, and the slices of the B x T x H x W
+    x C input and output that it connects."""
     found = []
     for tap in product(*map(range, kernel)):
         overlaps = [_overlap(size_in, size_out, place - side // 2, step) for size_in, size_out, place, side, step
@@ -220,7 +224,7 @@ def _taps(sizes_in: tuple[int, ...], sizes_out: tuple[int, ...], kernel: tuple[i
 
 
 def _by_taps(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
-    """One product and sum a tap; taps that only ever meet padding stay zero."""
+    """Compute the weight gradient by one product and sum a tap; taps that only meet padding stay zero."""
     x_BTHWC, grad_BTHWC = x_BCTHW.permute(0, 2, 3, 4, 1), grad_BCTHW.permute(0, 2, 3, 4, 1)
     result = torch.zeros_like(weight)
     for place, of_x, of_grad in _taps(x_BCTHW.shape[2:], grad_BCTHW.shape[2:], weight.shape[2:], stride):
@@ -229,7 +233,7 @@ def _by_taps(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -
 
 
 def _by_planes(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
-    """One 2-D weight gradient a temporal tap, over the frames that it connects."""
+    """Compute the weight gradient by one 2-D weight gradient a temporal tap, over the frames that it connects."""
     result = torch.zeros_like(weight)
     frames = x_BCTHW.shape[2]
     for tap in range(weight.shape[2]):
@@ -245,5 +249,5 @@ def _by_planes(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int)
 
 
 def _planes(x_BCTHW: Tensor) -> Tensor:
-    """B x C x T x H x W as (B T) x C x H x W, channels-last."""
+    """Return B x C x T x H x W as (B T) x C x H x W, channels-last."""
     return x_BCTHW.permute(0, 2, 1, 3, 4).flatten(0, 1).contiguous(memory_format=torch.channels_last)

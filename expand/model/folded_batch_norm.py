@@ -81,7 +81,7 @@ class _Block:
 
     @classmethod
     def of(cls, block: ResBlock, dtype: torch.dtype | None) -> _Block:
-        shortcut = None if isinstance(block.shortcut, nn.Identity) else fold(block.shortcut, block.shortcut_bn, dtype)
+        shortcut = fold(block.shortcut, block.shortcut_bn, dtype) if isinstance(block.shortcut, nn.Conv3d) else None
         gate = None
         if isinstance(block.se, SqueezeExcitation):
             gate = fold(block.se.reduce, dtype=dtype), fold(block.se.expand, dtype=dtype)

@@ -1,6 +1,6 @@
-"""Files that are no checkpoint of `torch.save`, known by their first bytes or by what a zip archive holds.
+"""Recognising files that are no checkpoint of `torch.save`, by their first bytes or by the content of a zip archive.
 
-Only to say what a file is, and what to do instead: nothing in it is run, and at most its start is read.
+This only serves error messages with advice: nothing in a file is run, and at most its start is read.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ KINDS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\xff\xd8\xff", "is a picture", "give a file of weights"),
     (0, b"%PDF", "is a PDF document", "give a file of weights"),
 )
-"""Offset and bytes of a kind of file, what it is, and the way out."""
+"""Offset and bytes of a kind of file, its description, and the advice."""
 
 
 def check_kind(file: BinaryIO, path: Path) -> None:
-    """Raises `UsageError` where the open `file` is of a kind that is no checkpoint. `path` is where it lies."""
+    """Raise `UsageError` if the open `file`, at `path`, is of a kind that is no checkpoint."""
     file.seek(0)
     start = file.read(START_BYTES)
-    found = _of_bytes(start, path) or (_of_zip(file) if start.startswith(b"PK\x03\x04") else None)
+    found = _kind_by_bytes(start, path) or (_kind_of_zip(file) if start.startswith(b"PK\x03\x04") else None)
     file.seek(0)
     if found:
         raise UsageError(found[0], where=str(path), fix=found[1])
 
 
-def _of_bytes(start: bytes, path: Path) -> tuple[str, str] | None:
+def _kind_by_bytes(start: bytes, path: Path) -> tuple[str, str] | None:
     if not start:
         return "is empty, so it is damaged: a download or a copy of it failed", AGAIN
     if not any(start):
@@ -70,10 +70,6 @@ def _of_bytes(start: bytes, path: Path) -> tuple[str, str] | None:
         return "is a tar archive, as torch wrote them before 2017, or one around a file of weights", UNPACK
     if path.suffix.lower() == ".onnx" or (start[:1] == b"\x08" and b"pytorch" in start[:64]):
         return "is ONNX, which holds no weights under the names that they were trained with", OF_TORCH
-    return _of_text(start)
-
-
-def _of_text(start: bytes) -> tuple[str, str] | None:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<script")):
         return WEB_PAGE, DIRECTLY
@@ -86,7 +82,7 @@ def _of_text(start: bytes) -> tuple[str, str] | None:
     return None
 
 
-def _of_zip(file: BinaryIO) -> tuple[str, str] | None:
+def _kind_of_zip(file: BinaryIO) -> tuple[str, str] | None:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()

@@ -1,8 +1,8 @@
 """X3D's stem, residual block and head as a few compiled calls each, forward and backward, on a CPU.
 
 Between two calls only what the next one needs goes through memory: the convolutions' raw outputs. Norms, activations
-and gates are applied as rows are read, and their sums taken as rows are written, so that a training step moves about a
-third of the bytes that it moves operator by operator (docs/decisions/016-fused-blocks.md).
+and gates are applied when rows are read, and their sums taken when rows are written, so that a training step moves
+about a third of the bytes that it moves operator by operator (docs/decisions/016-fused-blocks.md).
 
 Letters of shapes: B clips, T frames, H x W positions, C channels; tensors are channels-last.
 """
@@ -18,14 +18,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as every_module
 
 from expand.kernels import library
-from expand.model.kernel_calls import LANES, Pass, clips_of, padded, rows_of, strided, weights_of
+from expand.model.kernel_calls import LANES, Pass, clips_of, pad_width, rows_of, take_every, weights_of
 
 if TYPE_CHECKING:
     from expand.model.convolution import Pointwise
     from expand.model.layers import Head, ResBlock, Stem
 
+
 class Base(IntEnum):
-    """How the gradient of a block's input begins (pointwise.h)."""
+    """The initial value of the gradient of a block's input (pointwise.h)."""
 
     NOTHING = 0
     KEPT = 1
@@ -33,59 +34,50 @@ class Base(IntEnum):
 
 
 def usable(part: Stem | ResBlock | Head, x_BCTHW: Tensor, width_in: int, width_out: int) -> bool:
-    """Whether the compiled form of `part` computes what its layers would: in training with gradients or in evaluation
-    without, on plain CPU tensors, where nobody watches the layers (hooks, tracers, counters) or changed them.
+    """Return True if the compiled form of `part` computes the same as its layers: in training with gradients or in
+    evaluation without, on plain CPU tensors, if no hook, tracer or counter watches the layers and none was changed.
 
-    What is no input for the layers is left to them, so that they say so.
+    Wrong inputs are left to the layers, which raise the right error.
     """
     if library.load() is None or x_BCTHW.device.type != "cpu" or type(x_BCTHW) is not Tensor or x_BCTHW.ndim != 5:
         return False
     if x_BCTHW.dtype not in (torch.float32, torch.float64) or part.training != torch.is_grad_enabled():
         return False
-    is_one_position = strided(x_BCTHW.permute(0, 2, 3, 4, 1), 2).shape[:4].numel() <= 1  # no batch norm of one
+    is_one_position = take_every(x_BCTHW.permute(0, 2, 3, 4, 1), 2).shape[:4].numel() <= 1  # no batch norm of one
     if is_one_position or x_BCTHW.shape[1] != width_in or width_out % LANES:
         return False
-    return not _is_watched() and _fit(part, part.training, x_BCTHW.dtype)
-
-
-def _is_watched() -> bool:
-    return (torch.is_autocast_enabled("cpu") or torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if (torch.is_autocast_enabled("cpu") or torch.jit.is_tracing() or torch.compiler.is_compiling()
             or torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
-            or bool(every_module._global_forward_hooks or every_module._global_forward_pre_hooks))
-
-
-def _fit(part: nn.Module, is_training: bool, dtype: torch.dtype) -> bool:
-    layers = [part]
-    for layer in layers:  # which grows: `modules()` takes several times as long, and this is asked at every step
-        layers += layer._modules.values()
+            or every_module._global_forward_hooks or every_module._global_forward_pre_hooks):
+        return False
+    layers: list[nn.Module] = [part]
+    for layer in layers:  # the list grows: `modules()` takes several times as long, and this runs at every step
+        layers += [inner for inner in layer._modules.values() if inner is not None]
         if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
             return False
         weight = layer._parameters.get("weight")
-        if weight is not None and (weight.dtype != dtype or weight.device.type != "cpu"):
+        if weight is not None and (weight.dtype != x_BCTHW.dtype or weight.device.type != "cpu"):
             return False
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not _fits(layer, is_training):
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not (
+                type(layer) is nn.BatchNorm3d and layer.training == part.training and layer.affine
+                and layer.track_running_stats and layer.momentum is not None):
             return False
     return True
-
-
-def _fits(bn: nn.Module, is_training: bool) -> bool:
-    return (type(bn) is nn.BatchNorm3d and bn.training == is_training and bn.affine and bn.track_running_stats
-            and bn.momentum is not None)
 
 
 # --- the residual block ---
 
 
 def block(part: ResBlock, x_BCTHW: Tensor) -> Tensor:
-    """`part(x)`; `usable` says when."""
+    """Return `part(x)`, if `usable`."""
     if not part.training:
         return clips_of(_block_forward(part, rows_of(x_BCTHW)).z)
     return _Block.apply(x_BCTHW, part, *_block_weights(part))
 
 
 class _Kept(NamedTuple):
-    """What a block's backward pass needs: x, the convolutions' results u, v, y and q (of the shortcut, where it has a
-    norm), the lines of their norms, each clip's means of v, and the gates with what is active before them."""
+    """The tensors for a block's backward pass: x, the convolutions' results u, v, y and q (of the shortcut, if it has a
+    norm), the lines of their norms, each clip's means of v, and the gates with the activations before them."""
 
     x: Tensor
     u: Tensor
@@ -103,7 +95,8 @@ class _Kept(NamedTuple):
 
 
 def _gates(part: ResBlock) -> tuple[Pointwise, Pointwise] | None:
-    return (part.se.reduce, part.se.expand) if hasattr(part.se, "reduce") else None
+    """Return the two layers of squeeze-and-excitation, None without it."""
+    return None if isinstance(part.se, nn.Identity) else (part.se.reduce, part.se.expand)
 
 
 def _block_weights(part: ResBlock) -> list[Tensor | None]:
@@ -117,31 +110,34 @@ def _gate_weights(part: ResBlock) -> tuple[int | Tensor | None, ...]:
 
 
 def _volume(part: ResBlock, x_BTHWC: Tensor) -> tuple[int, ...]:
-    """The depthwise convolution's shape as the kernels take it."""
-    return (*x_BTHWC.shape[:4], padded(part.a.out_channels), part.b.stride[-1])
+    """Return the depthwise convolution's shape in the kernels' form."""
+    return (*x_BTHWC.shape[:4], pad_width(part.a.out_channels), part.b.stride[-1])
 
 
 def _block_forward(part: ResBlock, x: Tensor) -> _Kept:
     call, (clips, _, _, _, outer_in), stride = Pass(x), x.shape, part.b.stride[-1]
     real_inner, outer = part.a.out_channels, part.c.out_channels
-    inner, size = padded(real_inner), strided(x, stride).shape[:4]
+    inner, size = pad_width(real_inner), take_every(x, stride).shape[:4]
     rows, per_clip = size.numel(), size[1:].numel()
     u, v, y = call.empty(*x.shape[:4], inner), call.empty(*size, inner), call.empty(*size, outer)
-    u_norm = call.normed("expand_forward", u.numel() // inner, outer_in, x, part.a.weight, u, bn=part.a_bn)
+    u_norm = call.call_and_norm("expand_forward", u.numel() // inner, outer_in, x, part.a.weight, u, bn=part.a_bn)
     means = call.empty(clips, inner)
-    v_norm = call.normed("depthwise_forward", *_volume(part, x), u, u_norm, part.b.weight, v, bn=part.b_bn,
+    v_norm = call.call_and_norm("depthwise_forward", *_volume(part, x), u, u_norm, part.b.weight, v, bn=part.b_bn,
                          after=[means])
     active = gate = None
-    if _gates(part):
-        active, gate = call.empty(clips, _gate_weights(part)[0]), call.empty(clips, inner)
+    if (gates := _gates(part)) is not None:
+        active, gate = call.empty(clips, gates[0].out_channels), call.empty(clips, inner)
         call("gate_forward", clips, real_inner, means, v_norm, *_gate_weights(part), active, gate)
-    y_norm = call.normed("project_forward", clips, per_clip, real_inner, v, v_norm, gate, part.c.weight, y,
+    y_norm = call.call_and_norm("project_forward", clips, per_clip, real_inner, v, v_norm, gate, part.c.weight, y,
                          bn=part.c_bn)
     q, q_norm = x, None
     if isinstance(part.shortcut, nn.Conv3d):
-        q = call.empty(*size, outer)
-        q_norm = call.normed("expand_forward", rows, outer_in, strided(x, stride).contiguous(), part.shortcut.weight,
-                             q, bn=part.shortcut_bn)
+        q, x_strided = call.empty(*size, outer), take_every(x, stride).contiguous()
+        arguments = rows, outer_in, x_strided, part.shortcut.weight, q
+        if isinstance(part.shortcut_bn, nn.Identity):
+            call("expand_forward", *arguments, outer, *[None] * 5, 0.0, 0.0, None)
+        else:
+            q_norm = call.call_and_norm("expand_forward", *arguments, bn=part.shortcut_bn)
     z = call.empty(*size, outer)
     call("add_forward", rows, outer, y, y_norm, q, q_norm, z)
     return _Kept(x, u, v, y, q if q_norm is not None else None, u_norm, v_norm, y_norm, q_norm, means, active, gate, z)
@@ -153,26 +149,26 @@ class _Block(torch.autograd.Function):
         kept = _block_forward(part, rows_of(x_BCTHW))
         z_BCTHW = clips_of(kept.z)
         ctx.part = part
-        ctx.save_for_backward(*kept[:-1], z_BCTHW, *weights)  # the weights: to hear of it if somebody changes them
+        ctx.save_for_backward(*kept[:-1], z_BCTHW, *weights)  # the weights: torch checks that they stay unchanged
         return z_BCTHW
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz_BCTHW: Tensor) -> tuple[Tensor | None, ...]:
         *kept, z_BCTHW = ctx.saved_tensors[:len(_Kept._fields)]
-        return _block_backward(ctx.part, _Kept(*kept, z_BCTHW.permute(0, 2, 3, 4, 1)), rows_of(dz_BCTHW),
+        return _block_backward(ctx.part, _Kept._make([*kept, z_BCTHW.permute(0, 2, 3, 4, 1)]), rows_of(dz_BCTHW),
                                needs_x=ctx.needs_input_grad[0])
 
 
 def _block_backward(part: ResBlock, kept: _Kept, dz: Tensor, *, needs_x: bool) -> tuple[Tensor | None, ...]:
     call, (clips, real_inner, outer) = Pass(dz), (len(dz), part.a.out_channels, part.c.out_channels)
-    x, inner, rows, per_clip = kept.x, padded(part.a.out_channels), dz.shape[:4].numel(), dz.shape[1:4].numel()
+    x, inner, rows, per_clip = kept.x, pad_width(part.a.out_channels), dz.shape[:4].numel(), dz.shape[1:4].numel()
     weights = _block_weights(part)
     d = {weight: torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights
          if weight is not None}
 
     def of(*layers: nn.Module) -> list[Tensor | None]:
-        return [d.get(weight) for weight in weights_of(*layers)]
+        return [None if weight is None else d[weight] for weight in weights_of(*layers)]
 
     y_slopes, q_slopes = call.empty(3, outer), call.empty(3, outer) if kept.q_norm is not None else None
     call("add_backward", rows, outer, dz, kept.z, kept.y, kept.y_norm, y_slopes, *of(part.c_bn), kept.q, kept.q_norm,
@@ -183,7 +179,7 @@ def _block_backward(part: ResBlock, kept: _Kept, dz: Tensor, *, needs_x: bool) -
     slope, along, offset = call.empty(clips, inner), call.empty(inner), call.empty(clips, inner)
     call("gate_backward", clips, per_clip, real_inner, sums, kept.means, kept.v_norm, *weights_of(part.b_bn),
          *_gate_weights(part), kept.active, kept.gate, slope, along, offset, *of(part.b_bn),
-         *(of(*_gates(part)) if _gates(part) else (None,) * 4))
+         *of(*(_gates(part) or (nn.Identity(),) * 2)))
     du, u_slopes = torch.empty_like(kept.u), call.empty(3, inner)
     call("depthwise_backward", *_volume(part, x), real_inner, dv, kept.v, slope, along, offset, kept.u, kept.u_norm,
          part.b.weight, du, u_slopes, *of(part.a_bn), d[part.b.weight])
@@ -192,23 +188,24 @@ def _block_backward(part: ResBlock, kept: _Kept, dz: Tensor, *, needs_x: bool) -
         base, dx = Base.KEPT, _through_shortcut(part, call, kept, dz, q_slopes, d, needs_x=needs_x)
     call("expand_backward", x.shape[:4].numel(), x.shape[4], real_inner, du, kept.u, u_slopes, x, part.a.weight, dz,
          kept.z, int(base), dx, d[part.a.weight])
-    return clips_of(dx) if dx is not None else None, None, *map(d.get, weights)
+    return clips_of(dx) if dx is not None else None, None, *[None if w is None else d[w] for w in weights]
 
 
 def _through_shortcut(part: ResBlock, call: Pass, kept: _Kept, dz: Tensor, q_slopes: Tensor | None,
                       d: dict[Tensor, Tensor], *, needs_x: bool) -> Tensor | None:
-    """The gradient of x through a shortcut that is a convolution, whose weight's goes to `d`."""
+    """Return the gradient of x through a shortcut that is a convolution; its weight's gradient goes to `d`."""
     x, outer, stride = kept.x, dz.shape[4], part.b.stride[-1]
-    dq, x_strided = torch.empty_like(dz), strided(x, stride).contiguous()
+    dq, x_strided = torch.empty_like(dz), take_every(x, stride).contiguous()
     dx_strided = torch.empty_like(x_strided) if needs_x else None
     rows = dz.shape[:4].numel()
     call("shortcut_backward", rows, outer, dz, kept.z, kept.q, q_slopes, dq)
-    call("expand_backward", rows, x.shape[4], outer, dq, None, None, x_strided, part.shortcut.weight, None, None,
-         int(Base.NOTHING), dx_strided, d[part.shortcut.weight])
-    if not needs_x:
+    [weight, _] = weights_of(part.shortcut)
+    call("expand_backward", rows, x.shape[4], outer, dq, None, None, x_strided, weight, None, None,
+         int(Base.NOTHING), dx_strided, None if weight is None else d[weight])
+    if dx_strided is None:
         return None
     dx = torch.zeros_like(x)
-    strided(dx, stride).copy_(dx_strided)
+    take_every(dx, stride).copy_(dx_strided)
     return dx
 
 
@@ -216,7 +213,7 @@ def _through_shortcut(part: ResBlock, call: Pass, kept: _Kept, dz: Tensor, q_slo
 
 
 def stem(part: Stem, x_BCTHW: Tensor) -> Tensor:
-    """`part(x)`; `usable` says when, and that x needs no gradient."""
+    """Return `part(x)`, if `usable` and x needs no gradient."""
     if not part.training:
         return clips_of(_stem_forward(part, rows_of(x_BCTHW))[-1])
     return _Stem.apply(x_BCTHW, part, *weights_of(part.spatial, part.temporal, part.bn))
@@ -227,10 +224,10 @@ def _stem_arguments(part: Stem, x: Tensor) -> tuple[int | Tensor, ...]:
 
 
 def _stem_forward(part: Stem, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The convolutions' result, the lines of its norm, and the stem's result."""
-    call, size = Pass(x), (*strided(x, 2).shape[:4], part.spatial.out_channels)
+    """Return the convolutions' result, the lines of its norm, and the stem's result."""
+    call, size = Pass(x), (*take_every(x, 2).shape[:4], part.spatial.out_channels)
     q, z = call.empty(*size), call.empty(*size)
-    norm = call.normed("stem_forward", *_stem_arguments(part, x), q, bn=part.bn)
+    norm = call.call_and_norm("stem_forward", *_stem_arguments(part, x), q, bn=part.bn)
     call("add_forward", q.numel() // size[4], size[4], q, norm, None, None, z)
     return q, norm, z
 
@@ -260,27 +257,28 @@ class _Stem(torch.autograd.Function):
 # --- the head, up to its average ---
 
 
-def pooled(part: Head, x_BCTHW: Tensor) -> Tensor:
-    """The average over the whole clip of what the head's first convolution makes of x: B x C x 1 x 1 x 1."""
-    result = _Pooled.apply(x_BCTHW, part, *weights_of(part.inner, part.inner_bn)) if part.training \
-        else _pooled_forward(part, rows_of(x_BCTHW))[-1]
+def pool(part: Head, x_BCTHW: Tensor) -> Tensor:
+    """Return the average over the whole clip of the head's first convolution, norm and ReLU: B x C x 1 x 1 x 1."""
+    result = _Pool.apply(x_BCTHW, part, *weights_of(part.inner, part.inner_bn)) if part.training \
+        else _pool_forward(part, rows_of(x_BCTHW))[-1]
     return result[:, :part.inner.out_channels, None, None, None]
 
 
-def _pooled_forward(part: Head, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The convolution's result, the lines of its norm, and the averages, padded."""
-    call, width = Pass(x), padded(part.inner.out_channels)
+def _pool_forward(part: Head, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the convolution's result, the lines of its norm, and the averages, padded."""
+    call, width = Pass(x), pad_width(part.inner.out_channels)
     u, means = call.empty(*x.shape[:4], width), call.empty(len(x), width)
-    norm = call.normed("expand_forward", u.numel() // width, x.shape[4], x, part.inner.weight, u, bn=part.inner_bn)
+    norm = call.call_and_norm("expand_forward", u.numel() // width, x.shape[4], x, part.inner.weight, u,
+                              bn=part.inner_bn)
     call("pool_forward", len(x), x.shape[1:4].numel(), width, u, norm, means)
     return u, norm, means
 
 
-class _Pooled(torch.autograd.Function):
+class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BCTHW: Tensor, part: Head, *weights: Tensor | None) -> Tensor:
         x = rows_of(x_BCTHW)
-        u, norm, means = _pooled_forward(part, x)
+        u, norm, means = _pool_forward(part, x)
         ctx.part = part
         ctx.save_for_backward(x, u, norm, *weights)
         return means

@@ -14,7 +14,7 @@ BN_MOMENTUM = 0.1
 
 
 def norm(width: int) -> nn.BatchNorm3d:
-    """Batch norm with the paper's constants."""
+    """Return a batch norm with the paper's constants."""
     return nn.BatchNorm3d(width, eps=BN_EPS, momentum=BN_MOMENTUM)
 
 
@@ -52,6 +52,8 @@ class ResBlock(nn.Module):
 
     def __init__(self, shape: Block) -> None:
         super().__init__()
+        self.shortcut: nn.Module
+        self.shortcut_bn: nn.Module
         if shape.projection:
             self.shortcut = Pointwise(shape.outer_in, shape.outer, stride=shape.stride)
             self.shortcut_bn = norm(shape.outer) if shape.projection_bn else nn.Identity()
@@ -78,8 +80,8 @@ class Head(nn.Module):
     """1x1x1, BN, ReLU, average, 1x1x1 without norm or bias, ReLU, dropout, linear. To B x T x H x W x classes logits.
 
     The average is over windows of `window` (T x H x W) positions, the size of the training clip's features, one
-    position apart: a training clip has one window, the larger crop of an evaluation several. That is what both public
-    implementations do. A clip smaller than the window is averaged whole.
+    position apart: a training clip has one window, the larger crop of an evaluation several. Both public
+    implementations do this. A clip smaller than the window is averaged whole.
     """
 
     def __init__(self, width_in: int, inner: int, width: int, classes: int, dropout: float,
@@ -97,12 +99,12 @@ class Head(nn.Module):
         return self.classifier(self.dropout(y_BTHWC))
 
     def averages(self, x_BCTHW: Tensor) -> Tensor:
-        """The first convolution's, over the windows."""
+        """Return the windows' averages of the first convolution, norm and ReLU."""
         sides = x_BCTHW.shape[2:]
         kernel = [min(side, most) for side, most in zip(sides, self.window, strict=True)]
         is_one = kernel == list(sides) and not is_plain()
         if is_one and fused.usable(self, x_BCTHW, self.inner.in_channels, self.inner.in_channels):
-            return fused.pooled(self, x_BCTHW)
+            return fused.pool(self, x_BCTHW)
         y_BCTHW = torch.relu_(self.inner_bn(self.inner(x_BCTHW)))
         if is_one:
             return y_BCTHW.mean((2, 3, 4), keepdim=True)  # the same but for rounding, in half the time

@@ -1,9 +1,9 @@
-"""`load_model`: a trained network from whatever holds one."""
+"""Loading a trained network from a run, a training, or a file of weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -13,30 +13,30 @@ from expand.config.schema import GridConfig
 from expand.errors import UsageError, hint
 from expand.model.names import OURS
 from expand.model.shortcuts import has_first_norm
-from expand.model.weights import CLASSIFIER, SHOWN, Checkpoint, fitted, read_checkpoint
+from expand.model.weights import CLASSIFIER, SHOWN, Checkpoint, fit_state, read_checkpoint
 from expand.model.x3d import X3D
 from expand.rundir.named_network import check_weights, network_of, weights_at
 from expand.rundir.paths import FINAL, NETWORK, WEIGHTS, inside
 from expand.space.complexity import complexity
-from expand.space.factors import PRESETS
+from expand.space.factors import PRESETS, Factors
 from expand.space.geometry import BASE_DEPTHS, Geometry
 from expand.space.network import Network, load_network, preset
 
 Stages = tuple[tuple[int, int, int], ...]
-"""Outer width, inner width and depth of each stage: what tells networks' weights apart, but for their classes."""
+"""Outer width, inner width and depth of each stage; with the number of classes, they tell networks' weights apart."""
 NAME_IT = "say what the network is: xs, s, m, l, xl, x2d or a network's YAML as NETWORK, with --weights {}"
-"""The way out on the command line, where a file of weights was given as NETWORK."""
+"""The advice on the command line for a file of weights that was given as NETWORK."""
 
 
 def load_model(source: str | Path, network: str | Path | Network | None = None, *,
                log: Callable[[str], None] = lambda text: None) -> X3D:
-    """The network that `source` holds, with its weights, in evaluation on the CPU.
+    """Return the network that `source` holds, with its weights, in evaluation mode on the CPU.
 
     `source`: the directory of a finished run or training, its `final/`, a weights file or training checkpoint of this
-    package, a safetensors or .pt2 file, or a checkpoint of SlowFast or PyTorchVideo. `network`: what it is, for a file
-    that does not say, or instead of what the file says: a published network's name, a network's YAML, or a `Network`.
-    Where neither tells, the factors are read off the weights' shapes; the clip cannot be, and `log` is told which was
-    taken. `model.network` describes the result, its `first_projection_bn` as in the file.
+    package, a safetensors or .pt2 file, or a checkpoint of SlowFast or PyTorchVideo. `network`: its description, for a
+    file without one, or instead of the file's: a published network's name, a network's YAML, or a `Network`. Without
+    any description, the factors follow from the weights' shapes; the clip does not, and `log` is told which was taken.
+    `model.network` describes the result, its `first_projection_bn` as in the file.
 
     Raises `UsageError` for a file that holds no X3D, or one that `network` is not; `RunError` for a run without a
     trained winner.
@@ -46,16 +46,16 @@ def load_model(source: str | Path, network: str | Path | Network | None = None, 
     state, where = checkpoint.state, str(path)
     stages, classes = _stages_of(state, where), _classes_of(checkpoint, where)
     if network is not None:
-        chosen = _chosen(network, checkpoint.network, classes)
+        chosen = _choose(network, checkpoint.network, classes)
     else:
-        chosen = _described(checkpoint, path) or _inferred(stages, classes, path, log)
+        chosen = _description(checkpoint, path) or _infer(stages, classes, path, log)
     chosen = replace(chosen, first_projection_bn=has_first_norm(state))
     _check(chosen, stages, classes, where)
     if complexity(chosen.geometry).params > 2 * sum(tensor.numel() for tensor in state.values()):
         raise UsageError("holds only a part of its network", where=where, fix="copy the file anew, or give another")
-    with torch.random.fork_rng(devices=()):  # first weights are drawn in vain
+    with torch.random.fork_rng(devices=()):  # the initial weights are not used
         model = X3D.of(chosen)
-    model.load_state_dict(fitted(state, model.state_dict(), where=where))
+    model.load_state_dict(fit_state(state, model.state_dict(), where=where))
     if checkpoint.remark:
         log(checkpoint.remark)
     return model.eval()
@@ -63,7 +63,7 @@ def load_model(source: str | Path, network: str | Path | Network | None = None, 
 
 def load_named(source: str | Path, weights: str | Path | None,
                log: Callable[[str], None] = lambda text: None) -> X3D:
-    """`source` with its own weights; or, where a file `weights` is given, the network that `source` names with these.
+    """Return `source` with its own weights, or the network that `source` names with those of the file `weights`.
 
     Raises as `load_model`, and `UsageError` for a description without weights.
     """
@@ -71,8 +71,8 @@ def load_named(source: str | Path, weights: str | Path | None,
     return load_model(source, log=log) if weights is None else load_model(weights, source, log=log)
 
 
-def _described(checkpoint: Checkpoint, path: Path) -> Network | None:
-    """What a run's network.yaml or the file itself says."""
+def _description(checkpoint: Checkpoint, path: Path) -> Network | None:
+    """Return the description in a run's network.yaml or in the file itself, None without one."""
     if path.name == WEIGHTS:
         run = path.parent.parent if path.parent.name == FINAL else path.parent
         if (beside := inside(run, path.with_name(NETWORK))).is_file():
@@ -84,8 +84,8 @@ def _described(checkpoint: Checkpoint, path: Path) -> Network | None:
     return checkpoint.network
 
 
-def _chosen(network: str | Path | Network, described: Network | None, classes: int) -> Network:
-    """The caller's choice. A published network's name says its factors only: the rest is the file's."""
+def _choose(network: str | Path | Network, described: Network | None, classes: int) -> Network:
+    """Return the caller's choice. A published network's name gives the factors only; the rest is the file's."""
     if isinstance(network, Network):
         return network
     if not isinstance(network, str) or network.lower() not in PRESETS:
@@ -94,17 +94,19 @@ def _chosen(network: str | Path | Network, described: Network | None, classes: i
     return published if described is None else replace(described, name=published.name, factors=published.factors)
 
 
-# What the weights' shapes say.
+# Reading the shapes of weights.
+
 
 def _stages_of(state: Mapping[str, Tensor], where: str) -> Stages:
+    """Return the stages of these weights. Raises `UsageError` if a stage is missing."""
     blocks: dict[int, set[int]] = {}
     for key in state:
         parsed = OURS.parse(key)
         if parsed and parsed[0] is not None:
             blocks.setdefault(parsed[0][0], set()).add(parsed[0][1])
     try:
-        stages = tuple((state[f"stages.{stage}.0.c.weight"].shape[0], state[f"stages.{stage}.0.b.weight"].shape[0],
-                        len(blocks[stage])) for stage in sorted(blocks))
+        stages: Stages = tuple((state[f"stages.{stage}.0.c.weight"].shape[0],
+                        state[f"stages.{stage}.0.b.weight"].shape[0], len(blocks[stage])) for stage in sorted(blocks))
     except (KeyError, IndexError):
         stages = ()
     if len(stages) != len(BASE_DEPTHS) or any(0 in stage for stage in stages):
@@ -114,6 +116,7 @@ def _stages_of(state: Mapping[str, Tensor], where: str) -> Stages:
 
 
 def _classes_of(checkpoint: Checkpoint, where: str) -> int:
+    """Return the number of classes of a file. Raises `UsageError` if it has no classifier."""
     weight = checkpoint.state.get(CLASSIFIER[0])
     if weight is None or weight.ndim != 2 or not len(weight):
         unknown = [key[:200] for key in checkpoint.unknown[:SHOWN]]
@@ -128,7 +131,8 @@ def _stages(geometry: Geometry) -> Stages:
 
 
 def _check(network: Network, stages: Stages, classes: int, where: str) -> None:
-    """Compares before anything is built, since a description can ask for any size."""
+    """Raise `UsageError` if the weights are not those of `network`, before it is built: a description can ask for any
+    size."""
     if network.classes != classes:
         raise UsageError(f"has {classes} classes, and network '{network.name}' has {network.classes}", where=where,
                          fix="give the network of these weights")
@@ -143,13 +147,13 @@ def _text(stages: Stages) -> str:
     return f"{depths} blocks of {outers} channels ({inners} inside)"
 
 
-def _inferred(stages: Stages, classes: int, path: Path, log: Callable[[str], None]) -> Network:
-    """The published networks with these shapes, or factors on the grids; the first published clip that fits."""
+def _infer(stages: Stages, classes: int, path: Path, log: Callable[[str], None]) -> Network:
+    """Return the first published network with these shapes, else one with factors on the grids."""
     fitting = [name for name, factors in PRESETS.items() if _stages(Geometry.of(factors, classes)) == stages]
     if fitting:
         network = Network(fitting[0], PRESETS[fitting[0]], classes)
     else:
-        network = Network(path.stem, replace(PRESETS["xs"], **_solved(stages, str(path))), classes)
+        network = Network(path.stem, _solve(stages, str(path)), classes)
     factors = network.factors
     clip = f"clips of {factors.frames} frames x stride {factors.stride}, {factors.resolution} px"
     if len(fitting) == 1:
@@ -162,8 +166,9 @@ def _inferred(stages: Stages, classes: int, path: Path, log: Callable[[str], Non
     return network
 
 
-def _solved(stages: Stages, where: str) -> dict[str, float]:
-    """gamma_w, gamma_b and gamma_d on the search's default grids with these shapes; of several, the largest."""
+def _solve(stages: Stages, where: str) -> Factors:
+    """Return the factors with these shapes: gamma_w, gamma_b and gamma_d on the search's default grids (of several, the
+    largest), and the clip of XS."""
     outer, inner, depth = stages[0]
     grid, found = GridConfig(), PRESETS["x2d"]
     first = Geometry.of(found, 1).stages[0][0].outer
@@ -173,7 +178,8 @@ def _solved(stages: Stages, where: str) -> dict[str, float]:
         "gamma_d": (grid.depth, depth - 1, depth)}
     for known, (name, (step, low, high)) in enumerate(windows.items(), start=1):  # each rests on those before it
         lowest = max(0, int(low / step) - 1)
-        candidates = [replace(found, **{name: round(k * step, 6)}) for k in range(int(high / step) + 1, lowest, -1)]
+        values = [round(k * step, 6) for k in range(int(high / step) + 1, lowest, -1)]
+        candidates = [Factors(**{**asdict(found), name: value}) for value in values]
         fitting = [factors for factors in candidates if [shape[:known] for shape in stages] == [
             shape[:known] for shape in _stages(Geometry.of(factors, 1))]]
         if not fitting:
@@ -181,4 +187,4 @@ def _solved(stages: Stages, where: str) -> dict[str, float]:
                              fix=hint(command=NAME_IT.format(where),
                                       python="say what the network is: network=... with a network's YAML"))
         found = fitting[0]
-    return {name: getattr(found, name) for name in windows}
+    return replace(PRESETS["xs"], gamma_w=found.gamma_w, gamma_b=found.gamma_b, gamma_d=found.gamma_d)

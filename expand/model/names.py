@@ -1,4 +1,4 @@
-"""Weight names: ours, SlowFast's, PyTorchVideo's and MMAction2's say the same (FACTS: weight names).
+"""Weight names of this package, SlowFast, PyTorchVideo and MMAction2, and their translation (FACTS: weight names).
 
 A key is a place (a stage's block, or none), a module there, and an entry of the module. Each style writes the three in
 its own way; `translate` reads one style and writes another, and is a bijection on the keys of any geometry.
@@ -17,11 +17,11 @@ NUMBER = r"0|[1-9]\d{0,4}"  # "00" would be a second name of the same block
 
 @dataclass(frozen=True)
 class Style:
-    """How an implementation writes its keys.
+    """The form of an implementation's keys.
 
     `block` is the place of block {block} in stage {stage}, whose count begins at `first_stage`; `outside` and `inside`
-    are its modules outside the blocks and inside one, each under our name. `trunk` matches the beginning of every name,
-    known or not, of what comes before the head.
+    are its modules outside the blocks and inside one, each under our name. `trunk` matches the beginning of every name
+    before the head, known or not.
     """
 
     name: str
@@ -43,7 +43,8 @@ class Style:
             theirs: our for our, theirs in self.inside.items()}
 
     def parse(self, key: str) -> tuple[tuple[int, int] | None, str, str] | None:
-        """(stage, block) from 0 or None, our name of the module, entry; None for a key that is not of this style."""
+        """Return (stage, block) from 0 or None, our name of the module, and the entry; None for a key of another
+        style."""
         if not (match := self._pattern.fullmatch(key)):
             return None
         is_inside = match["stage"] is not None
@@ -54,7 +55,7 @@ class Style:
         return (stage, int(match["block"])) if is_inside else None, module, match["entry"]
 
     def write(self, place: tuple[int, int] | None, module: str, entry: str) -> str:
-        """The inverse of `parse`."""
+        """Return the key of a weight: the inverse of `parse`."""
         if place is None:
             return f"{self.outside[module]}.{entry}"
         block = self.block.format(stage=place[0] + self.first_stage, block=place[1])
@@ -99,14 +100,14 @@ STYLES = {style.name: style for style in (OURS, SLOWFAST, PYTORCHVIDEO, MMACTION
 
 
 def translate(key: str, source: Style, target: Style) -> str | None:
-    """The key of `source` as `target` writes it; None where `source` has no such key."""
+    """Return the key of `source` as `target` writes it, None if `source` has no such key."""
     parsed = source.parse(key)
     return None if parsed is None else target.write(*parsed)
 
 
 def style_of(keys: Iterable[str]) -> Style | None:
-    """The style in which most of `keys` are written; None where none of them is in any."""
+    """Return the style in which most of `keys` are written, None if none of them has a known style."""
     keys = list(keys)
     counts = {style.name: sum(style.parse(key) is not None for key in keys) for style in STYLES.values()}
-    best = max(counts, key=counts.get)
+    best = max(counts, key=counts.__getitem__)
     return STYLES[best] if counts[best] else None

@@ -1,4 +1,4 @@
-"""A network's description as the public implementations take it: their factors, and SlowFast's configuration.
+"""A network's description in the form of the public implementations: their factors, and SlowFast's configuration.
 
 Both round like `Geometry`, with two differences. They compute in plain floating point, without its guard against
 2.2 * 5 > 11; and SlowFast's `X3D` has lost the divisor of its widths since its release, so that it builds 35 channels
@@ -17,20 +17,20 @@ from expand.space.geometry import BASE_DEPTHS, BASE_WIDTH, HEAD_WIDTH, WIDTH_FAC
 from expand.space.network import MAX_BYTES, Network
 
 DECIMALS = 6
-"""Kept of a factor on its way out: 0.1 added up 22 times is 2.2 again."""
+"""Decimals of a factor that is written: 0.1 added up 22 times is 2.2 again."""
 NATIVE, BY_PYTORCHVIDEO = "X3D", "PTVX3D"
 """SlowFast's two builders of an X3D: its own, and one that calls PyTorchVideo's `create_x3d`."""
 
 
 def public_factors(factors: Factors) -> tuple[float, float, float]:
-    """WIDTH_FACTOR, BOTTLENECK_FACTOR and DEPTH_FACTOR."""
-    scaled = WIDTH_FACTOR * factors.gamma_w, factors.gamma_b, factors.gamma_d
-    return tuple(float(round(value, DECIMALS)) for value in scaled)
+    """Return WIDTH_FACTOR, BOTTLENECK_FACTOR and DEPTH_FACTOR."""
+    return (float(round(WIDTH_FACTOR * factors.gamma_w, DECIMALS)), float(round(factors.gamma_b, DECIMALS)),
+            float(round(factors.gamma_d, DECIMALS)))
 
 
 def builds(network: Network, divisor: int) -> bool:
-    """Whether a public implementation whose widths are multiples of `divisor` builds the network's shapes from
-    `public_factors`: 8 in PyTorchVideo, 1 in SlowFast's own X3D."""
+    """Return True if a public implementation whose widths are multiples of `divisor` (PyTorchVideo: 8, SlowFast's own
+    X3D: 1) builds the network's shapes from `public_factors`."""
     width_factor, bottleneck, depth = public_factors(network.factors)
     theirs = []
     for stage, base_depth in enumerate(BASE_DEPTHS):
@@ -42,7 +42,7 @@ def builds(network: Network, divisor: int) -> bool:
 
 
 def slowfast_builder(network: Network) -> str:
-    """Which of SlowFast's builders makes this network. Raises `UsageError` where neither does."""
+    """Return the name of the SlowFast builder that makes this network. Raises `UsageError` if neither does."""
     if builds(network, 1):
         return NATIVE
     if builds(network, 8):
@@ -51,17 +51,18 @@ def slowfast_builder(network: Network) -> str:
 
 
 def not_buildable(network: Network, whose: str) -> UsageError:
-    """The error for a network that an implementation would build with other shapes."""
+    """Return the error for a network that an implementation would build with other shapes."""
     width, bottleneck, depth = public_factors(network.factors)
-    return UsageError(f"{whose} rounds otherwise: it builds other layers from width {width:g}, bottleneck "
+    return UsageError(f"{whose} rounds differently: it builds other layers from width {width:g}, bottleneck "
                       f"{bottleneck:g}, depth {depth:g}", where=f"network '{network.name}'",
                       fix="use factors on the search's grids (0.05, 0.25, 0.1), or export another format")
 
 
 def slowfast_config(network: Network, *, dropout: float, checkpoint: str) -> dict[str, Any]:
-    """SlowFast's configuration of the network, with the published test protocol; what is left out keeps its default.
+    """Return SlowFast's configuration of the network, with the published test protocol; other options keep their
+    defaults.
 
-    `checkpoint`: the file that its tests read. The model's name is the one of `slowfast_builder`.
+    `checkpoint`: the file that SlowFast's test reads. The model's name is that of `slowfast_builder`.
     """
     factors, crop = network.factors, evaluation_crop(network.factors.resolution)
     width, bottleneck, depth = public_factors(factors)
@@ -83,9 +84,9 @@ def slowfast_config(network: Network, *, dropout: float, checkpoint: str) -> dic
 
 
 def network_of_config(text: Any, *, where: str, name: str) -> Network:
-    """The network of a SlowFast configuration's text, which may be a stranger's.
+    """Return the network of a SlowFast configuration's text, which is untrusted input.
 
-    Raises `UsageError` where it is no such text, or describes what no `Network` can be.
+    Raises `UsageError` for any other text, and for a description that fits no `Network`.
     """
     try:
         if not isinstance(text, str) or len(text) > MAX_BYTES:

@@ -1,7 +1,7 @@
 """Weights in and out: this package's, SlowFast's, PyTorchVideo's and MMAction2's files
 (docs/decisions/005-public-weights.md).
 
-Files are a stranger's: nothing in them is run, and nothing is built from them that is larger than they are.
+Files are untrusted input: nothing in them is run, and nothing is built from them that is larger than they are.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ WHOLE = ("torch.nn.", "torch.jit.", "torchvision.models", "torch.fx.")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file of weights holds: `state` in our names, `style` of its own names ('x3d-expand', 'slowfast',
-    'pytorchvideo' or 'mmaction2'), `network` as far as the file tells.
+    """The content of a file of weights: `state` in our names, the `style` of its own names ('x3d-expand', 'slowfast',
+    'pytorchvideo' or 'mmaction2'), `network` if the file describes it.
 
-    `doubt` says why a description that it has cannot be used, `remark` which of several sets of weights was taken.
-    `unknown` are the names of entries that no X3D has: those in `state` first, then those outside of the network."""
+    `doubt` is the reason why its description cannot be used, `remark` says which of several sets of weights was taken.
+    `unknown` are the names of entries that no X3D has: first those in `state`, then those outside of the network."""
 
     state: State
     style: str
@@ -62,7 +62,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a file of weights, whatever its name: ours (weights, a training's checkpoint, safetensors, .pt2),
+    """Read a file of weights, whatever its name: ours (weights, a training's checkpoint, safetensors, .pt2),
     SlowFast's, PyTorchVideo's or MMAction2's, a bare state dict too, and any of them as trainers wrap them
     (`expand.model.wrapped_weights`).
 
@@ -70,9 +70,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.suffix.lower() == ".pt2":
-        network, state = read_torch_export(path)
-        return Checkpoint(state, names.OURS.name, network)
-    content = _content(path)
+        described, weights = read_torch_export(path)
+        return Checkpoint(weights, names.OURS.name, described)
+    content = _read(path)
     groups = find_groups(content)
     if not groups:
         raise _no_x3d(content, path)
@@ -83,50 +83,57 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise UsageError("names one weight twice", where=str(path))
     if style is names.MMACTION and "stem.spatial.weight" not in state:  # its other networks have the same names
         raise _no_x3d(content, path)
-    _flatten_head(state)
-    network = doubt = None
+    # the head's last layers may be 1x1x1 convolutions or linear layers, which compute the same
+    features, classifier = state.get("head.features.weight"), state.get(CLASSIFIER[0])
+    if features is not None and features.ndim == 2:
+        state["head.features.weight"] = features[:, :, None, None, None]
+    if classifier is not None and classifier.ndim > 2 and classifier.shape[2:].numel() == 1:
+        state[CLASSIFIER[0]] = classifier.flatten(1)
+    network: Network | None = None
+    doubt: UsageError | None = None
     try:
         network = _description(group, path)
     except UsageError as error:
         doubt = error
+    is_ours = isinstance(content, Mapping) and content.keys() >= {"version", "network", "model"}
     rivals = [other.place for other in groups[1:] if other.count == group.count]
     remark = f"{path}: of several sets of weights, {group.place} is taken, not {_some(rivals)}" \
-        if rivals and not _is_ours(content) else None
+        if rivals and not is_ours else None
     unknown = (*(key for key in tensors if style.parse(key) is None), *group.others)
     return Checkpoint(state, style.name, network, doubt, remark, unknown)
 
 
 def load_checkpoint(model: X3D, path: str | Path, log: Callable[[str], None]) -> None:
-    """Loads a file's weights into `model`, in evaluation exactly as the file's own network computes.
+    """Load a file's weights into `model`, which in evaluation then computes exactly what the file's own network does.
 
     A batch norm on a shortcut that only one of the two has is folded, or added as an identity. Classes that both know
     by name are matched by name; a classifier of other classes is left as it is, and so is one that the file lacks, or
-    has under a name of its own; `log` is told. Raises `UsageError` naming every entry that does not fit, or weights
-    that are not finite; the model is unchanged then.
+    has under a name of its own; `log` is told. Raises `UsageError` for entries that do not fit, naming them all, and
+    for weights that are not finite, before the model is changed.
     """
     checkpoint = read_checkpoint(path)
     targets = model.state_dict()
     state, remark = dict(checkpoint.state), None
     weight = state.get(CLASSIFIER[0])
     if weight is None:
-        state, remark = _with_own_head(checkpoint, targets, path)
+        state, remark = _keep_head(checkpoint, targets, path)
     elif weight.ndim == 2:
         rows = _rows(checkpoint.network, len(weight), model)
         if rows is None:
-            remark = (f"{path}: the classifier keeps its first weights: {_classes(checkpoint.network, len(weight))} "
+            remark = (f"{path}: the classifier keeps its initial weights: {_classes(checkpoint.network, len(weight))} "
                       f"there, {_classes(model.network, model.geometry.classes)} here")
         for key in CLASSIFIER:
             if key in state and state[key].shape[:1] == weight.shape[:1]:  # else it is damaged, and listed so
                 state[key] = targets[key] if rows is None else state[key][rows]
-    model.load_state_dict(fitted(state, targets, where=str(path)))
+    model.load_state_dict(fit_state(state, targets, where=str(path)))
     for text in (checkpoint.remark, remark):
         if text:
             log(text)
 
 
-def _with_own_head(checkpoint: Checkpoint, targets: Mapping[str, Tensor], path: str | Path) -> tuple[State, str | None]:
-    """A file's weights with the classifier of `targets`, which the file lacks, and a remark; or with the last layers
-    down to it, where the file lacks them all. What it has in their place, under names of its own, is left out."""
+def _keep_head(checkpoint: Checkpoint, targets: Mapping[str, Tensor], path: str | Path) -> tuple[State, str | None]:
+    """Return a file's weights completed with the classifier of `targets`, and a remark; if the file lacks more of the
+    last layers, with all of those. Entries that it has in their place, under other names, are left out."""
     state, trunk = dict(checkpoint.state), re.compile(names.STYLES[checkpoint.style].trunk)
     parts = [[key for key in targets if key.startswith(f"{module}.")] for module in HEAD]
     present = [any(key in state for key in part) for part in parts]
@@ -139,13 +146,13 @@ def _with_own_head(checkpoint: Checkpoint, targets: Mapping[str, Tensor], path: 
     new = [key for part in parts[known:] for key in part]
     state.update({key: targets[key] for key in new})
     what = "the classifier keeps its" if known == len(HEAD) - 1 else "the last layers keep their"
-    return state, (f"{path}: {what} first weights: the file has none under the names that are known"
+    return state, (f"{path}: {what} initial weights: the file has none under the names that are known"
                    + (f"; left out of it: {_some(left_out)}" if left_out else ""))
 
 
 def _rows(theirs: Network | None, count: int, model: X3D) -> list[int] | None:
-    """For each class of `model` its row in a classifier of `count` classes; None where the classes are others. Without
-    names on either side, the same number is taken for the same classes."""
+    """Return for each class of `model` its row in a classifier of `count` classes, None if the classes differ. If one
+    side has no names, an equal number is taken as the same classes."""
     names, ours = theirs and theirs.class_names, model.network and model.network.class_names
     if count != model.geometry.classes:
         return None
@@ -160,10 +167,10 @@ def _classes(network: Network | None, count: int) -> str:
     return f"{network.name if network else 'a network'} with {count} classes" + (f" ({names}, ...)" if names else "")
 
 
-def fitted(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], *, where: str) -> State:
-    """`state` as a network with the state dict `targets` takes it.
+def fit_state(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], *, where: str) -> State:
+    """Return `state` in the form that a network with the state dict `targets` loads.
 
-    Raises `UsageError` naming every entry that does not fit, or weights that are not finite.
+    Raises `UsageError` for entries that do not fit, naming them all, and for weights that are not finite.
     """
     state = shortcuts.as_in(state, targets)
     for key in targets:
@@ -178,17 +185,17 @@ def fitted(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], *, where:
         listed = "; ".join(f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in wrong.items() if keys)
         raise UsageError(f"its weights do not fit the network: {listed}", where=where,
                          fix="load it into the network that it was made from")
-    if spoilt := [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]:
-        raise UsageError(f"{len(spoilt)} of its weights are not finite: {_some(spoilt)}", where=where,
+    if bad := [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]:
+        raise UsageError(f"{len(bad)} of its weights are not finite: {_some(bad)}", where=where,
                          fix="its training failed; use an earlier checkpoint")
     return state
 
 
 def save_slowfast(model: X3D, path: str | Path) -> list[Path]:
-    """Writes a checkpoint that SlowFast loads, and its configuration beside it (.yaml); returns both.
+    """Write a checkpoint that SlowFast loads, and its configuration beside it (.yaml); return both paths.
 
-    Where SlowFast's own X3D rounds to other widths, both are for its PTVX3D (`expand.model.public`). Raises
-    `UsageError` where neither builds this network, and for a model without a description.
+    If SlowFast's own X3D rounds to other widths, both are for its PTVX3D (`expand.model.public`). Raises `UsageError`
+    if neither builds this network, and for a model without a description.
     """
     path, network = Path(path), _network_of(model)
     beside = path.with_suffix(".yaml")
@@ -202,29 +209,29 @@ def save_slowfast(model: X3D, path: str | Path) -> list[Path]:
     else:
         state, style, prefix = shortcuts.as_in_pytorchvideo(_state_of(model)), names.PYTORCHVIDEO, "model."
     # No "epoch": SlowFast would then look for the optimiser's state too when it fine-tunes.
-    _save(path, {"model_state": {prefix + key: value for key, value in _translated(state, style).items()},
-                 "cfg": config, "network": _described(network, state)})
+    _save(path, {"model_state": {prefix + key: value for key, value in _translate(state, style).items()},
+                 "cfg": config, "network": _describe(network, state)})
     write_atomic(beside, f"# SlowFast's configuration of {path.name}\n{config}")
     return [path, beside]
 
 
 def save_pytorchvideo(model: X3D, path: str | Path) -> list[Path]:
-    """Writes a checkpoint whose `model_state` loads strictly into PyTorchVideo's `create_x3d` with width_factor
-    2 gamma_w, bottleneck_factor gamma_b, depth_factor gamma_d; returns the file.
+    """Write a checkpoint whose `model_state` loads strictly into PyTorchVideo's `create_x3d` with width_factor
+    2 gamma_w, bottleneck_factor gamma_b, depth_factor gamma_d; return its path.
 
-    Raises `UsageError` where `create_x3d` builds other shapes, and for a model without a description.
+    Raises `UsageError` if `create_x3d` builds other shapes, and for a model without a description.
     """
     path, network = Path(path), _network_of(model)
     if not public.builds(network, 8):
         raise public.not_buildable(network, "PyTorchVideo")
     state = shortcuts.as_in_pytorchvideo(_state_of(model))
-    _save(path, {"model_state": _translated(state, names.PYTORCHVIDEO), "network": _described(network, state)})
+    _save(path, {"model_state": _translate(state, names.PYTORCHVIDEO), "network": _describe(network, state)})
     return [path]
 
 
 def save_safetensors(model: X3D, path: str | Path) -> list[Path]:
-    """Writes the weights as safetensors, with the network's description as JSON under "network" in the metadata;
-    returns the file. Raises `UsageError` for a model without a description."""
+    """Write the weights as safetensors, with the network's description as JSON under "network" in the metadata;
+    return its path. Raises `UsageError` for a model without a description."""
     path, network = Path(path), _network_of(model)
     metadata = {"format": "pt", "network": to_json(network.as_dict())}
     write_atomic(path, safetensors.torch.save(_state_of(model), metadata))
@@ -233,8 +240,8 @@ def save_safetensors(model: X3D, path: str | Path) -> list[Path]:
 
 # Reading.
 
-def _content(path: Path) -> Any:
-    """What the file holds, with a description under "network" where it has one."""
+def _read(path: Path) -> Any:
+    """Return the file's content, with its description, if it has one, under "network"."""
     try:
         status = path.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a pipe would block for ever
@@ -242,7 +249,7 @@ def _content(path: Path) -> Any:
         with open(path, "rb") as file:
             start = file.read(9)
             if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= status.st_size:
-                return _safetensors_content(path)
+                return _read_safetensors(path)
             check_kind(file, path)
             return archive.load_tensors(file)
     except UsageError:
@@ -254,10 +261,17 @@ def _content(path: Path) -> Any:
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
     except Exception as error:  # a damaged or hostile file can make a parser fail in any way
-        raise _not_a_checkpoint(path, error) from error
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            called = str(error).partition("GLOBAL ")[2].partition(" ")[0]
+            raise _could_run_code(path, called) from error
+        if isinstance(error, pickle.UnpicklingError) and "operand" in str(error):
+            raise UsageError("is pickled in a way that torch reads only together with code (another pickle_protocol "
+                             "than torch.save's own); it was not loaded", where=str(path), fix=ALONE) from error
+        raise UsageError(f"is no checkpoint, or is damaged ({type(error).__name__})", where=str(path),
+                         fix=ANEW) from error
 
 
-def _safetensors_content(path: Path) -> dict[str, Any]:
+def _read_safetensors(path: Path) -> dict[str, Any]:
     with safetensors.safe_open(path, framework="pt") as file:
         content: dict[str, Any] = {"model": {key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
         text = (file.metadata() or {}).get("network")
@@ -268,15 +282,6 @@ def _safetensors_content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _not_a_checkpoint(path: Path, error: Exception) -> UsageError:
-    if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-        return _could_run_code(path, str(error).partition("GLOBAL ")[2].partition(" ")[0])
-    if isinstance(error, pickle.UnpicklingError) and "operand" in str(error):
-        return UsageError("is pickled in a way that torch reads only together with code (another pickle_protocol than "
-                          "torch.save's own); it was not loaded", where=str(path), fix=ALONE)
-    return UsageError(f"is no checkpoint, or is damaged ({type(error).__name__})", where=str(path), fix=ANEW)
-
-
 def _could_run_code(path: Path, called: str) -> UsageError:
     what = "a whole pickled network" if called.startswith(WHOLE) else "Python objects besides weights"
     return UsageError(f"holds {what} ({called or 'not named'}), which could run code; it was not loaded",
@@ -284,7 +289,7 @@ def _could_run_code(path: Path, called: str) -> UsageError:
 
 
 def _no_x3d(content: Any, path: Path) -> UsageError:
-    """The error for what holds no weights that are called like an X3D's."""
+    """Return the error for content without weights that have the names of an X3D."""
     found = find_tensors(content)
     if not found and not isinstance(content, Mapping):
         return UsageError(f"holds a {type(content).__name__}, not weights by name", where=str(path), fix=NEEDED)
@@ -296,11 +301,12 @@ def _no_x3d(content: Any, path: Path) -> UsageError:
 
 
 def _tensors(group: Group, path: Path) -> State:
-    """The weights of a group, floats as float32. No entry may claim more than the file holds: a tensor of stride 0
-    takes four bytes there, and any number here. Counters and lone numbers of others are passed over."""
+    """Return the weights of a group, floats as float32. No entry may claim more than the file holds: a tensor of stride
+    0 takes four bytes there, and any number here. Counters and single numbers that are not the network's are
+    ignored."""
     def is_weight(key: str, value: Tensor) -> bool:
-        return (value.layout is torch.strided and value.numel() and value.device.type == "cpu"
-                and not value.is_quantized and (value.is_floating_point() or key.endswith("num_batches_tracked")))
+        return bool(value.layout is torch.strided and value.numel() and value.device.type == "cpu"
+                    and not value.is_quantized and (value.is_floating_point() or key.endswith("num_batches_tracked")))
 
     known = {key for key in group.entries if group.style.parse(key) is not None}
     unfit = [key for key, value in group.entries.items() if key in known and not is_weight(key, value)]
@@ -313,22 +319,8 @@ def _tensors(group: Group, path: Path) -> State:
     return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
 
 
-def _flatten_head(state: State) -> None:
-    """The head's last layers in the form that they have here: each is a 1x1x1 convolution or a linear layer, which
-    computes the same."""
-    features, classifier = state.get("head.features.weight"), state.get(CLASSIFIER[0])
-    if features is not None and features.ndim == 2:
-        state["head.features.weight"] = features[:, :, None, None, None]
-    if classifier is not None and classifier.ndim > 2 and classifier.shape[2:].numel() == 1:
-        state[CLASSIFIER[0]] = classifier.flatten(1)
-
-
-def _is_ours(content: Any) -> bool:
-    return isinstance(content, Mapping) and content.keys() >= {"version", "network", "model"}
-
-
 def _description(group: Group, path: Path) -> Network | None:
-    """What the innermost dictionary around the weights says of their network."""
+    """Return the network that the innermost dictionary around the weights describes, None without a description."""
     for holder in reversed(group.holders):
         if not isinstance(holder, Mapping):
             continue
@@ -356,11 +348,11 @@ def _state_of(model: X3D) -> State:
     return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
 
 
-def _translated(state: State, style: names.Style) -> State:
-    return {names.translate(key, names.OURS, style): value for key, value in state.items()}
+def _translate(state: State, style: names.Style) -> State:
+    return {names.translate(key, names.OURS, style) or key: value for key, value in state.items()}
 
 
-def _described(network: Network, state: State) -> dict[str, Any]:
+def _describe(network: Network, state: State) -> dict[str, Any]:
     return replace(network, first_projection_bn=shortcuts.has_first_norm(state)).as_dict()
 
 

@@ -28,7 +28,7 @@ from expand.rundir.files import cannot_write, write_atomic
 from expand.rundir.journal import Journal
 from expand.rundir.paths import RunPaths
 from expand.space.network import Network, dump_network, load_network
-from expand.training.job import Job, candidate_seed
+from expand.training.job import Job, Kind, candidate_seed
 from expand.training.runtime import Runtime
 
 
@@ -134,7 +134,7 @@ class Driver:
 
     def _record_start(self, job: Job, worker: str) -> None:
         resumed = job.paths.checkpoint.exists()
-        if job.id == FINAL:
+        if job.kind is Kind.FINAL:
             self.record("final_started", resumed=resumed, worker=worker)
         else:
             self.record("candidate_started", id=job.id, resumed=resumed, worker=worker)
@@ -145,7 +145,7 @@ class Driver:
     def _train_final(self, winner: Candidate, executor: Executor) -> None:
         job = replace(self._job(winner), id=FINAL, network=load_network(self.paths.network), recipe=self.config.final,
                       paths=self.paths.final_candidate, seed=candidate_seed(self.config.run.seed, FINAL),
-                      weights=self.paths.weights)
+                      weights=self.paths.weights, kind=Kind.FINAL)
         try:
             [finished] = executor.run([job])
         except CandidateFailed as error:

@@ -45,7 +45,7 @@ from expand.training.curves import TensorBoard
 from expand.training.distributed import Group, process_group
 from expand.training.evaluate import wilson_interval
 from expand.training.gpus import complaints
-from expand.training.job import Hooks, Job, candidate_seed
+from expand.training.job import Hooks, Job, Kind, candidate_seed
 from expand.training.recipe import check_batches
 from expand.training.runtime import Runtime, resolve_run
 
@@ -169,7 +169,8 @@ def _make_job(paths: RunPaths, network: Network, config: Config) -> Job:
         # another random stream than the one that these weights may have been trained with: they know its batches
         first, stream = paths.first_weights, f"{FINAL} {sha256(paths.first_weights.read_bytes()).hexdigest()}"
     return Job(FINAL, network, complexity_of(network.factors, network.classes).gflops, config.final, config.data,
-               candidate_seed(config.run.seed, stream), paths.final_candidate, config.run.checkpoint_every_s, first)
+               candidate_seed(config.run.seed, stream), paths.final_candidate, config.run.checkpoint_every_s, first,
+               weights=paths.weights, kind=Kind.FINAL)
 
 
 def _train(paths: RunPaths, job: Job, data: PreparedData, runtime: Runtime, group: Group, display: Display) -> None:
@@ -183,7 +184,7 @@ def _train(paths: RunPaths, job: Job, data: PreparedData, runtime: Runtime, grou
     with stop_signals(patient=group.size > 1) as stop, TensorBoard(paths.tensorboard, display.say) as board:
         hooks = Hooks(tick=lambda tick: display.tick(FINAL, tick), epoch=epoch, log=display.say, stop=stop.is_set)
         try:
-            train_final(job, data, runtime, paths.weights, hooks, group)
+            train_final(job, data, runtime, hooks, group)
         except Interrupted:
             raise Interrupted("stopped; all work so far is kept", where=str(paths.root),
                               fix=f"go on with: x3d-expand resume {paths.root}") from None

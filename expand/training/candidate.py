@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from expand.data import PreparedData
@@ -56,8 +55,8 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
     outcome = Outcome(
         job.id, "finished", accuracy=evaluation.accuracy, stderr=evaluation.stderr, top5=evaluation.top5,
         loss=evaluation.loss, wall_s=sum(seconds.values()), peak_memory_mb=runtime.peak_memory_mb(),
-        clips_per_s=progress.clips / progress.train_s if progress.train_s else 0.0, breakdown={name: round(value, 4) for name, value in seconds.items()},
-        notes=training.notes)
+        clips_per_s=progress.clips / progress.train_s if progress.train_s else 0.0,
+        breakdown={name: round(value, 4) for name, value in seconds.items()}, notes=training.notes)
     _write_outcome(job, data, outcome, evaluation.confusion)
     checkpoint.save_weights(job.paths.checkpoint, training.result)
     _delete_previous_checkpoint(job)
@@ -72,14 +71,15 @@ def fail_candidate(job: Job, data: PreparedData, reason: str) -> Outcome:
     return outcome
 
 
-def train_final(job: Job, data: PreparedData, runtime: Runtime, weights: Path, hooks: Hooks,
-                group: Group = ALONE) -> dict[str, Any]:
+def train_final(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks, group: Group = ALONE) -> dict[str, Any]:
     """Train the winner by the final recipe and measure it: on `val`, and once on `test` if there is one.
 
-    Writes the weights to the path `weights`. In a `group`, every process calls this, and the first one writes. Returns
+    Writes the weights to `job.weights`. In a `group`, every process calls this, and the first one writes. Returns
     the fields of `final_finished`; `accuracy` is that of `split`. Raises `CandidateFailed` and `Interrupted` as a
     training does.
     """
+    if job.weights is None:
+        raise ValueError("the job of a final training names no file for its weights")
     known = known_outcome(job, _final, hooks.log, group)
     if known is not None:
         if group.is_first:
@@ -96,7 +96,7 @@ def train_final(job: Job, data: PreparedData, runtime: Runtime, weights: Path, h
               "loss": measured.loss, "val_accuracy": val.accuracy, "val_stderr": val.stderr,
               "wall_s": sum(training.seconds().values()), "notes": training.notes}
     if group.is_first:
-        checkpoint.save_weights(weights, training.result)
+        checkpoint.save_weights(job.weights, training.result)
         _write(job, data, {"result": result}, {name: measured.confusion for name, measured in splits.items()})
         _delete_previous_checkpoint(job)
     return result

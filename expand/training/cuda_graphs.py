@@ -1,5 +1,7 @@
-"""A training step as a CUDA graph: recorded once, then replayed without Python and without a launch for each kernel. For
-small networks, the GPU waits longer for launches than it computes (docs/decisions/014-gpu.md)."""
+"""A training step as a CUDA graph: recorded once, then replayed without Python and without a launch for each kernel.
+
+For small networks, the GPU waits longer for launches than it computes (docs/decisions/014-gpu.md).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ class Recorder(Protocol):
         """Run `work` so that a recording may follow, and return its result."""
 
     def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """Record `work` without running it. Returns a function that replays it, and its result, which a replay fills."""
+        """Record `work` without running it. Returns a function that replays it, and its result, which replays fill."""
 
 
 class CudaRecorder:
@@ -37,7 +39,7 @@ class CudaRecorder:
         self._stream: torch.cuda.Stream | None = None
 
     def beside(self, work: Callable[[], Any]) -> Any:
-        """Run `work` on a stream of its own: what autograd keeps of a step must not belong to the default stream."""
+        """Run `work` on a stream of its own: what autograd keeps of it must not belong to the default stream."""
         self._stream = self._stream or torch.cuda.Stream()
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
@@ -58,19 +60,19 @@ class CudaRecorder:
         return graph.replay, result
 
     def _leave(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
-        """Return to `stream` from a recording that failed. `torch.cuda.graph` raises when it ends one, and its own stream
+        """Return to `stream` from a failed recording. `torch.cuda.graph` raises when it ends one, and its own stream
         stays the current one, on which no batch of another stream is ever freed."""
         torch.cuda.set_stream(stream)
         with suppress(RuntimeError, AttributeError):  # torch may have ended it already
             torch._C._cuda_endAllocateToPool(stream.device_index, graph.pool())
-        with suppress(RuntimeError, AttributeError, IndexError):  # a copy is in no recording, so dropout draws as before
+        with suppress(RuntimeError, AttributeError, IndexError):  # a copy is in no recording: dropout works again
             generator = torch.cuda.default_generators[stream.device_index]
             generator.graphsafe_set_state(generator.clone_state())
 
 
 class GraphedStep:
-    """Records `gradients` for the first shape that comes often enough, and replays it for that shape. Other shapes, such
-    as a last and smaller batch, run normally. The results are the same, dropout included.
+    """Records `gradients` for the first shape that comes often enough, and replays it for that shape. Other shapes,
+    such as a last and smaller batch, run normally. The results are the same, dropout included.
 
     If a recording fails, `log` is told, and every step runs normally from then on.
     """

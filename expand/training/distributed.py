@@ -57,7 +57,7 @@ class Group:
         return value
 
     def from_first(self, work: Callable[[], Any]) -> Any:
-        """Run `work` in the first process, and return its result in all, carried as JSON. Raises its `ExpandError` in all."""
+        """Run `work` in the first process; return its result (as JSON) in all, or raise its `ExpandError` in all."""
         answer: list[Any] = [None]
         error: ExpandError | None = None
         if self.is_first:

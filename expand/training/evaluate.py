@@ -103,7 +103,7 @@ def hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def evaluation_of(scores: Tensor, labels: Tensor) -> Evaluation:
-    """Return the figures of `scores` (videos x classes, probabilities). Raises `CandidateFailed` for scores that are not
+    """Return the figures of `scores` (videos x classes, probabilities). Raises `CandidateFailed` if a score is not
     finite."""
     if not torch.isfinite(scores).all():
         raise CandidateFailed("its scores are not finite")

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from expand.device_faults import first_line
 
 BF16_CAPABILITY = (8, 0)
-"""The first compute capability of NVIDIA's GPUs with bfloat16 and TF32 in hardware."""
+"""The lowest compute capability of NVIDIA's GPUs with bfloat16 and TF32."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """GPU number `index` of those that this process sees. `complaint` is the reason why this torch cannot compute on it,
+    """GPU number `index` of those that this process sees. `complaint` is the reason why torch cannot compute on it,
     None if it can. `has_bf16` is True if it computes with bfloat16 and TF32 itself (torch can also emulate bfloat16).
     """
 

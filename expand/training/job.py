@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from expand.config.schema import DataConfig, RecipeConfig
 from expand.rundir.paths import CandidatePaths
 from expand.space.factors import Factors
 from expand.space.network import Network
+
+
+class Kind(StrEnum):
+    """The kind of a job: a step's candidate, or a final training, that of the winner or of a single network."""
+
+    CANDIDATE = "candidate"
+    FINAL = "final"
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,11 @@ class Job:
     first_weights: Path | None = None
     """A file with the initial weights; None: drawn with the seed."""
     weights: Path | None = None
-    """The file for the trained weights of a final training; None for a candidate."""
+    """The file for the trained weights, of a final training only."""
     parts: int = 1
     """Batches are split into at least this many times `RecipeConfig.accumulation` micro-batches, from the start: the
     system ended an earlier try for lack of memory."""
+    kind: Kind = Kind.CANDIDATE
     may_record: bool = True
     """False after the GPU failed in an earlier try: no step is recorded as a CUDA graph."""
 
@@ -44,7 +53,7 @@ class Job:
 
     @cached_property
     def identity(self) -> str:
-        """A digest of all that makes this training; it never resumes from a checkpoint of another identity. Clips and
+        """A digest of all that makes this training, which never resumes from another one's checkpoint. Clips and
         how they are read are not part of it: a run checks them itself (`resolve.check_unchanged`, their fingerprint).
         """
         network = replace(self.network, name="").as_dict()  # a run may be moved
@@ -55,14 +64,14 @@ class Job:
 
 
 def candidate_seed(run_seed: int, identity: str) -> int:
-    """Return a candidate's seed. It follows from the run's seed and the candidate's identity alone, so that the order of
-    execution does not matter."""
+    """Return a candidate's seed. It follows from the run's seed and the candidate's identity alone, so that the order
+    of execution does not matter."""
     return int.from_bytes(hashlib.sha256(f"{run_seed}:{identity}".encode()).digest()[:7], "big")
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A training's progress for a display: update `update` of `updates` is done, in epoch `epoch` of `epochs`."""
+    """A training's progress for a display: `update` of `updates` updates are done, in epoch `epoch` of `epochs`."""
 
     epoch: int
     epochs: int

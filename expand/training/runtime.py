@@ -21,7 +21,7 @@ from expand.machine import available_cores, keep_freed_memory
 from expand.training.gpus import Gpu, complaints, usable_gpus
 
 CONTEXT_BYTES = 600e6
-"""The memory that each process takes of a GPU beside its tensors, for driver, libraries and their code (an estimate)."""
+"""GPU memory that each process takes beside its tensors, for driver, libraries and their code (an estimate)."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Runtime:
             except RuntimeError as error:
                 what = "has no memory left" if lacks_memory(error) else "cannot be used"
                 raise RunError(f"{what} ({first_line(error)})", where=f"GPU {self.device.index}",
-                               fix="nvidia-smi shows the processes that use it (it may be reserved for one process, or full); or "
+                               fix="nvidia-smi shows its processes (it may be reserved for one process, or full); or "
                                    + WAY_OUT) from error
 
     def autocast(self) -> AbstractContextManager:
@@ -136,7 +136,8 @@ class Runtime:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM (Linux)
 
     def peak_memory_mb(self) -> float:
-        """Return the most memory in use since the reset, MB (10^6 bytes): the GPU's tensors, or the whole process."""
+        """Return the most memory in use since the reset, MB (10^6 bytes): of the GPU's tensors,
+        or of the whole process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e6
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -148,7 +149,7 @@ class Runtime:
 
 
 def memory_share(whole_bytes: int, sharers: int) -> float:
-    """Return the share of a GPU's memory that each of `sharers` processes may fill with tensors, in 0..1: 1 for a single
+    """Return the share of a GPU's memory that each of `sharers` processes may fill with tensors, in 0..1: 1 for one
     process, and at least half of an even share, on a GPU that is too small for so many."""
     if sharers == 1:
         return 1.0

@@ -142,7 +142,7 @@ def test_a_training_begins_with_the_weights_that_it_is_given(trained, network, t
     run_dir = tmp_path / "begün with"  # no name that a run could be given, but a folder's
     few = ["--epochs", "1", "--batch-size", "16", "--threads", "1", "--set", CLIPS, "--set", "final.lr=0.0000001"]
     printed = call("train", network, "--run-dir", run_dir, "--init", tmp_path / "given.pyth", *few)
-    assert "the classifier keeps its first weights" in printed and "with 5 classes there" in printed
+    assert "the classifier keeps its initial weights" in printed and "with 5 classes there" in printed
     close = {name: torch.allclose(value, weights(trained[0])[name], atol=1e-4)
              for name, value in weights(run_dir).items() if name.endswith(".a.weight")}
     assert close and all(close.values())

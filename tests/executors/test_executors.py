@@ -11,7 +11,7 @@ import pytest
 
 from expand.errors import CandidateFailed, Interrupted, RunError
 from expand.executors.base import carry_out
-from expand.training.job import Hooks
+from expand.training.job import Hooks, Kind
 from tests.executors.suite import Heard, figures, freeze, job, kill
 from tests.training.small import RUNTIME
 
@@ -107,11 +107,12 @@ def test_a_loss_that_explodes_is_an_outcome(lasting, tmp_path):
 
 def test_a_final_training_gives_the_fields_of_its_event_and_raises_where_it_fails(executor, lasting, tmp_path):
     heard = Heard()
-    final = replace(job(tmp_path, "final"), weights=tmp_path / "weights.pt")
+    final = replace(job(tmp_path, "final"), weights=tmp_path / "weights.pt", kind=Kind.FINAL)
     [finished] = lasting(heard).run([final])
     assert finished.fields["split"] == "test" and (tmp_path / "weights.pt").exists()
     with pytest.raises(CandidateFailed, match="loss became"):
-        list(executor(heard).run([replace(job(tmp_path, "nan", lr=1e30), weights=tmp_path / "weights.pt")]))
+        list(executor(heard).run([replace(job(tmp_path, "nan", lr=1e30), kind=Kind.FINAL,
+                                          weights=tmp_path / "weights.pt")]))
 
 
 def test_a_disk_that_refuses_ends_the_run_once_the_other_trainings_have_their_checkpoints(executor, tmp_path):

@@ -1,4 +1,4 @@
-"""A small network whose weights are no first weights: its batch norms do something,
+"""A small network whose weights are no initial weights: its batch norms do something,
 and its logits are of usual size."""
 
 from __future__ import annotations

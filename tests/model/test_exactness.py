@@ -46,7 +46,7 @@ def network_of(name):
 
 
 def pytorchvideo(network, **head):
-    """PyTorchVideo's own network, with first weights."""
+    """PyTorchVideo's own network, with initial weights."""
     x3d = pytest.importorskip("pytorchvideo.models.x3d", reason="compares with PyTorchVideo: pip install pytorchvideo")
     factors = network.factors
     return x3d.create_x3d(

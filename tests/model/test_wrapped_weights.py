@@ -278,7 +278,7 @@ def test_without_a_known_classifier_a_training_begins_a_new_one_and_says_so(mode
     load_checkpoint(ours, path, lines.append)
     assert torch.equal(ours.head.classifier.weight, first)
     assert torch.equal(ours.head.features.weight, model.head.features.weight)
-    assert len(lines) == 1 and "the classifier keeps its first weights" in lines[0]
+    assert len(lines) == 1 and "the classifier keeps its initial weights" in lines[0]
     assert not renamed or f"{renamed.replace('HEAD', head)}.weight" in lines[0]
     refused(path, "holds no classifier", "--init", *([f"{renamed.replace('HEAD', head)}.bias"] if renamed else []))
 
@@ -288,7 +288,7 @@ def test_a_trunk_alone_begins_the_last_layers_anew(model, tmp_path):
     ours, lines = X3D.of(NETWORK), []
     load_checkpoint(ours, save(state, tmp_path / "x3d.pt"), lines.append)
     assert torch.equal(ours.stages[3][0].a.weight, model.stages[3][0].a.weight)
-    assert len(lines) == 1 and "the last layers keep their first weights" in lines[0]
+    assert len(lines) == 1 and "the last layers keep their initial weights" in lines[0]
 
 
 @pytest.mark.parametrize("change", [lambda state: state.pop("stem.temporal.weight"),

@@ -1,4 +1,4 @@
-"""The network: shapes, first weights, and what a block does."""
+"""The network: shapes, initial weights, and what a block does."""
 
 import pytest
 import torch

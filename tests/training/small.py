@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from expand.config.schema import BuiltinConfig, DataConfig, RecipeConfig
@@ -9,6 +11,7 @@ from expand.data import PreparedData, prepare
 from expand.data.synthetic import rendering as synthetic
 from expand.space.factors import Factors
 from expand.space.network import Network
+from expand.training.job import Job, Kind
 from expand.training.runtime import Runtime
 
 CONFIG = DataConfig(builtin=BuiltinConfig(size=32, seconds=1.5, fps=12, train_clips=32, val_clips=16, test_clips=16))
@@ -20,6 +23,11 @@ def network(name: str, *, frames: int) -> Network:
     """A small one for the built-in classes."""
     factors = Factors.of(frames=frames, stride=28 // frames, resolution=32, width=0.5, depth=0.4)
     return Network(name, factors, len(synthetic.CLASSES), synthetic.CLASSES)
+
+
+def final(job: Job) -> Job:
+    """The same training as a final one."""
+    return replace(job, id="final", kind=Kind.FINAL, weights=job.paths.dir / "weights.pt")
 
 
 def clips() -> PreparedData:

@@ -12,7 +12,7 @@ from expand.rundir.paths import CandidatePaths
 from expand.training.candidate import train_candidate, train_final
 from expand.training.job import Hooks, Job, candidate_seed
 from expand.training.loop import Training
-from tests.training.small import CONFIG, RECIPE, RUNTIME, network
+from tests.training.small import CONFIG, RECIPE, RUNTIME, final, network
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_what_fails_in_a_training_fails_the_candidate_with_its_reason(job, data,
     outcome = train_candidate(job, data, RUNTIME, Hooks())
     assert outcome.state == "failed" and reason in outcome.reason and "\n" not in outcome.reason
     with pytest.raises(CandidateFailed):
-        train_final(replace(job, id="final"), data, RUNTIME, job.paths.dir / "weights.pt", Hooks())
+        train_final(final(job), data, RUNTIME, Hooks())
 
 
 def test_a_loss_that_is_not_finite_fails_the_candidate(job, data):
@@ -83,7 +83,7 @@ def test_a_loss_that_is_not_finite_fails_the_candidate(job, data):
 
 
 def test_the_test_split_is_used_for_the_winner_where_there_is_one(job, data):
-    result = train_final(replace(job, id="final"), data, RUNTIME, job.paths.dir / "weights.pt", Hooks())
+    result = train_final(final(job), data, RUNTIME, Hooks())
     assert result["split"] == "test" and 0 <= result["val_accuracy"] <= 1
 
 

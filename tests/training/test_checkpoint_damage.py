@@ -12,14 +12,13 @@ from expand.errors import CandidateFailed, Interrupted
 from expand.model import archive
 from expand.rundir.files import clear_leftovers
 from expand.rundir.paths import CandidatePaths
-from expand.training import checkpoint
+from expand.training import checkpoint, loop
 from expand.training.candidate import train_candidate, train_final
 from expand.training.checkpoint import Progress
 from expand.training.evaluate import Evaluation
 from expand.training.job import Hooks, Job, candidate_seed
-from expand.training import loop
 from expand.training.loop import Training, make_optimizer
-from tests.training.small import CONFIG, RECIPE, RUNTIME, network
+from tests.training.small import CONFIG, RECIPE, RUNTIME, final, network
 
 NETWORK = network("s00-basis", frames=1)
 
@@ -162,8 +161,8 @@ def test_a_damaged_checkpoint_costs_one_update_and_changes_nothing(job, data, un
     lines = []
     outcome = train_candidate(job, data, RUNTIME, Hooks(log=lines.append))
     [line] = lines
-    assert line == (f"s00-basis: {job.paths.checkpoint} is damaged: its digest is another; training goes on from the "
-                    "one before, epoch 2, update 1")
+    assert line == (f"s00-basis: {job.paths.checkpoint} is damaged: its digest does not match; training goes on from "
+                    "the one before, epoch 2, update 1")
     check_same(job, outcome, undisturbed)
 
 
@@ -211,13 +210,13 @@ def test_a_whole_checkpoint_that_does_not_fit_counts_as_damaged(job, data, undis
 
 
 def test_of_the_final_training_both_are_kept_until_it_has_ended(job, data):
-    job = replace(job, id="final", weights=job.paths.dir / "weights.pt")
+    job = final(job)
     with pytest.raises(Interrupted):
-        train_final(job, data, RUNTIME, job.weights, Hooks(stop=stop_after(3)))
+        train_final(job, data, RUNTIME, Hooks(stop=stop_after(3)))
     assert job.paths.checkpoint_before.exists()
-    result = train_final(job, data, RUNTIME, job.weights, Hooks())
+    result = train_final(job, data, RUNTIME, Hooks())
     assert not job.paths.checkpoint_before.exists() and job.paths.checkpoint.exists() and result["notes"] == []
-    assert train_final(job, data, RUNTIME, job.weights, Hooks()) == result
+    assert train_final(job, data, RUNTIME, Hooks()) == result
 
 
 # Outcomes.
@@ -276,11 +275,11 @@ def test_an_outcome_of_before_digests_counts(job, data):
 
 
 def test_a_winner_s_outcome_that_cannot_be_is_set_aside(job, data):
-    job = replace(job, id="final", weights=job.paths.dir / "weights.pt")
+    job = final(job)
     job.paths.outcome.write_text(json.dumps({"identity": job.identity, "result": {"split": "test", "accuracy": 7}}))
     lines = []
     with pytest.raises(Interrupted):
-        train_final(job, data, RUNTIME, job.weights, Hooks(log=lines.append, stop=lambda: True))
+        train_final(job, data, RUNTIME, Hooks(log=lines.append, stop=lambda: True))
     assert "'result.accuracy' is 7" in lines[0]
 
 

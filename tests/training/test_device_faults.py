@@ -21,7 +21,7 @@ from expand.training.distributed import ALONE
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training
 from expand.training.runtime import Runtime
-from tests.training.small import CONFIG, RECIPE, RUNTIME, network
+from tests.training.small import CONFIG, RECIPE, RUNTIME, final, network
 
 FAULTS = [torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nat length"),
           RuntimeError("CUDA error: uncorrectable ECC error encountered"),
@@ -65,7 +65,7 @@ def test_nothing_is_written_but_the_checkpoint_and_another_process_goes_on_from_
 def test_a_final_training_on_a_gpu_that_failed_is_no_failed_one(job, data, monkeypatch):
     failing(monkeypatch, FAULTS[0])
     with pytest.raises(DeviceFault, match="illegal memory access"):
-        train_final(replace(job, id="final"), data, RUNTIME, job.paths.dir / "weights.pt", Hooks())
+        train_final(final(job), data, RUNTIME, Hooks())
 
 
 @pytest.mark.parametrize("text", ["GET was unable to find an engine to execute this computation",

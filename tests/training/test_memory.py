@@ -17,7 +17,7 @@ from expand.training.candidate import train_candidate, train_final
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training
 from tests.report.conftest import FakeSearch
-from tests.training.small import CONFIG, RECIPE, RUNTIME, network
+from tests.training.small import CONFIG, RECIPE, RUNTIME, final, network
 
 SMALL_MEMORY = """
 import json, resource, sys
@@ -133,8 +133,8 @@ def test_a_training_with_parts_enough_for_its_recipe_has_no_note(job, data):
 def test_of_parts_that_the_system_forced_the_outcome_tells(job, data):
     note = "for lack of memory, batches of 8 were split into 2 micro-batches"
     assert train_candidate(replace(job, parts=2), data, RUNTIME, Hooks()).notes == [note]
-    final = replace(job, id="final", parts=2, weights=job.paths.dir / "weights.pt")
-    result = train_final(final, data, RUNTIME, final.weights, Hooks())
+    last = replace(final(job), parts=2)
+    result = train_final(last, data, RUNTIME, Hooks())
     assert result["notes"] == [note]
     assert note in event_line({"event": "final_finished", **result})
 

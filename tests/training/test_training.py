@@ -1,4 +1,4 @@
-"""What a training can do besides plain SGD: a moving average, batches in parts, first weights, a look at val."""
+"""What a training can do besides plain SGD: a moving average, micro-batches, initial weights, a look at val."""
 
 import csv
 import math
@@ -48,7 +48,7 @@ def test_the_moving_average_is_what_is_kept_and_measured(job, data):
     job = replace(job, recipe=replace(RECIPE, ema=0.9))
     training = Training(job, data, RUNTIME, Hooks())
     training.fit()
-    result = train_final(job, data, RUNTIME, job.paths.dir / "weights.pt", Hooks())
+    result = train_final(replace(job, weights=job.paths.dir / "weights.pt"), data, RUNTIME, Hooks())
     kept = torch.load(job.paths.dir / "weights.pt", weights_only=True)["model"]
     assert all(torch.equal(kept[name], value) for name, value in training.result.named_parameters())
     training.refresh_batch_norm()
