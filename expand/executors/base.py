@@ -1,4 +1,4 @@
-"""What an executor is: it takes jobs, trains them somewhere, and gives back what came of each as it comes."""
+"""The interface of executors: an executor takes jobs, trains them somewhere, and yields each result as it arrives."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from expand.training.job import Hooks, Job, Kind
 from expand.training.runtime import Runtime
 
 STOP_S = 20.0
-"""What trainings have to write their checkpoints once asked to stop: a cluster gives 30 seconds from SIGTERM to the
-end."""
+"""Seconds that trainings have to write their checkpoints after a stop: clusters give 30 from SIGTERM to SIGKILL."""
 
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told what happens to a job: that it begins (and on which process of which machine), that it is to be tried
-    again and why, its ticks, and remarks; `stop` asks whether to end."""
+    """The callbacks of an executor: `begin` (a job has begun, and its place as `host:pid`), `retry` (it will be tried
+    again: the attempt and the reason), `tick` (its progress), `log` (a remark) and `stop` (whether to stop)."""
 
     begin: Callable[[Job, str], None]
     retry: Callable[[Job, int, str], None]
@@ -32,8 +31,8 @@ class Listener:
 
 @dataclass(frozen=True)
 class Finished:
-    """A job that has ended, and the fields of the event that says so: `candidate_finished`, of a state that may be
-    `failed`, or for a final training `final_finished`."""
+    """A job that has ended, with the fields of its event: `candidate_finished`, whose state may be `failed`, or
+    `final_finished` for a final training."""
 
     job: Job
     fields: dict[str, Any]
@@ -48,18 +47,18 @@ class Executor(Protocol):
                  trace: TracebackType | None) -> None: ...
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Finished]:
-        """What came of every job, as it comes; the costliest begin first.
+        """Yield the result of every job as it arrives; the costliest jobs begin first.
 
-        A job whose process dies, or gives no sign of life for `run.heartbeat_s`, goes on from its checkpoint in
-        another, at most `run.retries` times, and counts as failed after that. Raises `Interrupted` when the listener
+        A job whose process dies, or sends no heartbeat for `run.heartbeat_s`, resumes from its checkpoint in another
+        process, at most `run.retries` times, and counts as failed after that. Raises `Interrupted` when the listener
         asks to stop, once every training has written its checkpoint; any other `ExpandError` of a training where it
         concerns the run (a full disk, clips that are gone), once the other trainings have written theirs.
         """
         ...
 
 
-def carry_out(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> dict[str, Any]:
-    """Trains one job in this process: a candidate, or the winner's final training. Gives the fields of its event.
+def run_job(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> dict[str, Any]:
+    """Train one job in this process, a candidate or the winner's final training, and return the fields of its event.
 
     Raises `Interrupted` when asked to stop, `CandidateFailed` where a final training cannot give a result, and other
     `ExpandError`s of the run.
@@ -72,8 +71,8 @@ def carry_out(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> d
         runtime.release_memory()
 
 
-def given_up(job: Job, data: PreparedData, reason: str, tries: int) -> Finished:
-    """A job whose process was lost `tries` times, at last for `reason`: a candidate has failed.
+def give_up(job: Job, data: PreparedData, reason: str, tries: int) -> Finished:
+    """Return a candidate whose process was lost `tries` times, the last time for `reason`, as failed.
 
     Raises `CandidateFailed` for a final training.
     """

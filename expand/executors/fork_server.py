@@ -1,8 +1,8 @@
-"""A process from which training processes are forked: torch is imported once, and a new one is there in no time.
+"""The fork server: a process from which training processes are forked, so that torch is imported once.
 
-It is a program of its own rather than a fork of the driver, whose threads would not survive that, and knows nothing of
-the caller's script, which so needs no `if __name__ == "__main__"`. It imports torch and computes nothing, so that its
-forks are free to use threads and a GPU.
+It is a program of its own rather than a fork of the driver, whose threads would not survive a fork. It does not import
+the caller's script, which therefore needs no `if __name__ == "__main__"`. It imports torch and computes nothing, so
+that its forks are free to use threads and a GPU.
 """
 
 from __future__ import annotations
@@ -12,25 +12,30 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from multiprocessing.connection import Connection
-from typing import Self
+from typing import Self, TypeVar
 
 from expand.errors import RunError
 from expand.executors.program import ignore_group_signals, start_program
 
+T = TypeVar("T")
 CAN_FORK = sys.platform == "linux"
-"""Elsewhere the system's own libraries start threads at import; a process is then started anew each time."""
+"""Elsewhere the system's own libraries start threads at import; there each process is started anew."""
+CALL_LIMIT_S = 300.0
+"""Seconds that a call in another process may take, torch's import included."""
 
 
-class Nursery:
-    """Starts training processes (`expand.executors.worker`), itself from the moment on that it is made. A context
-    manager: leaving it ends the nursery, not what it started. `number` counts the starts: one that was killed, or of
-    which nothing comes, is replaced."""
+class ForkServer:
+    """Starts training processes (`expand.executors.worker`).
+
+    It begins to start when it is made. A context manager: leaving it ends the fork server, but not the processes that
+    it forked. `number` counts the starts: a fork server that was killed, or that forks nothing, is replaced.
+    """
 
     def __init__(self) -> None:
         self.number = 0
-        self._process: subprocess.Popen | None = None
-        self._control: socket.socket | None = None
         self._start()
 
     def __enter__(self) -> Self:
@@ -39,34 +44,35 @@ class Nursery:
     def __exit__(self, *exception: object) -> None:
         self._end()
 
-    def worker(self) -> Connection:
-        """A new training process's pipe. It ends when the pipe does; the pipe of one that never came to be ends without
-        a word. Raises `RunError` where the system has none."""
+    def fork_worker(self) -> Connection:
+        """Return the pipe of a new training process.
+
+        The process ends when the pipe does. Where the process could not be forked, the pipe ends without a message.
+        Raises `RunError` where the system has no process or pipe to give.
+        """
         try:
             ours, theirs = socket.socketpair()
             with theirs:
                 try:
-                    self._order(theirs)
+                    socket.send_fds(self._control, [b"1"], [theirs.fileno()])
                 except OSError:  # it was killed
-                    self.renew()
-                    self._order(theirs)
+                    self.restart()
+                    socket.send_fds(self._control, [b"1"], [theirs.fileno()])
         except OSError as error:
             raise _no_process(error) from error
         return Connection(ours.detach())
 
-    def renew(self) -> None:
-        """Starts another in its place; what it was told to start and has not started yet is lost."""
+    def restart(self) -> None:
+        """Start another fork server in place of this one. Processes that it was asked for and has not forked are lost.
+        """
         self._end()
         self._start()
-
-    def _order(self, theirs: socket.socket) -> None:
-        socket.send_fds(self._control, [b"1"], [theirs.fileno()])
 
     def _start(self) -> None:
         try:
             self._control, theirs = socket.socketpair()
             with theirs:
-                self._process = start_program(__name__, "main", theirs)
+                self._process: subprocess.Popen = start_program(__name__, "main", theirs)
         except OSError as error:
             raise _no_process(error) from error
         self.number += 1
@@ -82,10 +88,35 @@ def _no_process(error: OSError) -> RunError:
                     fix="free memory, or raise `ulimit -u` or `ulimit -n`, then start again")
 
 
+def call_in_process(work: Callable[[], T], fork_server: ForkServer | None = None, limit_s: float = CALL_LIMIT_S) -> T:
+    """Return `work()`, carried out in a process that is forked for this call and ends with it.
+
+    A search's driver uses it for whatever needs a GPU: the GPU's memory, and maybe the whole GPU, belongs to the
+    trainings. `work` is a function of a module, or a `functools.partial` of one. Without `fork_server`, one is started
+    for this call.
+
+    Raises the `ExpandError` of `work`; `RunError` where it fails in another way, dies or takes longer than `limit_s`.
+    """
+    parent_context = ForkServer() if fork_server is None else nullcontext(fork_server)
+    with parent_context as parent, parent.fork_worker() as pipe:
+        try:
+            for expected in ("hello", "done"):
+                if not pipe.poll(limit_s):
+                    raise RunError(f"a process did not answer within {limit_s:g} s")
+                kind, content = pipe.recv()
+                if kind == "error":
+                    raise content
+                if expected == "hello":
+                    pipe.send(("call", work))
+        except (EOFError, OSError) as error:
+            raise RunError(f"a process died in its work ({type(error).__name__})") from error
+        return content
+
+
 def main(control_fd: int) -> None:
-    """The nursery: a training process for every pipe that comes, until the driver ends."""
+    """Serve as the fork server: fork a training process for every pipe that arrives, until the driver ends."""
     ignore_group_signals()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for its children
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that its children leave no zombies
     if CAN_FORK:
         import torch._dynamo  # noqa: F401 - the first optimizer imports it, which takes two seconds
 
@@ -97,21 +128,17 @@ def main(control_fd: int) -> None:
                 return
             with socket.socket(fileno=ends[0]) as pipe:
                 try:
-                    _begin(pipe, control)
-                except OSError as error:  # the pipe's end says so to the driver
+                    if not CAN_FORK:
+                        start_program(__name__, "work", pipe)
+                    elif os.fork() == 0:
+                        control.close()
+                        work(pipe.detach())
+                except OSError as error:  # the end of the pipe tells the driver
                     print(f"no training process could be started: {error.strerror}", file=sys.stderr, flush=True)
 
 
-def _begin(pipe: socket.socket, control: socket.socket) -> None:
-    if not CAN_FORK:
-        start_program(__name__, "work", pipe)
-    elif os.fork() == 0:
-        control.close()
-        work(pipe.detach())
-
-
 def work(pipe_fd: int) -> None:
-    """A training process."""
+    """Serve as a training process on a pipe, then end this process."""
     from expand.executors.worker import serve
 
     ignore_group_signals()
@@ -119,4 +146,4 @@ def work(pipe_fd: int) -> None:
     try:
         serve(Connection(pipe_fd))
     finally:
-        os._exit(0)  # of a fork, nothing else is to be ended
+        os._exit(0)  # a fork must not run its parent's clean-up

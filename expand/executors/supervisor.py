@@ -1,7 +1,7 @@
-"""Processes that train, looked after: they are given work, replaced when they die or hang, and told to stop.
+"""The supervision of training processes: they are given jobs, replaced when they die or hang, and told to stop.
 
-What a process is, and where, is an executor's own: of it only a pipe is known, and the messages on it
-(`expand.executors.worker`).
+An executor decides what a process is and where it runs. This module knows only the pipe to it and the messages on that
+pipe (`expand.executors.worker`).
 """
 
 from __future__ import annotations
@@ -15,230 +15,253 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from expand.config.schema import RunConfig
 from expand.data import PreparedData
 from expand.errors import ExpandError, Interrupted
-from expand.executors.base import STOP_S, Finished, Listener, given_up
+from expand.executors.base import STOP_S, Finished, Listener, give_up
 from expand.training.job import Job
 from expand.training.runtime import Runtime
 
 POLL_S = 0.1
-"""Seconds between two looks at whether to stop."""
+"""Seconds between two checks whether to stop."""
 START_S = 120.0
-"""What a process may take, beyond its heartbeat, to begin: the first one waits for torch's import."""
+"""Seconds that a process may take to start, in addition to the heartbeat limit: the first one waits for torch's import.
+"""
 AWAY_S = 30.0
-"""Seconds between two looks at the workers after which this process itself had stood still (Ctrl-Z, a disk that hangs):
-how long they were silent meanwhile is not known."""
+"""Seconds between two checks of the heartbeats after which this process itself had stood still (Ctrl-Z, a disk that
+hangs): how long the workers were silent meanwhile is not known."""
 
 
 @dataclass(eq=False)
 class Worker:
-    """A training process: its pipe, what it is at work on, where it is (`host:pid`, once it said so), and when it was
-    heard last (monotonic seconds)."""
+    """A training process: its pipe, its place (`host:pid`, once it is ready), its job, and its last message's time."""
 
     number: int
-    pipe: Connection
+    """From 0 to `run.workers` - 1; decides which GPU it uses."""
+    pipe: Connection | None
+    """None until it is connected."""
     place: str | None = None
     job: Job | None = None
     heard: float = field(default_factory=time.monotonic)
+    """Monotonic seconds of its last message."""
 
-    def hello(self, place: str) -> None:
-        """It is there."""
-        self.place = place
+    def send(self, kind: str, content: Any) -> None:
+        """Send a message. Raises `OSError` where the process has died."""
+        if self.pipe is None:
+            raise BrokenPipeError
+        self.pipe.send((kind, content))
 
     def give(self, job: Job) -> None:
-        """Has it train a job. Raises `OSError` where it died while it waited for one."""
-        self.pipe.send(("job", job))
+        """Have it train a job. Raises `OSError` where it died while it waited for one."""
+        self.send("job", job)
         self.job, self.heard = job, time.monotonic()
 
-    def tell_to_stop(self) -> None:
-        """Asks it to write its checkpoint and end."""
-        with suppress(OSError):
-            self.pipe.send(("stop", None))
-
     def kill(self) -> None:
-        """Ends it at once."""
-        self.pipe.close()
+        """End it at once."""
+        if self.pipe is not None:
+            self.pipe.close()
 
 
-class Supervisor(ABC):
-    """What executors have in common: trains jobs in at most `run.workers` processes at a time. An `Executor`."""
+W = TypeVar("W", bound=Worker)
+
+
+class Supervisor(ABC, Generic[W]):
+    """Trains jobs in at most `run.workers` processes at a time: the base of the executors. An `Executor`."""
 
     def __init__(self, data: PreparedData, runtime: Runtime, run: RunConfig, listener: Listener) -> None:
         self.data, self.runtime, self.config, self.listener = data, runtime, run, listener
-        self._workers: list[Worker] = []
+        self._workers: list[W] = []
         self._waiting: deque[Job] = deque()
         self._tries: Counter[str] = Counter()
         self._deadline: float | None = None
-        self._looked = 0.0
+        self._checked = 0.0
 
     @abstractmethod
-    def _start(self, number: int) -> Worker:
-        """A new process, the `number`-th (from 0) of `run.workers`. Raises `RunError` where there is none to have."""
+    def _start(self, number: int) -> W:
+        """Start a process. Raises `RunError` where there is none to have."""
 
     @abstractmethod
-    def _died(self, worker: Worker) -> tuple[str, bool]:
-        """Why a busy worker's pipe ended: a reason, and whether it was for lack of memory. Raises `ExpandError` where
-        that is no fault of its job."""
+    def _runtime_of(self, worker: W) -> Runtime:
+        """The runtime that a worker trains with."""
 
     @abstractmethod
-    def _never_began(self, worker: Worker) -> None:
-        """A worker died, or is silent, that never said where it is: its job is another's. Raises `ExpandError` where
-        that would be in vain."""
+    def _find_reason(self, worker: W) -> tuple[str, bool]:
+        """Why a busy worker's pipe ended: a reason, and whether it was lack of memory. Raises `ExpandError` where that
+        is not the fault of its job."""
+
+    @abstractmethod
+    def _react_to_failed_start(self, worker: W) -> None:
+        """Prepare for another try after a worker died or hung before it was ready. Raises `ExpandError` where another
+        try would fail too."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self._stop()  # after an error here, trainings end at their next update rather than at their end
+        deadline = self._stop()  # after an error here, trainings end at their next update rather than at their end
         if kind is not None and not issubclass(kind, Exception):  # a second Ctrl-C: at once
-            self._deadline = -math.inf
-        while self._workers and time.monotonic() < self._deadline:
-            for worker, _, _ in self._messages():
-                worker.job = None
-        for worker in self._workers:
-            worker.kill()
+            deadline = -math.inf
+        with suppress(ExpandError):  # a cluster that is lost now takes nothing with it
+            while self._workers and time.monotonic() < deadline:
+                for worker, message, _ in self._receive():
+                    if message in ("died", "lost"):
+                        self._remove(worker)
+        for worker in list(self._workers):
+            self._remove(worker)
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Finished]:
         """See `Executor`."""
         self._waiting.extend(sorted(jobs, key=lambda job: -job.gflops))
         self._tries.clear()
-        self._hear_anew()
+        self._reset_heartbeats()
         failure: ExpandError | None = None
         while self._waiting or self._busy:
             if self._deadline is None and (failure or self.listener.stop()):
                 self._stop()
                 failure = failure or Interrupted("stopped")
-            self._hand_out()
-            for worker, kind, content in self._messages():
+            self._hand_out_jobs()
+            for worker, kind, content in self._receive():
                 try:
-                    if (finished := self._heard(worker, kind, content)) is not None:
+                    if (finished := self._handle(worker, kind, content)) is not None:
                         yield finished
                 except ExpandError as error:
                     failure = error if failure is None or isinstance(failure, Interrupted) else failure
-            yield from self._look_after()
+            yield from self._check_heartbeats()
         if failure:
             raise failure
 
     @property
-    def _busy(self) -> list[Worker]:
+    def _busy(self) -> list[W]:
         return [worker for worker in self._workers if worker.job is not None]
 
-    def _stop(self) -> None:
-        """Asks every training to write its checkpoint and end."""
+    def _stop(self) -> float:
+        """Ask every training to write its checkpoint and end, and return the time until which they may. Processes
+        without a job end at once."""
         if self._deadline is None:
             self._deadline = time.monotonic() + STOP_S
             self._waiting.clear()
-            for worker in self._workers:
-                worker.tell_to_stop()
+            for worker in list(self._workers):
+                if worker.job is None:
+                    self._remove(worker)
+                else:
+                    with suppress(OSError):  # it has died, which its pipe will tell
+                        worker.send("stop", None)
+        return self._deadline
 
-    def _hand_out(self) -> None:
-        while self._waiting and len(self._busy) < self.config.workers:
-            worker = next((worker for worker in self._workers if worker.job is None), None) or self._new()
+    def _hand_out_jobs(self) -> None:
+        """Give waiting jobs to idle processes, and start processes for the rest. A process gets its job once it is
+        ready, so that a process that does not start costs no try of a job."""
+        for worker in [worker for worker in self._workers if worker.place is not None and worker.job is None]:
+            if not self._waiting:
+                return
             try:
                 worker.give(self._waiting[0])
-            except OSError:  # it died while it waited: the job is another's
-                self._bury(worker)
+            except OSError:  # it died while it waited
+                self._remove(worker)
             else:
                 self._waiting.popleft()
+        starting = sum(worker.place is None for worker in self._workers)
+        for number in sorted(set(range(self.config.workers)) - {worker.number for worker in self._workers}):
+            if starting < len(self._waiting):
+                self._workers.append(self._start(number))
+                starting += 1
 
-    def _new(self) -> Worker:
-        taken = {worker.number for worker in self._workers}
-        worker = self._start(next(number for number in range(self.config.workers) if number not in taken))
-        self._workers.append(worker)
-        return worker
-
-    def _messages(self) -> Iterator[tuple[Worker, str, Any]]:
-        """What workers say, as it comes; of one that died, `died` last."""
-        of_pipe = {worker.pipe: worker for worker in self._workers}
-        for pipe in wait(list(of_pipe), POLL_S):
-            worker = of_pipe[pipe]
-            if worker not in self._workers:  # buried since, for what another said
+    def _receive(self) -> Iterator[tuple[W, str, Any]]:
+        """The messages of the workers as they arrive: (worker, kind, content), with the kind `died` at a pipe's end."""
+        of_pipe = {worker.pipe: worker for worker in self._workers if worker.pipe is not None}
+        for worker in [of_pipe[pipe] for pipe in wait(list(of_pipe), POLL_S) if isinstance(pipe, Connection)]:
+            if worker not in self._workers:  # removed because of another worker's message
                 continue
             try:
-                kind, content = pipe.recv()
+                kind, content = worker.pipe.recv() if worker.pipe is not None else ("died", None)
             except (EOFError, OSError):
                 kind, content = "died", None
-                self._bury(worker)
             worker.heard = time.monotonic()
             yield worker, kind, content
 
-    def _bury(self, worker: Worker) -> None:
+    def _remove(self, worker: W) -> None:
         worker.kill()
         self._workers.remove(worker)
 
-    def _heard(self, worker: Worker, kind: str, content: Any) -> Finished | None:
-        """Acts on a message. Raises a job's `ExpandError`, and `Interrupted` where it was."""
+    def _handle(self, worker: W, kind: str, content: Any) -> Finished | None:
+        """Act on a message. Raises a job's `ExpandError`, and `Interrupted` where the job was interrupted."""
         job = worker.job
         if kind == "hello":
-            worker.hello(content)
-        elif kind == "begin":
             worker.place = content
+            with suppress(OSError):  # it has died, which its pipe will tell
+                worker.send("shared", (self.data, self._runtime_of(worker)))
+        elif kind == "log":
+            self.listener.log(content)
+        elif kind == "died":
+            if worker.place is None:
+                self._replace_starting(worker)
+            else:
+                lost = self._find_reason(worker) if job is not None and self._deadline is None else None
+                self._remove(worker)
+                return self._retry(job, *lost) if job is not None and lost is not None else None
+        elif kind == "error":
+            worker.job = None
+            raise content
+        elif job is None:  # a late message
+            return None
+        elif kind == "begin":
             self.listener.begin(job, content)
         elif kind == "tick":
             self.listener.tick(job.id, content)
-        elif kind == "log":
-            self.listener.log(content)
-        elif kind == "died" and job is not None and self._deadline is None:
-            return self._lost(worker, *self._died(worker)) if worker.place else self._begin_another(worker)
-        elif kind == "fault":  # the process ends itself; another goes on from the checkpoint, without recordings
-            self._bury(worker)
-            worker.job = replace(job, may_record=False)
-            return self._lost(worker, content, False)
-        elif kind in ("done", "error", "interrupted"):
+        elif kind == "fault":  # the process ends itself; another resumes from the checkpoint, without CUDA graphs
+            self._remove(worker)
+            return self._retry(replace(job, may_record=False), content, lacked_memory=False)
+        elif kind == "interrupted":
             worker.job = None
-            if kind == "done":
-                return Finished(job, content)
-            raise content if kind == "error" else Interrupted("stopped")
+            raise Interrupted("stopped")
+        elif kind == "done":
+            worker.job = None
+            return Finished(job, content)
         return None
 
-    def _look_after(self) -> Iterator[Finished]:
-        """Ends workers that are silent for too long, or that do not stop in time."""
-        now, silence_s = time.monotonic(), self.config.heartbeat_s
-        if now - self._looked > AWAY_S:
-            self._hear_anew()
-        self._looked = now
-        for worker in self._busy:
-            if self._deadline is not None and now > self._deadline:
-                self._bury(worker)
-                self.listener.log(f"{worker.job.id} did not stop in time; it will go on from its last checkpoint")
-                continue
-            silent_s = 0 if worker.pipe.poll() else now - worker.heard
-            if silence_s and worker.place is None and silent_s > silence_s + START_S:
-                self._bury(worker)
-                self._begin_another(worker)
-            elif silence_s and worker.place is not None and silent_s > silence_s:
-                self._bury(worker)
-                finished = self._lost(worker, f"it gave no sign of life for {silence_s:g} s", False)
-                if finished is not None:
+    def _check_heartbeats(self) -> Iterator[Finished]:
+        """Replace workers that are silent for too long, and end those that do not stop in time."""
+        now, limit_s = time.monotonic(), self.config.heartbeat_s
+        if now - self._checked > AWAY_S:
+            self._reset_heartbeats()
+        self._checked = now
+        for worker in list(self._workers):
+            job = worker.job
+            silent_s = 0 if worker.pipe is None or worker.pipe.poll() else now - worker.heard
+            if job is not None and self._deadline is not None and now > self._deadline:
+                self._remove(worker)
+                self.listener.log(f"{job.id} did not stop in time; it will resume from its last checkpoint")
+            elif limit_s and worker.place is None and silent_s > limit_s + START_S:
+                self._replace_starting(worker)
+            elif limit_s and job is not None and silent_s > limit_s:
+                self._remove(worker)
+                if (finished := self._retry(job, f"it sent no heartbeat for {limit_s:g} s", lacked_memory=False)):
                     yield finished
 
-    def _hear_anew(self) -> None:
-        """The silence of all counts from now on."""
-        self._looked = time.monotonic()
+    def _reset_heartbeats(self) -> None:
+        """Count the silence of all workers from now on."""
+        self._checked = time.monotonic()
         for worker in self._workers:
-            worker.heard = self._looked
+            worker.heard = self._checked
 
-    def _begin_another(self, worker: Worker) -> None:
-        """Has another worker take the job of one that never began; that is no try of it."""
+    def _replace_starting(self, worker: W) -> None:
+        self._remove(worker)
         if self._deadline is None:
-            self._never_began(worker)
+            self._react_to_failed_start(worker)
             self.listener.log("a training process ended before it began; another is started")
-            self._waiting.appendleft(worker.job)
 
-    def _lost(self, worker: Worker, reason: str, lacked_memory: bool) -> Finished | None:
-        """What becomes of the job of a worker that is gone: it is the next one's, or ends as failed."""
-        job = worker.job
+    def _retry(self, job: Job, reason: str, lacked_memory: bool) -> Finished | None:
+        """Put a job whose worker was lost at the head of the queue, or return it as failed after too many tries."""
         if self._deadline is not None:
             return None
         if lacked_memory:
             job = replace(job, parts=2 * job.parts)
         self._tries[job.id] += 1
         if self._tries[job.id] > self.config.retries:
-            return given_up(job, self.data, reason, self._tries[job.id])
+            return give_up(job, self.data, reason, self._tries[job.id])
         self.listener.retry(job, self._tries[job.id], reason)
         self._waiting.appendleft(job)
         return None

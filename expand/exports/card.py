@@ -17,7 +17,7 @@ import torch
 from expand.config import Config, parse_config, yaml_document
 from expand.config.schema import RunConfig
 from expand.errors import ExpandError, RunError, UsageError
-from expand.executors.forked_call import call_apart
+from expand.executors.fork_server import call_in_process
 from expand.exports.latency import measure_latency
 from expand.field_checks import mapping_of, or_null, record, text, whole
 from expand.field_checks import number as number_from
@@ -111,7 +111,7 @@ def _latency(paths: RunPaths, config: Config) -> dict[str, Any] | None:
     model = load_model(paths.root)
     try:
         if on_gpu:  # in a process of its own: the driver of a search has no GPU
-            measured = call_apart(partial(_measured_at, paths.root, config.run))
+            measured = call_in_process(partial(_measured_at, paths.root, config.run))
         else:
             measured = measure_latency(model, Runtime.of(config.run))
     except UsageError:  # the run is looked at on another machine

@@ -17,7 +17,7 @@ from expand.data import PreparedData
 from expand.errors import CandidateFailed, ExpandError, Interrupted, RunError
 from expand.executors import make_executor
 from expand.executors.base import Executor, Listener
-from expand.executors.fork_server import Nursery
+from expand.executors.fork_server import ForkServer
 from expand.expansion.events import FINAL
 from expand.expansion.rules import Space
 from expand.expansion.state import Done, Record, SearchState, Stuck, Train, TrainFinal, decide
@@ -45,7 +45,7 @@ class Driver:
     state: SearchState
     display: Display
     stop: Callable[[], bool] = lambda: False
-    nursery: Nursery | None = None
+    fork_server: ForkServer | None = None
     """Of `executors.early_start`."""
     check: Callable[[], None] = lambda: None
     """Raises where the run's directory is no longer there (`RunLock.check`): asked at every update and before an event
@@ -60,7 +60,7 @@ class Driver:
                             self._is_to_stop)
         try:
             with make_executor(self.config.run, self.data, self.runtime, self.paths, listener,
-                               self.nursery) as executor:
+                               self.fork_server) as executor:
                 while not isinstance(action := decide(self.state, self.space), Done):
                     self._carry_out(action, executor)
         except Interrupted as interruption:

@@ -21,8 +21,8 @@ from expand.config import Config
 from expand.config.schema import RunConfig
 from expand.data import PreparedData
 from expand.errors import ExpandError, RunError
-from expand.executors.fork_server import Nursery
-from expand.executors.forked_call import call_apart
+from expand.executors.fork_server import ForkServer, call_in_process
+
 from expand.expansion.forecast import forecast
 from expand.expansion.rules import Space
 from expand.kernels import library
@@ -35,13 +35,13 @@ from expand.version import __version__
 PACKAGES = ("torch", "torchvision", "av", "numpy", "pandas", "fvcore", "pyyaml", "click")
 
 
-def look_at_gpus(run: RunConfig, nursery: Nursery | None) -> tuple[Gpu, ...]:
+def look_at_gpus(run: RunConfig, fork_server: ForkServer | None) -> tuple[Gpu, ...]:
     """Return the GPUs of this machine, where the run may use one. Another process looks at them, so that this one needs
     no context on them. Raises `RunError` where that process fails."""
     if run.device == "cpu" or not torch.cuda.is_available():
         return ()
     try:
-        return call_apart(look_at_all, nursery)
+        return call_in_process(look_at_all, fork_server)
     except RunError as error:
         raise RunError(f"the GPUs could not be looked at: {error.what}", where="run.device",
                        fix="`x3d-expand doctor` looks at the installation; --device cpu does without") from error
@@ -58,7 +58,7 @@ class Estimate:
     seconds: float | None
 
 
-def estimate_search(config: Config, space: Space, data: PreparedData, runtime: Runtime, nursery: Nursery | None,
+def estimate_search(config: Config, space: Space, data: PreparedData, runtime: Runtime, fork_server: ForkServer | None,
                     say: Callable[[str], None]) -> Estimate:
     """Return the size of a search. Its time is measured in a process like those that train, and stays unknown where
     that fails, which `say` is told."""
@@ -67,7 +67,7 @@ def estimate_search(config: Config, space: Space, data: PreparedData, runtime: R
     seconds = None
     if runtime.device.type != "cuda" or torch.cuda.is_available():
         try:
-            seconds = call_apart(partial(estimate_seconds, steps, config, runtime, space.classes, data.counts), nursery)
+            seconds = call_in_process(partial(estimate_seconds, steps, config, runtime, space.classes, data.counts), fork_server)
         except ExpandError as error:
             say(f"how long it will take could not be tried out: {error.what}")
     return Estimate(len(steps) - 1, len(candidates), sum(c.gflops for c in candidates), seconds)

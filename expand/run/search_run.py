@@ -33,7 +33,7 @@ from expand.version import __version__
 
 if TYPE_CHECKING:
     from expand.data import PreparedData
-    from expand.executors.fork_server import Nursery
+    from expand.executors.fork_server import ForkServer
     from expand.run.machine import Estimate
     from expand.training.runtime import Runtime
 
@@ -48,14 +48,14 @@ def start(config: Config, run_dir: Path | None, stem: str, display: Display | No
     check_recipes(config, space)
     paths = RunPaths(run_dir or choose_dir(config, stem))
     check_free(paths)
-    with early_start(config.run) as nursery:  # it imports torch in its own process while this one does
+    with early_start(config.run) as fork_server:  # it imports torch in its own process while this one does
         from expand.kernels import library
         from expand.run.machine import describe_environment, estimate_search, look_at_gpus
         from expand.training.gpus import complaints
         from expand.training.runtime import Runtime, resolve_run
 
         library.load()  # kernels or a device that are not there are said before the clips are decoded
-        gpus = look_at_gpus(config.run, nursery)
+        gpus = look_at_gpus(config.run, fork_server)
         config = replace(config, run=resolve_run(config.run, gpus))
         runtime = Runtime.of(config.run, gpus)
         for complaint in complaints(gpus):
@@ -64,7 +64,7 @@ def start(config: Config, run_dir: Path | None, stem: str, display: Display | No
         config = resolve_config(config, data, paths.root.resolve().name)
         space = replace(space, config=config.search)  # with the limits that follow from the clips
         check_recipes(config, space, len(data.train))
-        estimate = estimate_search(config, space, data, runtime, nursery, display.say)
+        estimate = estimate_search(config, space, data, runtime, fork_server, display.say)
         time = ""
         if estimate.seconds is not None:
             unit = 60 if estimate.seconds > 90 else 5
@@ -81,7 +81,7 @@ def start(config: Config, run_dir: Path | None, stem: str, display: Display | No
             write_json(paths.env, describe_environment(config, gpu))
             keep_clips(paths.clips, config.data, data.listed)
             write_atomic(paths.config, dump_config(config))
-            _drive(config, space, paths, data, runtime, display, nursery, lock)
+            _drive(config, space, paths, data, runtime, display, fork_server, lock)
     return paths.root
 
 
@@ -105,18 +105,18 @@ def resume(run_dir: Path, display: Display | None, values: Mapping[str, Any] | N
             check_unchanged(started["config"], config, str(paths.config))
         listed = list_again(paths.clips, config.data, started["classes"] if started else None)
         space = Space(config.search, len(listed.classes))
-        with early_start(config.run) as nursery:  # it imports torch in its own process while this one does
+        with early_start(config.run) as fork_server:  # it imports torch in its own process while this one does
             from expand.run.machine import look_at_gpus
             from expand.training.runtime import Runtime
 
-            runtime = Runtime.of(config.run, look_at_gpus(config.run, nursery))
+            runtime = Runtime.of(config.run, look_at_gpus(config.run, fork_server))
             data = prepare_again(listed, paths.clips, config.data, started, largest_resolution(space), display.say)
-            _drive(config, space, paths, data, runtime, display, nursery, lock)
+            _drive(config, space, paths, data, runtime, display, fork_server, lock)
     return paths.root
 
 
 def _drive(config: Config, space: Space, paths: RunPaths, data: PreparedData, runtime: Runtime, display: Display,
-           nursery: Nursery | None, lock: RunLock) -> None:
+           fork_server: ForkServer | None, lock: RunLock) -> None:
     """Drive the run from where its journal ends, and write its report however that ended."""
     from expand.run.driver import Driver
 
@@ -137,7 +137,7 @@ def _drive(config: Config, space: Space, paths: RunPaths, data: PreparedData, ru
         display.say(remark)
     with stop_signals() as stop:
         driver = Driver(config, space, paths, data, runtime, journal, SearchState.from_events(events), display,
-                        stop.is_set, nursery, lock.check)
+                        stop.is_set, fork_server, lock.check)
         try:
             driver.retry_failed()
             driver.run()

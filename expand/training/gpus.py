@@ -1,7 +1,7 @@
 """The test of this machine's GPUs: which ones this torch can compute on, and with which precision.
 
 A test takes a CUDA context on the GPU, some hundred megabytes that the process keeps to its end. A search tests in
-another process (`executors.forked_call`), because its driver computes nothing.
+another process (`executors.fork_server`), because its driver computes nothing.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import expand
-from expand.executors.fork_server import Nursery
+from expand.executors.fork_server import ForkServer
 from expand.run import search_run as session
 from tests.e2e.runs import events
 
@@ -60,11 +60,11 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
 
 
 @contextmanager
-def one_nursery() -> Iterator[Nursery]:
-    """Runs that are carried out in this process share a nursery meanwhile: starting one takes some seconds."""
-    with Nursery() as nursery, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "early_start", lambda run: nullcontext(nursery))
-        yield nursery
+def one_fork_server() -> Iterator[ForkServer]:
+    """Runs that are carried out in this process share a fork server meanwhile: starting one takes some seconds."""
+    with ForkServer() as fork_server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "early_start", lambda run: nullcontext(fork_server))
+        yield fork_server
 
 
 def search_here(run_dir: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import expand
 from expand.config import parse_config
 from expand.errors import Interrupted
-from expand.executors.base import Finished, carry_out
+from expand.executors.base import Finished, run_job
 from expand.expansion.rules import Space
 from expand.expansion.state import Record, SearchState, decide
 from expand.run import driver
@@ -42,7 +42,7 @@ class Here:
     stop_in = NEVER
     trained: ClassVar[list[str]] = []
 
-    def __init__(self, run: Any, data: Any, runtime: Any, paths: Any, listener: Any, nursery: None) -> None:
+    def __init__(self, run: Any, data: Any, runtime: Any, paths: Any, listener: Any, fork_server: None) -> None:
         self.data, self.runtime, self.listener = data, runtime, listener
 
     def __enter__(self) -> Self:
@@ -56,7 +56,7 @@ class Here:
         for job in sorted(jobs, key=lambda job: -job.gflops):
             self.listener.begin(job, "here:1")
             is_known = job.paths.outcome.exists()
-            yield Finished(job, carry_out(job, self.data, self.runtime, Hooks(log=self.listener.log, stop=self._stop)))
+            yield Finished(job, run_job(job, self.data, self.runtime, Hooks(log=self.listener.log, stop=self._stop)))
             Here.trained += [] if is_known else [job.id]
 
     def _stop(self) -> bool:

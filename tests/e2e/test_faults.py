@@ -33,7 +33,7 @@ from tests.e2e.faults import (
     hit,
     in_training,
     named,
-    one_nursery,
+    one_fork_server,
     search_here,
     until,
 )
@@ -45,9 +45,9 @@ DAY_S = 86_400
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nursery(own_cache):
+def fork_server(own_cache):
     """For all that is carried out in this process."""
-    with one_nursery() as shared:
+    with one_fork_server() as shared:
         yield shared
 
 
@@ -141,7 +141,7 @@ def battered(shim, tmp_path_factory, finished):
 def test_a_killed_and_a_silent_worker_are_replaced_and_nothing_changes(battered, finished):
     first, second = named(battered.run_dir, "candidate_retried")
     assert (first["id"], first["attempt"]) == (battered.killed, 1) and "died" in first["reason"]
-    assert (second["id"], second["attempt"]) == (battered.stopped, 1) and "no sign of life for 3 s" in second["reason"]
+    assert (second["id"], second["attempt"]) == (battered.stopped, 1) and "no heartbeat for 3 s" in second["reason"]
     for name in {battered.killed, battered.stopped}:
         again = [event for event in named(battered.run_dir, "candidate_started") if event["id"] == name]
         assert again[0]["worker"] != again[-1]["worker"] and again[-1]["resumed"]

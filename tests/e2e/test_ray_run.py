@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests.e2e.faults import TINY, one_nursery, search_here, until
+from tests.e2e.faults import TINY, one_fork_server, search_here, until
 from tests.e2e.runs import call, events, kill, results, start
 from tests.executors.ray_nodes import QUICK
 
@@ -76,6 +76,6 @@ def test_a_search_on_ray_that_is_stopped_loses_its_cluster_and_is_killed_ends_lo
 
     call("resume", run_dir, "--executor", "local")
     assert not list(run_dir.rglob(".tmp-*"))
-    with one_nursery():
+    with one_fork_server():
         search_here(tmp_path / "local")
     assert results(run_dir) == results(tmp_path / "local")

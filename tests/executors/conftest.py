@@ -10,7 +10,7 @@ from expand.config.schema import RunConfig
 from expand.executors import early_start, make_executor
 from expand.executors.base import Executor
 from expand.rundir.paths import RunPaths
-from tests.executors.ray_nodes import ray_nodes
+from tests.executors.ray_nodes import Cluster
 from tests.executors.suite import Heard
 from tests.training.small import RUNTIME, clips
 
@@ -22,16 +22,25 @@ def data(own_cache):
     return clips()
 
 
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Cluster]:
+    """The Ray cluster that all tests of this process share; started when it is first used."""
+    cluster = Cluster()
+    yield cluster
+    cluster.close()
+
+
 @pytest.fixture(scope="module", params=["local", "ray"])
 def kind(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def started(kind):
+def started(kind, ray_cluster):
     """What every executor of the module can use."""
-    with early_start(replace(RUN, executor=kind)) as nursery, ray_nodes(2) if kind == "ray" else nullcontext():
-        yield nursery
+    with early_start(replace(RUN, executor=kind)) as fork_server, \
+            ray_cluster.in_use() if kind == "ray" else nullcontext():
+        yield fork_server
 
 
 @pytest.fixture(scope="module")

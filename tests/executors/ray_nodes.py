@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 _PROGRAM = """
 import json, sys
 from ray.cluster_utils import Cluster
@@ -71,20 +73,35 @@ class Nodes:
             self._process.wait()
 
 
-@contextmanager
-def ray_nodes(count: int) -> Iterator[Nodes]:
-    """`count` nodes of one CPU each, which a search on Ray finds by RAY_ADDRESS meanwhile."""
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets lie in it, whose paths cannot be long
-    nodes, before = Nodes(folder), os.environ.get("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = nodes.address
-    try:
-        for _ in range(count - 1):
-            nodes.add()
-        yield nodes
-    finally:
-        if before is None:
-            del os.environ["RAY_ADDRESS"]
-        else:
-            os.environ["RAY_ADDRESS"] = before
-        nodes.close()
-        shutil.rmtree(folder, ignore_errors=True)
+    def lose(self, raylet: int) -> None:
+        """Kills one."""
+        os.kill(raylet, signal.SIGKILL)
+        self.raylets.remove(raylet)
+
+
+class Cluster:
+    """A cluster of two nodes of one CPU each for a whole session, since it takes some ten seconds to start; another
+    takes its place once a test has lost a node."""
+
+    def __init__(self) -> None:
+        self._nodes: Nodes | None = None
+        self._folder: Path | None = None
+
+    @contextmanager
+    def in_use(self) -> Iterator[Nodes]:
+        """Two nodes, which a search on Ray finds by RAY_ADDRESS meanwhile."""
+        if self._nodes is None or len(self._nodes.raylets) < 2:
+            self.close()
+            self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets' paths cannot be long
+            self._nodes = Nodes(self._folder)
+            self._nodes.add()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_ADDRESS", self._nodes.address)
+            yield self._nodes
+
+    def close(self) -> None:
+        """Ends it."""
+        if self._nodes is not None:
+            self._nodes.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._nodes = None

@@ -30,12 +30,17 @@ class Heard:
     retried: list[tuple[str, int, str]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     on_begin: Callable[[Job, int], None] = lambda job, pid: None
+    on_retry: Callable[[Job], None] = lambda job: None
     is_to_stop: Callable[[], bool] = lambda: False
 
     def listener(self) -> Listener:
         """For an executor."""
-        return Listener(self._begin, lambda job, attempt, reason: self.retried.append((job.id, attempt, reason)),
-                        lambda job_id, tick: None, self.said.append, lambda: self.is_to_stop())
+        return Listener(self._begin, self._retry, lambda job_id, tick: None, self.said.append,
+                        lambda: self.is_to_stop())
+
+    def _retry(self, job: Job, attempt: int, reason: str) -> None:
+        self.retried.append((job.id, attempt, reason))
+        self.on_retry(job)
 
     def _begin(self, job: Job, worker: str) -> None:
         self.began.append(job.id)
@@ -50,12 +55,30 @@ def figures(ended: Iterator[Finished]) -> dict[str, dict]:
 
 
 def signal_after_checkpoint(number: int, job: Job, pid: int, seconds: float = 60.0) -> None:
-    """Sends a signal to the process that trains a job once a checkpoint of it is on disk."""
+    """Sends a signal to the process that trains a job once a checkpoint of it is on disk. Meanwhile the process is let
+    go for a moment at a time, so that the job cannot end before."""
     end = time.monotonic() + seconds
+    os.kill(pid, signal.SIGSTOP)
     while not job.paths.checkpoint.exists():
         assert time.monotonic() < end, "no checkpoint came"
+        os.kill(pid, signal.SIGCONT)
         time.sleep(0.01)
+        os.kill(pid, signal.SIGSTOP)
     os.kill(pid, number)
+
+
+def hold_until_two_have_begun() -> Callable[[Job, int], None]:
+    """Gives an `on_begin` that stops the first process until a second one trains, however long that takes to start."""
+    held: list[int] = []
+
+    def hold(job: Job, pid: int) -> None:
+        held.append(pid)
+        if len(held) == 1:
+            os.kill(pid, signal.SIGSTOP)
+        elif len(held) == 2:
+            os.kill(held[0], signal.SIGCONT)
+
+    return hold
 
 
 def kill(job: Job, pid: int) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import socket
 import time
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -17,21 +20,21 @@ ray = pytest.importorskip("ray")
 
 from expand.config.schema import RunConfig
 from expand.errors import RunError, UsageError
-from expand.executors import cluster, early_start, make_executor, ray_task
-from expand.executors.base import carry_out
+from expand.executors import cluster, early_start, make_executor, ray_node
+from expand.executors import ray as ray_executor
+from expand.executors.base import run_job
 from expand.rundir.paths import RunPaths
 from expand.training.job import Hooks
-from tests.executors.ray_nodes import ray_nodes
-from tests.executors.suite import Heard, figures, job, signal_after_checkpoint
+from tests.executors.suite import Heard, figures, hold_until_two_have_begun, job, signal_after_checkpoint
 from tests.training.small import RUNTIME
 
 RUN = RunConfig(device="cpu", threads=1, precision="fp32", workers=2, executor="ray")
 
 
 @pytest.fixture(scope="module")
-def nodes():
+def nodes(ray_cluster):
     """Two, of one CPU each."""
-    with ray_nodes(2) as found:
+    with ray_cluster.in_use() as found:
         yield found
 
 
@@ -57,13 +60,19 @@ def on_ray(data, folder: Path, heard: Heard, **options):
 def alone(data, folder: Path, **options) -> dict:
     """What a training gives in this process."""
     folder.mkdir(exist_ok=True)
-    fields = carry_out(job(folder, **options), data, RUNTIME, Hooks())
+    fields = run_job(job(folder, **options), data, RUNTIME, Hooks())
     return {key: fields.get(key) for key in ("state", "accuracy", "loss", "top5", "stderr")}
 
 
 def test_candidates_are_spread_over_the_nodes_and_what_has_no_room_waits(nodes, on_nodes, data, tmp_path):
     seen_on = []
-    executor = on_nodes(Heard(on_begin=lambda job, pid: seen_on.append(nodes.of_worker(f":{pid}"))))
+    hold = hold_until_two_have_begun()
+
+    def begin(job, pid):
+        seen_on.append(nodes.of_worker(f":{pid}"))
+        hold(job, pid)
+
+    executor = on_nodes(Heard(on_begin=begin))
     jobs = [job(tmp_path, name, epochs=6) for name in ("a", "b", "c", "of")]
     measured = figures(executor.run(jobs))
     assert measured == {name: alone(data, tmp_path / "alone", name=name, epochs=6) for name in ("a", "b", "c", "of")}
@@ -75,16 +84,21 @@ def test_candidates_are_spread_over_the_nodes_and_what_has_no_room_waits(nodes, 
 
 
 def test_a_lost_node_costs_a_retry_elsewhere(nodes, on_nodes, data, tmp_path):
-    heard, vanished = Heard(), []
+    heard, held, vanished = Heard(), [], []
 
     def lose_node(job, pid):
+        if vanished:
+            return
         raylet = nodes.of_worker(f":{pid}")
-        if raylet == nodes.raylets[0] or heard.retried:
-            return  # the driver's own: another test's
+        if raylet == nodes.raylets[0]:  # the driver's own: it is held, so that the other node gets a job
+            os.kill(pid, signal.SIGSTOP)
+            held.append(pid)
+            return
         signal_after_checkpoint(signal.SIGSTOP, job, pid)  # the node vanishes, it does not end its processes first
-        os.kill(raylet, signal.SIGKILL)
-        nodes.raylets.remove(raylet)
+        nodes.lose(raylet)
         vanished.append(pid)
+        for other in held:
+            os.kill(other, signal.SIGCONT)
 
     heard.on_begin = lose_node
     measured = figures(on_nodes(heard).run([job(tmp_path, name, epochs=12) for name in "ab"]))
@@ -106,7 +120,7 @@ def test_a_lost_cluster_ends_the_run_with_its_work_kept_and_the_local_executor_g
 
     def lose_cluster(job, pid):
         signal_after_checkpoint(signal.SIGCONT, job, pid)
-        os.kill(nodes.raylets[0], signal.SIGKILL)
+        nodes.lose(nodes.raylets[0])
 
     heard.on_begin = lose_cluster
     jobs = [job(tmp_path, "a", epochs=400, gflops=2.0), job(tmp_path, "waits", epochs=400)]  # both hear of it at once
@@ -117,8 +131,8 @@ def test_a_lost_cluster_ends_the_run_with_its_work_kept_and_the_local_executor_g
     assert (tmp_path / "a" / "checkpoint.pt").exists()
     heard = Heard(is_to_stop=lambda: bool(heard.began))
     local = replace(RUN, executor="local")
-    with early_start(local) as nursery, \
-            make_executor(local, data, RUNTIME, RunPaths(tmp_path), heard.listener(), nursery) as executor, \
+    with early_start(local) as fork_server, \
+            make_executor(local, data, RUNTIME, RunPaths(tmp_path), heard.listener(), fork_server) as executor, \
             pytest.raises(Exception, match="stopped"):
         list(executor.run(jobs))
     assert not any("starts anew" in line for line in heard.said)
@@ -139,7 +153,7 @@ def test_without_ray_the_way_to_install_it_is_named(data, tmp_path, monkeypatch)
     assert "pip install 'x3d-expand[ray]'" in caught.value.fix
 
 
-FACTS = ray_task.NodeFacts("far", ray_task.versions(), "avx2", None, None, True, True)
+FACTS = ray_node.NodeFacts("far", ray_node.versions(), "avx2", None, None, True, True)
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -150,35 +164,72 @@ FACTS = ray_task.NodeFacts("far", ray_task.versions(), "avx2", None, None, True,
     ({"clip": "clip.mp4: gone"}, "cannot read the clips: clip.mp4: gone"),
     ({"gpu": False}, "a GPU that torch cannot use")])
 def test_a_node_that_cannot_train_for_the_run_is_named_with_what_is_wrong(change, words):
-    assert cluster.complaint("node far", FACTS, "/r") is None
-    error = cluster.complaint("node far", replace(FACTS, **change), "/r")
+    assert cluster.find_obstacle("node far", FACTS, Path("/r")) is None
+    error = cluster.find_obstacle("node far", replace(FACTS, **change), Path("/r"))
     with pytest.raises(UsageError, match=words):
         raise UsageError(str(error))
     assert error.fix
 
 
 def test_a_look_at_a_node_tells_another_run_directory_and_missing_clips(data, tmp_path):
-    import pickle
-
-    path, token = cluster.new_token(tmp_path)
-    shared = ray_task.Shared(pickle.dumps((data, RUNTIME)), os.getcwd(), path, token, 1)
-    facts = ray_task.look(shared, "reply", on_gpu=False)
+    token = cluster.write_token(tmp_path)
+    request = ray_node.Request(2, 1, False, tmp_path, os.getcwd(), pickle.dumps(data.train[0]))
+    facts = ray_node.look(request, token, "reply")
     assert facts.run_dir is None and facts.clip is None and facts.has_frames and facts.gpu
-    assert (tmp_path / "reply").read_text() == token
-    assert ray_task.look(replace(shared, token="other"), None, on_gpu=False).run_dir == "its files are others there"
-    gone = replace(shared, token_path=tmp_path / "elsewhere" / path.name)
-    assert "No such file" in ray_task.look(gone, "reply", on_gpu=False).run_dir
+    assert (tmp_path / "reply").read_text() == token.content
+    assert ray_node.look(request, replace(token, content="other"), None).run_dir == "its files are others there"
+    gone = replace(token, path=tmp_path / "elsewhere" / token.path.name)
+    assert "No such file" in ray_node.look(request, gone, "reply").run_dir
     with pytest.raises(RunError, match="does not see the run directory") as caught:
-        ray_task.check_token(gone)
+        ray_node.train(0, os.getcwd(), gone, ("127.0.0.1", 9), b"")
     assert "file system that all nodes" in caught.value.fix
-    lost = replace(data, train=(replace(data.train[0], store=None, path=tmp_path / "gone.mp4"), *data.train[1:]))
-    facts = ray_task.look(replace(shared, content=pickle.dumps((lost, RUNTIME))), None, on_gpu=False)
+    lost = replace(data.train[0], store=None, path=tmp_path / "gone.mp4")
+    facts = ray_node.look(replace(request, clip=pickle.dumps(lost)), token, None)
     assert "gone.mp4" in facts.clip and not facts.has_frames
 
 
+def test_a_node_that_cannot_reach_the_command_says_so(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = closed.getsockname()[:2]
+    with pytest.raises(RunError, match=f"cannot connect to the command at 127.0.0.1:{address[1]}") as caught:
+        ray_node.train(0, os.getcwd(), cluster.write_token(tmp_path), address, b"")
+    assert "all ports" in caught.value.fix
+
+
+def test_a_connection_without_the_key_is_closed_and_nothing_of_it_is_read(data, tmp_path):
+    executor = on_ray(data, tmp_path, Heard())
+    executor._server = socket.create_server(("127.0.0.1", 0))
+    executor._server.setblocking(False)
+    worker = ray_executor._Task(0, None, task=3)
+    executor._workers.append(worker)
+
+    def connect(said: bytes) -> socket.socket:
+        connection = socket.create_connection(executor._server.getsockname())
+        connection.sendall(said)
+        return connection
+
+    def is_closed(connection: socket.socket) -> bool:
+        try:
+            return connection.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+    with executor._server, connect(ray_node.greeting(b"x" * 32, 3)) as wrong, \
+            connect(ray_node.greeting(executor._key, 4)) as unknown, connect(executor._key) as slow:
+        while len(executor._unidentified) != 1:
+            executor._accept_connections()
+        assert worker.pipe is None and is_closed(wrong) and is_closed(unknown)
+        slow.sendall(ray_node.greeting(executor._key, 3)[32:])
+        while worker.pipe is None:
+            executor._accept_connections()
+        Connection(os.dup(slow.fileno())).send(("hello", "far:1"))
+        assert worker.pipe.recv() == ("hello", "far:1")
+        worker.pipe.close()
+
+
 def test_nodes_that_differ_in_ways_that_do_not_forbid_training_are_remarked_on():
-    assert cluster.remarks([FACTS, FACTS]) == []
-    said = cluster.remarks([FACTS, replace(FACTS, host="old", kernels="base", has_frames=False)])
+    assert cluster.list_remarks([FACTS, FACTS]) == []
+    said = cluster.list_remarks([FACTS, replace(FACTS, host="old", kernels="base", has_frames=False)])
     assert "avx2, base" in said[0] and "not on old" in said[1]
 
 
@@ -187,21 +238,21 @@ def node(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict:
 
 
 @given(workers=st.integers(1, 64), gpus=st.lists(st.integers(1, 8), min_size=1, max_size=4))
-def test_so_many_workers_as_are_wanted_fit_on_the_gpus(workers, gpus):
-    wanted = cluster.Wanted(workers, 1, True, Path("/r"), "/")
+def test_as_many_workers_as_are_requested_fit_on_the_gpus(workers, gpus):
+    request = ray_node.Request(workers, 1, True, Path("/r"), "/")
     nodes = [node(1000, count) for count in gpus]
-    share = cluster.shares(nodes, wanted)
+    share = cluster.plan_share(nodes, request)
     assert 0 < share.gpus <= 1 and (share.gpus == 1) == (workers <= sum(gpus))
     assert share.gpus * share.sharers <= 1
     assert sum(int(count / share.gpus + 1e-9) for count in gpus) >= workers
-    assert cluster.room(nodes, share) >= workers
+    assert cluster.count_places(nodes, share) >= workers
 
 
 def test_nodes_without_room_for_one_training_are_left_out_and_none_is_an_error():
-    wanted = cluster.Wanted(2, 4, False, Path("/r"), "/")
-    assert cluster.fitting_nodes([node(2), node(4), node(8, alive=False)], wanted) == [node(4)]
+    request = ray_node.Request(2, 4, False, Path("/r"), "/")
+    assert cluster.select_nodes([node(2), node(4), node(8, alive=False)], request) == [node(4)]
     with pytest.raises(UsageError, match="offers 4 CPUs; the largest has 2") as caught:
-        cluster.fitting_nodes([node(2)], wanted)
+        cluster.select_nodes([node(2)], request)
     assert "--threads 2" in caught.value.fix
     with pytest.raises(UsageError, match="offers a GPU"):
-        cluster.fitting_nodes([node(8)], replace(wanted, on_gpu=True))
+        cluster.select_nodes([node(8)], replace(request, on_gpu=True))

@@ -10,8 +10,7 @@ import torch
 
 from expand.config import load_config
 from expand.errors import CandidateFailed, RunError
-from expand.executors.fork_server import Nursery
-from expand.executors.forked_call import call_apart
+from expand.executors.fork_server import ForkServer, call_in_process
 from expand.expansion.rules import Space
 from expand.exports import card
 from expand.run import machine
@@ -33,14 +32,14 @@ def died():
 
 
 def test_work_apart_is_done_in_another_process_and_its_errors_are_told():
-    with Nursery() as nursery:
-        assert call_apart(os.getpid, nursery) not in (os.getpid(), call_apart(os.getpid, nursery))
+    with ForkServer() as fork_server:
+        assert call_in_process(os.getpid, fork_server) not in (os.getpid(), call_in_process(os.getpid, fork_server))
         with pytest.raises(CandidateFailed, match="of its own"):
-            call_apart(ended_badly, nursery)
+            call_in_process(ended_badly, fork_server)
         with pytest.raises(RunError, match="ValueError: a mistake$"):
-            call_apart(ended_worse, nursery)
+            call_in_process(ended_worse, fork_server)
         with pytest.raises(RunError, match="died"):
-            call_apart(died, nursery)
+            call_in_process(died, fork_server)
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def asked(monkeypatch):
     """The functions that are called in other processes, on a machine that seems to have a GPU."""
     found = []
 
-    def apart(work, nursery=None):
+    def apart(work, fork_server=None):
         found.append(getattr(work, "func", work))
         if found[-1] is look_at_all:
             return ()
@@ -56,7 +55,7 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("the driver would get a context"))
-    monkeypatch.setattr(machine, "call_apart", apart)
+    monkeypatch.setattr(machine, "call_in_process", apart)
     return found
 
 
@@ -84,11 +83,11 @@ def test_a_driver_of_a_cluster_without_a_gpu_of_its_own_knows_no_time(asked, mon
 
 
 def test_a_time_that_cannot_be_tried_out_is_said_and_ends_nothing(asked, monkeypatch):
-    def failing(work, nursery):
+    def failing(work, fork_server):
         raise RunError("a process died in its work (EOFError)")
 
     said = []
-    monkeypatch.setattr(machine, "call_apart", failing)
+    monkeypatch.setattr(machine, "call_in_process", failing)
     assert estimate(said, device="cpu").seconds is None
     assert "could not be tried out: a process died" in said[0]
 
@@ -97,7 +96,7 @@ def test_the_latency_on_a_gpu_is_measured_in_another_process(asked, monkeypatch,
     done = []
     monkeypatch.setattr(card, "load_model", lambda root: None)
     monkeypatch.setattr(card, "measure_latency", lambda *_: pytest.fail("here"))
-    monkeypatch.setattr(card, "call_apart", lambda work: done.append(work.args[0]) or {"latency_ms": 1.0})
+    monkeypatch.setattr(card, "call_in_process", lambda work: done.append(work.args[0]) or {"latency_ms": 1.0})
     paths = SimpleNamespace(root=tmp_path, latency=tmp_path / "latency.json")
     config = load_config(None, [], {"run.device": "cuda"})
     assert card._latency(paths, config) == {"latency_ms": 1.0} and done == [tmp_path]
