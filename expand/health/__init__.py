@@ -1,4 +1,4 @@
-"""Whether this machine and this installation are as a search needs them (`x3d-expand doctor`)."""
+"""The checks of this machine and this installation (`x3d-expand doctor`)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ CHECKS: dict[str, Callable[[], Check]] = {
 
 
 def examine() -> dict[str, Any]:
-    """All checks, and the worst of their states (docs/json.md). Raises nothing: what cannot be examined is a problem
-    too."""
-    found = [_examined(name, look) for name, look in CHECKS.items()]
+    """Return the results of all checks, and the worst of their states (docs/json.md). Raises nothing: a check that
+    fails is a problem too."""
+    found = [_run_check(name, check) for name, check in CHECKS.items()]
     return {"state": max((check.state for check in found), key=STATES.index),
             "checks": {check.name: check.as_dict() for check in found}}
 
 
-def _examined(name: str, look: Callable[[], Check]) -> Check:
+def _run_check(name: str, check: Callable[[], Check]) -> Check:
     try:
-        return look()
+        return check()
     except ExpandError as error:
         return Check(name, PROBLEM, f"{error.where}: {error.what}" if error.where else error.what, error.fix)
-    except Exception as error:  # noqa: BLE001 - whatever is broken here is what somebody wants to know
+    except Exception as error:  # noqa: BLE001 - whatever is broken here, the user wants to know
         return Check(name, PROBLEM, f"cannot be examined: {type(error).__name__}: {in_one_line(error)}")

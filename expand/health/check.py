@@ -1,4 +1,4 @@
-"""One thing that was looked at."""
+"""The result of one check."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 STATES = (OK, NOTE, PROBLEM)
-"""All well; it works, but slower or with less than it could; something will fail. The worst last."""
+"""From best to worst: all is well; it works, but slower or with less than it could; something will fail."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was found of `name`: `text` in a line for people, `facts` for scripts (docs/json.md), and where `state` is
-    not `ok` the `fix`, if there is one."""
+    """The result of the check `name`: `text` is a line for people, `facts` are for scripts (docs/json.md), and `fix` is
+    the way out where `state` is not `ok`, if there is one."""
 
     name: str
     state: str
@@ -23,11 +23,11 @@ class Check:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the result for JSON."""
         return {"state": self.state, "text": self.text, "fix": self.fix, **self.facts}
 
 
-def in_one_line(error: BaseException) -> str:
-    """An exception that is not ours, in a line."""
+def in_one_line(error: object) -> str:
+    """Return the first line of an exception or warning of another package."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -17,26 +17,27 @@ LITTLE_MEMORY_GB, LITTLE_SHARED_GB = 2.0, 1.0
 
 
 def processor() -> Check:
-    """Model, instruction set, and how many cores a search will take."""
+    """Check the processor: model, instruction set, and how many cores a search will use."""
     import torch
 
     cores, quota = available_cores(), cpu_quota()
     model, capability = _cpu_model(), torch.backends.cpu.get_cpu_capability()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     facts = {"model": model, "instructions": capability, "cores": cores, "cores_in_all": os.cpu_count(),
-             "quota": quota, "threads": torch.get_num_threads(), "load": _load()}
+             "quota": quota, "threads": torch.get_num_threads(), "load": load}
     text = f"{model}, {capability}; {cores} of {os.cpu_count()} cores"
     if quota is not None and quota < cores:
         threads = max(1, int(quota))
         return Check("processor", NOTE, f"{text}, but only {quota:g} cores' worth of time (control group)",
                      f"threads that wait for one another are slow so: give searches --threads {threads}", facts)
-    if facts["load"] is not None and facts["load"] > 1.5 * cores:
-        return Check("processor", NOTE, f"{text}, already busy (load {facts['load']:.1f})",
+    if load is not None and load > 1.5 * cores:
+        return Check("processor", NOTE, f"{text}, already busy (load {load:.1f})",
                      "other programs compete for them; a search with fewer --threads suffers less", facts)
     return Check("processor", OK, text, facts=facts)
 
 
 def memory() -> Check:
-    """Memory of the machine, or of the control group where that is less."""
+    """Check the memory of the machine, or of the control group where that is less."""
     total, free = _meminfo("MemTotal"), _meminfo("MemAvailable")
     limit = _least(_limits("memory.max", "memory/memory.limit_in_bytes"))
     if limit is not None and (total is None or limit < total):
@@ -53,14 +54,14 @@ def memory() -> Check:
 
 
 def gpu() -> Check:
-    """Every GPU that torch can use, tried out; and why none, where the machine has a driver for one."""
+    """Check every GPU that torch can use by a small computation; where there is none but a driver, say why."""
     import torch
 
     driver = _driver()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         usable = torch.cuda.is_available()
-    facts = {"driver": driver, "cuda": torch.version.cuda, "devices": []}
+    facts: dict[str, object] = {"driver": driver, "cuda": torch.version.cuda, "devices": []}
     if not usable and driver is None:
         return Check("gpu", OK, "none; training runs on the CPU", facts=facts)
     if not usable:
@@ -95,19 +96,19 @@ def _device(index: int) -> dict[str, object]:
 
 
 def cpu_quota(root: Path = CGROUPS, own: Path = OWN_CGROUP) -> float | None:
-    """Cores' worth of time that the control group gives this process; None where it sets no limit."""
+    """Return the cores' worth of time that the control group gives this process; None where it sets no limit."""
     quotas = []
     for text in _texts("cpu.max", root, own):
         if found := re.fullmatch(r"(\d+) (\d+)", text):
             quotas.append(int(found[1]) / max(1, int(found[2])))
-    old = [_number(root / f"cpu/cpu.cfs_{part}_us") for part in ("quota", "period")]
-    if None not in old and old[0] > 0 and old[1] > 0:
-        quotas.append(old[0] / old[1])
+    quota, period = (_number(root / f"cpu/cpu.cfs_{part}_us") for part in ("quota", "period"))
+    if quota is not None and period is not None and quota > 0 and period > 0:
+        quotas.append(quota / period)
     return _least(quotas)
 
 
 def _limits(name: str, old_name: str) -> list[float]:
-    """The numbers in the files `name` of the control groups around this process, and in the older form's."""
+    """Return the limits in the files `name` of the control groups around this process, and of cgroup version 1."""
     texts = [text for text in _texts(name, CGROUPS, OWN_CGROUP) if text.isdigit()]
     old = _number(CGROUPS / old_name)
     return [float(text) for text in texts] + ([] if old is None else [old])
@@ -145,22 +146,14 @@ def _cpu_model() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def _load() -> float | None:
-    """Programs that want to run, on average over the last minute."""
-    try:
-        return os.getloadavg()[0]
-    except OSError:
-        return None
-
-
 def _meminfo(name: str) -> float | None:
-    """Bytes."""
+    """Return an entry of /proc/meminfo in bytes."""
     found = re.search(rf"^{name}:\s*(\d+) kB$", _text(Path("/proc/meminfo")) or "", re.MULTILINE)
     return int(found[1]) * 1024.0 if found else None
 
 
 def _driver() -> str | None:
-    """The NVIDIA driver's version, where it is loaded."""
+    """Return the version of the NVIDIA driver, where it is loaded."""
     found = re.search(r"(?:Kernel Module|x86_64|aarch64)\s+(\d[\d.]+)", _text(DRIVER) or "")
     return found[1] if found else None
 

@@ -1,4 +1,4 @@
-"""Versions, and what compiles: packages, the CPU kernels, a compiler, Triton."""
+"""Packages and their versions, the compiled CPU kernels, a compiler, Triton."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ COMPILER_TIMEOUT_S = 5
 
 
 def python() -> Check:
-    """The interpreter, and this package."""
+    """Check the interpreter and this package."""
     return Check("python", OK, f"{platform.python_version()}, with x3d-expand {__version__}",
                  facts={"version": platform.python_version(), "x3d_expand": __version__,
                         "platform": platform.platform()})
 
 
 def packages() -> Check:
-    """Every package that is needed: its version, and whether it is new enough and can be loaded."""
+    """Check every package that is needed: its version, and whether it is new enough and can be loaded."""
     needed = requirements()
     versions = {name: _version(name) for name in (*needed, *EXTRAS)}
     wrong = {name: reason for name, least in needed.items() if (reason := _lacks(versions[name], least))}
@@ -47,7 +47,7 @@ def packages() -> Check:
 
 
 def requirements() -> dict[str, str]:
-    """{package: least version} of what an installation must have; that of the native ones may be empty."""
+    """Return {package: least version} of the needed packages; the version may be empty."""
     try:
         texts = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:  # run from its sources
@@ -70,8 +70,8 @@ def _lacks(version: str | None, least: str) -> str | None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """`2.11.0+cpu` as 2, 11; trailing zeros say nothing."""
-    numbers = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]
+    """Return the numbers of a version without trailing zeros: (2, 11) for `2.11.0+cpu`."""
+    numbers = [int(part) for part in re.split(r"[^\d.]", version, maxsplit=1)[0].split(".") if part]
     while numbers and numbers[-1] == 0:
         numbers.pop()
     return tuple(numbers)
@@ -86,10 +86,10 @@ def _unloadable(name: str) -> str | None:
 
 
 def _load(name: str) -> None:
-    """Loads a package, of torchvision what is compiled: that is what a torch of another release breaks, and the rest
+    """Load a package; of torchvision only its compiled part, which a torch of another release breaks, since the rest
     takes two seconds."""
     spec = importlib.util.find_spec(name)
-    if name == "torchvision" and spec and (compiled := sorted(Path(spec.origin).parent.glob("_C*.so"))):
+    if name == "torchvision" and spec and spec.origin and (compiled := sorted(Path(spec.origin).parent.glob("_C*.so"))):
         import torch
 
         torch.ops.load_library(compiled[0])
@@ -98,18 +98,19 @@ def _load(name: str) -> None:
 
 
 def kernels() -> Check:
-    """Which compiled CPU kernels are in use, and whether a call arrives."""
+    """Check which compiled CPU kernels are in use, and whether they compute what they should."""
     import torch
 
     from expand.kernels import library
 
     status = library.status()
     facts = {"build": status.build, "path": status.path and str(status.path), "shares_threads": status.shares_threads}
-    if status.build is None:
+    kernel_library = None if status.build is None else library.load()
+    if kernel_library is None:
         return Check("kernels", NOTE, f"none in use: {status.why}; PyTorch's own operators train instead, slower",
                      status.fix, facts)
     out = torch.zeros(1000)
-    library.load().call("probe", torch.float32, out, len(out))
+    kernel_library.call("probe", torch.float32, out, len(out))
     if not torch.equal(out, torch.arange(1000.0)):
         return Check("kernels", PROBLEM, f"`{status.build}` computes something else than it should: {status.path}",
                      f"build it anew, or set {library.VARIABLE}={library.OFF}", facts)
@@ -119,7 +120,7 @@ def kernels() -> Check:
 
 
 def compiler() -> Check:
-    """A C++ compiler: only building the CPU kernels needs it."""
+    """Check the C++ compiler, which only building the CPU kernels needs."""
     command = builds.compiler()
     facts = {"command": command, "version": None}
     if command is None:
@@ -135,7 +136,7 @@ def compiler() -> Check:
 
 
 def triton() -> Check:
-    """Triton: only a GPU makes use of it."""
+    """Check Triton, which only a GPU uses."""
     version = _version("triton")
     return Check("triton", OK, f"{version}, for GPUs alone" if version else "not installed; GPUs alone make use of it",
                  facts={"version": version})
