@@ -22,7 +22,6 @@ from expand.config.schema import RunConfig
 from expand.data import PreparedData
 from expand.errors import ExpandError, RunError
 from expand.executors.fork_server import ForkServer, call_in_process
-
 from expand.expansion.forecast import forecast
 from expand.expansion.rules import Space
 from expand.kernels import library
@@ -67,7 +66,8 @@ def estimate_search(config: Config, space: Space, data: PreparedData, runtime: R
     seconds = None
     if runtime.device.type != "cuda" or torch.cuda.is_available():
         try:
-            seconds = call_in_process(partial(estimate_seconds, steps, config, runtime, space.classes, data.counts), fork_server)
+            estimate = partial(estimate_seconds, steps, config, runtime, space.classes, data.counts)
+            seconds = call_in_process(estimate, fork_server)
         except ExpandError as error:
             say(f"how long it will take could not be tried out: {error.what}")
     return Estimate(len(steps) - 1, len(candidates), sum(c.gflops for c in candidates), seconds)
