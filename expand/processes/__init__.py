@@ -1,1 +1,1 @@
-"""Work in processes of their own, which may die or hang without taking anything else down."""
+"""Work in child processes, which may die or hang without harm to the rest."""

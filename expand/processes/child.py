@@ -1,7 +1,7 @@
-"""Work on strangers' files in processes of their own: a decoder that crashes or hangs takes nothing else down.
+"""A child process that carries out calls: a decoder that crashes or hangs on an untrusted file ends only the child.
 
-A `Child` carries out one call after another and is started anew after it died (`expand.processes.pool` keeps several at
-work). It is also where threads would not help: PyAV and NumPy hold the interpreter lock too long.
+A `Child` carries out one call after another and is restarted after it died; `expand.processes.pool` shares work among
+several. Threads would not help: PyAV and NumPy hold the interpreter lock too long.
 """
 
 from __future__ import annotations
@@ -18,103 +18,118 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Self
 from weakref import WeakSet
 
 from expand.errors import DataError, ExpandError
 
-# Children touch no torch, so forking is safe where the system's own libraries allow it, and a caller's script needs
+# Children do not use torch, so forking is safe where the system's own libraries allow it, and a caller's script needs
 # no `if __name__ == "__main__"`.
-CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 HUNG = "the decoder gave no frame for"
-"""How the reason of a hang begins."""
+"""The beginning of the reason of a hang."""
 
 _ITEM, _END, _ERROR = range(3)
-_patience_s = 0.0  # of this process, if it is a child
+_heartbeat_limit_s = 0.0  # of this process, if it is a child
 _parents_ends: WeakSet[Connection] = WeakSet()
 
 
 class ChildDied(DataError):
-    """A child that ended amid a call; `what` is the reason, as a sentence about the file it worked on."""
+    """A child that ended during a call; `what` is the reason, as a sentence about the file it worked on."""
 
 
 def died_of(reason: str) -> str:
-    """"hang" or "crash": what `reason`, the `what` of a `ChildDied`, says."""
+    """Return "hang" or "crash" for `reason`, the `what` of a `ChildDied`."""
     return "hang" if reason.startswith(HUNG) else "crash"
 
 
-def beat() -> None:
-    """Say that the work goes on: a child that is silent for longer than its patience is ended by the system.
+def heartbeat() -> None:
+    """Report that the work goes on. The system ends a child that does not call this for its `timeout_s`.
 
-    To be called at every frame (a microsecond); in a process that is no `Child` it does nothing.
+    Call it at every frame (it takes a microsecond). In a process that is not a `Child` it does nothing.
     """
-    if _patience_s:
-        signal.setitimer(signal.ITIMER_REAL, _patience_s)
+    if _heartbeat_limit_s:
+        signal.setitimer(signal.ITIMER_REAL, _heartbeat_limit_s)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """The process of a `Child`, this end of its pipe, and the number of the process that started it."""
+
+    process: Any
+    pipe: Connection
+    owner: int
 
 
 class Child:
-    """One process that carries out calls, started at the first and anew after it died.
+    """One process that carries out calls; the first call starts it, and the next one after it died.
 
-    With a `state` (inherited, not pickled, where processes are forked), it is the first argument of every call.
-    Functions are modules' own; arguments and results can be pickled. `timeout_s`: longest time without a `beat` or
-    an item, seconds; 0: no limit. It is no limit on the reader, however slow. The process ends with `close`, with
-    this object's process, and soon after that was killed.
+    A `state` is the first argument of every call (inherited, not pickled, where processes are forked). Functions are
+    those of modules; arguments and results can be pickled. `timeout_s` is the longest time without a `heartbeat` or an
+    item, in seconds; 0: no limit. It does not limit the reader. The process ends with `close`, with the process that
+    owns this object, and soon after that one was killed.
     """
 
     def __init__(self, state: Any = None, timeout_s: float = 60.0) -> None:
         self._state, self._timeout_s = state, timeout_s
-        self._process: Any = None
-        self._pipe: Connection | None = None
-        self._owner = 0
+        self._running: _Running | None = None
         self._calls = 0
-        self._amid = 0  # the number of the call whose last answer has not come
+        self._open_call = 0  # the number of the call whose last answer has not come
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(*arguments)`; its exceptions come back as themselves. Raises `ChildDied`, and `DataError` where the
-        system has no process to give."""
+        """Return `function(*arguments)`; its exceptions are raised here. Raises `ChildDied`, and `DataError` if the
+        system cannot start a process."""
         self.begin(function, *arguments)
         return self.result()
 
     def stream(self, function: Callable[..., Iterable], *arguments: Any) -> Iterator:
-        """What the generator `function(*arguments)` gives: it waits while the last items (of a size) are not taken.
+        """Yield the items of the generator `function(*arguments)`, which waits while the pipe is full.
 
-        Its exceptions come back as themselves. Raises `ChildDied`. It ends with the next call.
+        Its exceptions are raised here. Raises `ChildDied`. The next call ends the stream.
         """
         self._send(True, function, arguments)
-        call = self._amid
+        call = self._open_call
         try:
-            while call == self._amid and (answer := self._received())[0] == _ITEM:
+            while call == self._open_call and (answer := self._receive())[0] == _ITEM:
                 yield answer[1]
         finally:
-            if call == self._amid:
-                self._leave()
+            if call == self._open_call:
+                self._abandon_call()
 
     def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """The first half of `call`: returns at once. This object can then be waited for (`multiprocessing.connection`)
-        and gives its `result`."""
+        """Start a call and return at once. `multiprocessing.connection.wait` can then wait for this object, and
+        `result` gives the answer."""
         self._send(False, function, arguments)
 
     def result(self) -> Any:
-        """The second half of `call`."""
+        """Return the answer of the call that `begin` started; raises as `call`."""
         try:
-            return self._received()[1]
+            return self._receive()[1]
         finally:
-            self._leave()
+            self._abandon_call()
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the process; None while there is none."""
+        return self._running.process.pid if self._running else None
 
     def fileno(self) -> int:
-        """What becomes readable when an answer or the child's end has come."""
-        return self._pipe.fileno()
+        """Return the handle that becomes readable when an answer or the child's end has come."""
+        if self._running is None:
+            raise ValueError("no call was started")
+        return self._running.pipe.fileno()
 
     def close(self) -> None:
-        """End the process, whatever it does; a later call starts another."""
-        if self._process is None:
+        """End the process, whatever it is doing; a later call starts another."""
+        running, self._running, self._open_call = self._running, None, 0
+        if running is None:
             return
-        if self._owner == os.getpid():  # a fork of its owner has no say over it
-            self._process.kill()
-            self._process.join()
-        self._pipe.close()
-        self._process, self._pipe, self._amid = None, None, 0
+        if running.owner == os.getpid():  # a fork of the owner must not end the owner's child
+            running.process.kill()
+            running.process.join()
+        running.pipe.close()
 
     def __enter__(self) -> Self:
         return self
@@ -123,51 +138,60 @@ class Child:
         self.close()
 
     def _send(self, many: bool, function: Callable, arguments: tuple) -> None:
-        self._leave()
-        if self._owner != os.getpid():
+        self._abandon_call()
+        if self._running and self._running.owner != os.getpid():
             self.close()
-        if self._process is None:
-            self._start()
+        running = self._running or self._start()
         message = (many, function, arguments)
         try:
-            self._pipe.send(message)
+            running.pipe.send(message)
         except (BrokenPipeError, ConnectionResetError):  # it was killed while it waited for work
             self.close()
-            self._start()
-            self._pipe.send(message)
+            self._start().pipe.send(message)
         self._calls += 1
-        self._amid = self._calls
+        self._open_call = self._calls
 
-    def _start(self) -> None:
-        self._owner = os.getpid()
+    def _start(self) -> _Running:
+        owner = os.getpid()
+        # Python forbids daemons, loader processes for instance, to have children, as these could outlive them. Ours
+        # do not (`exit_with_parent`), but there is no public way to say so.
+        marks = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+        is_daemon = marks.pop("daemon", None)
         try:
             pipe, childs_end = CONTEXT.Pipe()
             _parents_ends.add(pipe)
-            process = CONTEXT.Process(target=_serve, args=(childs_end, self._state, self._timeout_s, self._owner),
+            process = CONTEXT.Process(target=_serve, args=(childs_end, self._state, self._timeout_s, owner),
                                       daemon=True)
-            with quiet_fork(), _children_allowed():
+            with quiet_fork():
                 process.start()
         except OSError as error:
             raise DataError(f"no process can be started to decode clips in: {error.strerror}",
                             fix="free memory, or raise `ulimit -u` or `ulimit -n`, and start again; what was done is "
                                 "kept") from error
+        finally:
+            if is_daemon is not None:
+                marks["daemon"] = is_daemon
         childs_end.close()
-        self._pipe, self._process = pipe, process
+        self._running = _Running(process, pipe, owner)
+        return self._running
 
-    def _received(self) -> tuple[int, Any]:
+    def _receive(self) -> tuple[int, Any]:
+        running = self._running
+        if running is None:
+            raise ValueError("no call was started")
         try:
-            kind, value = self._pipe.recv()
-        except (EOFError, OSError) as error:  # between two messages or amid one
-            raise ChildDied(self._reason()) from error
+            kind, value = running.pipe.recv()
+        except (EOFError, OSError) as error:  # between two messages or inside one
+            raise ChildDied(self._reason_of_death(running)) from error
         if kind != _ITEM:
-            self._amid = 0
+            self._open_call = 0
         if kind == _ERROR:
             raise value
         return kind, value
 
-    def _reason(self) -> str:
-        self._process.join(5)
-        code = self._process.exitcode
+    def _reason_of_death(self, running: _Running) -> str:
+        running.process.join(5)
+        code = running.process.exitcode
         self.close()
         if code is None or code >= 0:
             return f"the process that worked on it died (exit {code})"
@@ -178,36 +202,23 @@ class Child:
             return f"the process that worked on it was killed ({name}), most likely because memory ran out"
         return f"crashes the decoder ({name})"
 
-    def _leave(self) -> None:
-        """A call that is given up amid its answers costs the process: nobody would take the rest of them."""
-        if self._amid:
+    def _abandon_call(self) -> None:
+        """End the process if a call still has answers to come, which the next call would read as its own."""
+        if self._open_call:
             self.close()
 
 
 @contextmanager
 def quiet_fork() -> Iterator[None]:
-    """Without Python's warning about forks of a process with threads: see `CONTEXT`."""
+    """Suppress Python's warning about forks of a process with threads; `CONTEXT` says why that is safe."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
         yield
 
 
-@contextmanager
-def _children_allowed() -> Iterator[None]:
-    """Python forbids daemons, a loader's workers for instance, to have children, as they could outlive it: ours do not.
-    """
-    own = multiprocessing.current_process()._config
-    daemon = own.pop("daemon", None)
-    try:
-        yield
-    finally:
-        if daemon is not None:
-            own["daemon"] = daemon
-
-
 def _serve(pipe: Connection, state: Any, timeout_s: float, parent: int) -> None:
-    global _patience_s
-    _patience_s = timeout_s
+    global _heartbeat_limit_s
+    _heartbeat_limit_s = timeout_s
     for end in _parents_ends:  # else a sibling would keep a pipe open whose other end is gone
         end.close()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process even while C code holds the interpreter
@@ -215,7 +226,13 @@ def _serve(pipe: Connection, state: Any, timeout_s: float, parent: int) -> None:
     signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # so does Ctrl-Z, and time would go on
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+    def exit_with_parent() -> None:  # if it was killed, this process would wait for work for ever
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     while True:
         try:
             many, function, arguments = pipe.recv()
@@ -224,41 +241,29 @@ def _serve(pipe: Connection, state: Any, timeout_s: float, parent: int) -> None:
         _carry_out(pipe, many, function, arguments if state is None else (state, *arguments))
 
 
-def _leave_with(parent: int) -> None:
-    """End this process soon after its parent was killed: it would wait for work for ever."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
 def _carry_out(pipe: Connection, many: bool, function: Callable, arguments: tuple) -> None:
     try:
-        beat()
+        heartbeat()
         result = function(*arguments)
         for item in result if many else ():
-            _give(pipe, _ITEM, item)
-        _give(pipe, _END, None if many else result)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
-        _give(pipe, _ERROR, _portable(error))
+            _send_answer(pipe, _ITEM, item)
+        _send_answer(pipe, _END, None if many else result)
+    except Exception as error:  # noqa: BLE001 - the parent raises it
+        if not isinstance(error, ExpandError):  # an internal error: say where it came from
+            error.add_note("".join(traceback.format_exception(error)))
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # noqa: BLE001 - an exception of a kind that takes other arguments than it keeps
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        _send_answer(pipe, _ERROR, error)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _give(pipe: Connection, kind: int, value: Any) -> None:
+def _send_answer(pipe: Connection, kind: int, value: Any) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)  # the reader may take its time
     try:
         pipe.send((kind, value))
-    except (BrokenPipeError, ConnectionResetError):  # nobody listens any more
+    except (BrokenPipeError, ConnectionResetError):  # the parent has gone
         raise SystemExit from None
-    beat()
-
-
-def _portable(error: Exception) -> Exception:
-    """`error` as it arrives on the other side of a pipe, with where it came from if it is no answer to a user."""
-    if not isinstance(error, ExpandError):
-        error.add_note("".join(traceback.format_exception(error)))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - an exception of a kind that takes other arguments than it keeps
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+    heartbeat()

@@ -144,7 +144,7 @@ def test_frames_of_other_sets_make_room_longest_unused_first(tmp_path):
     cache = FrameCache(tmp_path / "c", 3.5 * ONE)
     assert cache.get(paths[3], 0, 32).store.exists()
     assert [store.exists() for store in stores] == [False, True, True]
-    assert cache.full_because is None and cache.ledger.used_bytes <= 3.5 * ONE
+    assert cache.full_because is None and cache.limit.used_bytes <= 3.5 * ONE
 
 
 def test_frames_of_the_set_at_hand_and_of_those_prepared_beside_it_never_make_room(tmp_path):
@@ -162,14 +162,14 @@ def test_nothing_gives_way_for_what_would_not_fit_anyway(tmp_path):
     assert FrameCache(tmp_path / "c", 0.5 * ONE).get(paths[1], 0, 32).store is None and store.exists()
 
 
-@pytest.mark.parametrize("settled", [False, True])
-def test_a_clip_larger_than_the_limit_is_alone_not_kept_and_fills_no_disk(tmp_path, monkeypatch, settled):
+@pytest.mark.parametrize("last_round", [False, True])
+def test_a_clip_larger_than_the_limit_is_alone_not_kept_and_fills_no_disk(tmp_path, monkeypatch, last_round):
     paths = [write_clip(tmp_path / "long.mp4", steady(30, 2.0)), write_clip(tmp_path / "short.mp4", ten(10))]
     write, written = FrameCache._write, []
     monkeypatch.setattr(FrameCache, "_write", lambda *args: written.append(write(*args)) or written[-1])
     for _ in range(2):  # decoded, then known by its description
         cache = FrameCache(tmp_path / "c", 2.5 * ONE)
-        long, short = (cache.get(path, 0, 32, settled=settled) for path in paths)
+        long, short = (cache.get(path, 0, 32, last_round=last_round) for path in paths)
         assert long.store is None and short.store.exists() and cache.full_because is None
         assert (frames_of(long) == decoded(paths[0], 32)).all()
     assert sum(written) <= 2.5 * ONE + ONE / 10 + ONE
@@ -199,20 +199,20 @@ def test_a_clip_without_room_or_that_another_builds_is_put_off_until_all_were_as
     paths = [write_clip(tmp_path / f"{fps}.mp4", ten(fps)) for fps in (10, 11)]
     make_older(FrameCache(tmp_path / "c", PLENTY).get(paths[0], 0, 32).store, 100)
     cache = FrameCache(tmp_path / "c", 1.5 * ONE)
-    assert cache.get(paths[1], 0, 32, settled=False) is None and cache.full_because
-    cache.settle()
+    assert cache.get(paths[1], 0, 32, last_round=False) is None and cache.full_because
+    cache.begin_last_round()
     store = cache.get(paths[1], 0, 32).store
     assert files(tmp_path / "c") == {store.name}
     roomy = FrameCache(tmp_path / "c", PLENTY)
     builder = claim(tmp_path / "c" / f"{roomy._job(paths[0], 0, 32).stem}-32.tmp")
-    assert roomy.get(paths[0], 0, 32, settled=False) is None and roomy.full_because is None
+    assert roomy.get(paths[0], 0, 32, last_round=False) is None and roomy.full_because is None
     release(builder, remove=True)
-    assert roomy.get(paths[0], 0, 32, settled=False).store.exists()
+    assert roomy.get(paths[0], 0, 32, last_round=False).store.exists()
 
 
 def test_a_builder_that_does_nothing_is_not_waited_for_for_ever(tmp_path, clip_path):
     cache = FrameCache(tmp_path / "c", PLENTY, timeout_s=0.2)
-    builder = claim(tmp_path / "c" / f"{cache._job(clip_path, 0, 32).stem}-32.tmp")
+    builder = claim(tmp_path / "c" / f"{cache._request(clip_path, 0, 32).stem}-32.tmp")
     assert (frames_of(cache.get(clip_path, 0, 32)) == decoded(clip_path, 32)).all()
     release(builder, remove=True)
     assert not files(tmp_path / "c", "*.tmp")
@@ -221,7 +221,7 @@ def test_a_builder_that_does_nothing_is_not_waited_for_for_ever(tmp_path, clip_p
 def test_a_clip_that_another_process_built_meanwhile_is_not_decoded_again(tmp_path, clip_path, no_decoder):
     built = FrameCache(tmp_path / "other", PLENTY).get(clip_path, 0, 32).store
     cache = FrameCache(tmp_path / "c", PLENTY)
-    builder = claim(tmp_path / "c" / f"{cache._job(clip_path, 0, 32).stem}-32.tmp")
+    builder = claim(tmp_path / "c" / f"{cache._request(clip_path, 0, 32).stem}-32.tmp")
 
     def finish():
         shutil.copy(built, tmp_path / "c" / built.name)
@@ -282,7 +282,7 @@ def test_a_full_disk_ends_the_keeping_not_the_run(tmp_path, clip_path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     cache = FullDisk(tmp_path / "c", PLENTY)
-    clip = cache.get(clip_path, 0, 32, settled=False)
+    clip = cache.get(clip_path, 0, 32, last_round=False)
     assert clip.store is None and "disk" in cache.full_because
     assert (frames_of(clip) == decoded(clip_path, 32)).all()
 

@@ -23,7 +23,7 @@ from tests.data.clips import steady, write_clip, write_frames
 @pytest.fixture(autouse=True)
 def own_child(monkeypatch):
     """No child of an earlier test, and whether something was told is forgotten."""
-    access._said[0] = 0
+    access._warned[0] = 0
     yield
     if access._own:
         access._own[1].close()
@@ -174,19 +174,19 @@ class Clips:
         return 6
 
     def __getitem__(self, number):
-        own = access._own[1]._process.pid if access._own else None
+        own = access._own[1].pid if access._own else None
         return read_frames(self.clip, np.array([number, number + 9]), 0, 32), own, os.getpid()
 
 
 def test_a_loaders_workers_decode_with_children_of_their_own(direct):
     expected = frames_of(direct)  # this process has a child by now, which the workers must leave alone
-    ours = access._own[1]._process.pid
+    ours = access._own[1].pid
     first = {}
     for number, (frames, own, worker) in enumerate(DataLoader(Clips(direct), batch_size=None, num_workers=2)):
         assert (np.asarray(frames) == expected[[number, number + 9]]).all()
         assert (own is None) == (worker not in first) and own != ours  # none was inherited
         first[worker] = own
-    assert (frames_of(direct) == expected).all() and access._own[1]._process.pid == ours
+    assert (frames_of(direct) == expected).all() and access._own[1].pid == ours
 
 
 def test_the_same_length_and_size_is_no_proof_that_a_clip_is_the_same(tmp_path):

@@ -52,11 +52,11 @@ def test_what_was_hashed_is_remembered_by_later_processes_until_it_changes(tmp_p
     content, state = ContentMemo(tmp_path / "memo").content(path)
     assert (content, state) == (content_hash(path), file_state(path))
     memo = ContentMemo(tmp_path / "memo")
-    assert memo.known(path) == content and memo.content(path) == (content, state) and len(hashed) == 1
+    assert memo.known_content(path) == content and memo.content(path) == (content, state) and len(hashed) == 1
     write(path, b"abd", age_s=200)
-    assert memo.known(path) is None
+    assert memo.known_content(path) is None
     assert memo.content(path)[0] == content_hash(path) != content and len(hashed) == 2
-    assert ContentMemo(tmp_path / "memo").known(path) == content_hash(path)
+    assert ContentMemo(tmp_path / "memo").known_content(path) == content_hash(path)
 
 
 def test_a_frame_that_is_added_replaced_or_renamed_changes_a_folders_state(tmp_path):
@@ -89,7 +89,7 @@ def test_a_file_that_is_written_while_it_is_hashed_is_not_remembered(tmp_path, m
 
     monkeypatch.setattr(content_module, "content_hash", hash_while_somebody_writes)
     memo.content(path)
-    assert memo.known(path) is None and not (tmp_path / "memo").exists()
+    assert memo.known_content(path) is None and not (tmp_path / "memo").exists()
 
 
 @given(cut=st.integers(0, 400), junk=st.binary(max_size=300), at=st.integers(0, 400))
@@ -103,10 +103,10 @@ def test_torn_and_foreign_lines_are_passed_over_and_never_give_a_wrong_content(t
     (folder / "memo").write_bytes(good[:at] + junk + good[at:cut] if cut > at else good[:at] + junk)
     damaged = ContentMemo(folder / "memo")
     for path in paths:
-        assert damaged.known(path) in (None, content_hash(path))
+        assert damaged.known_content(path) in (None, content_hash(path))
         assert damaged.content(path)[0] == content_hash(path)
     (folder / "memo").write_bytes(good + junk)
-    assert all(ContentMemo(folder / "memo").known(path) == content_hash(path) for path in paths)
+    assert all(ContentMemo(folder / "memo").known_content(path) == content_hash(path) for path in paths)
 
 
 def test_two_torn_lines_do_not_make_a_whole_one(tmp_path):
@@ -118,7 +118,7 @@ def test_two_torn_lines_do_not_make_a_whole_one(tmp_path):
     for cut in range(len(first)):
         (tmp_path / "memo").write_bytes(first[:cut] + second[cut:])
         damaged = ContentMemo(tmp_path / "memo")
-        assert all(damaged.known(path) in (None, content_hash(path)) for path in paths)
+        assert all(damaged.known_content(path) in (None, content_hash(path)) for path in paths)
 
 
 def test_a_memo_that_is_mostly_superseded_is_written_anew(tmp_path, monkeypatch):
@@ -134,13 +134,13 @@ def test_a_memo_that_is_mostly_superseded_is_written_anew(tmp_path, monkeypatch)
     memo.compact()
     assert (tmp_path / "memo").stat().st_size < before / 10
     again = ContentMemo(tmp_path / "memo")
-    assert again.known(path) == again.known(other) == content_hash(path)
+    assert again.known_content(path) == again.known_content(other) == content_hash(path)
     assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_folder_that_cannot_be_written_only_costs_the_memory(tmp_path):
     path, memo = write(tmp_path / "a"), ContentMemo(tmp_path / "no such folder" / "memo")
-    assert memo.content(path)[0] == content_hash(path) and memo.known(path) == content_hash(path)
+    assert memo.content(path)[0] == content_hash(path) and memo.known_content(path) == content_hash(path)
 
 
 def test_a_memo_on_a_read_only_disk_is_used_as_it_is(tmp_path, monkeypatch):
@@ -155,7 +155,7 @@ def test_a_memo_on_a_read_only_disk_is_used_as_it_is(tmp_path, monkeypatch):
         monkeypatch.setattr(content_module.os, name, refuse)
     monkeypatch.setattr(Path, "unlink", refuse)
     memo.compact()
-    assert memo.known(path) == content_hash(path)
+    assert memo.known_content(path) == content_hash(path)
 
 
 def _remember(folder, names):
@@ -174,4 +174,4 @@ def test_writers_at_the_same_time_lose_no_line(tmp_path):
     for process in processes:
         process.join()
     memo = ContentMemo(tmp_path / "memo")
-    assert all(memo.known(path) == content_hash(path) for path in paths)
+    assert all(memo.known_content(path) == content_hash(path) for path in paths)

@@ -128,7 +128,7 @@ def test_a_dead_builders_file_is_taken_over_before_it_is_swept(tmp_path, source)
     path, cache = next(source.rglob("*.mp4")), FrameCache(tmp_path, PLENTY)
     subprocess.run([sys.executable, "-c", DIE_AT, str(path), str(tmp_path), "1"], cwd=ROOT, check=False)
     assert list(tmp_path.glob("*.tmp"))
-    clip = cache.get(path, 0, 48, settled=False)
+    clip = cache.get(path, 0, 48, last_round=False)
     assert (frames_of(clip) == decoded(path, 48)).all() and not list(tmp_path.glob("*.tmp"))
 
 

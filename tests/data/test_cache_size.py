@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expand.data.frames.cache_size import LOOK_AGAIN, SPARED_SHARE, Ledger
+from expand.data.frames.cache_size import LOOK_AGAIN, SPARED_SHARE, SizeLimit
 from expand.data.frames.frame_file import FRAMES, INDEX
 
 
@@ -37,19 +37,19 @@ def fill(folder, stored):
 @given(stored=STORED, limit=st.integers(0, 500), wanted=st.integers(1, 120))
 def test_room_is_made_by_the_longest_unused_of_others_alone_and_only_where_it_suffices(tmp_path_factory, stored, limit,
                                                                                     wanted):
-    folder = tmp_path_factory.mktemp("ledger")
+    folder = tmp_path_factory.mktemp("size_limit")
     paths = fill(folder, stored)
-    ledger = Ledger(folder, limit)
+    size_limit = SizeLimit(folder, limit)
     for path, entry in zip(paths, stored):
         if entry.own:
-            ledger.mark(path)
-    assert ledger.take(wanted, evict=False) == (sum(entry.size for entry in stored) + wanted <= limit)
+            size_limit.mark(path)
+    assert size_limit.take(wanted, evict=False) == (sum(entry.size for entry in stored) + wanted <= limit)
     assert all(path.exists() for path in paths)
-    ledger = Ledger(folder, limit)  # counts anew
+    size_limit = SizeLimit(folder, limit)  # counts anew
     for path, entry in zip(paths, stored):
         if entry.own:
-            ledger.mark(path)
-    taken = ledger.take(wanted, evict=True)
+            size_limit.mark(path)
+    taken = size_limit.take(wanted, evict=True)
     left = [entry for path, entry in zip(paths, stored) if path.exists()]
     removed = [entry for path, entry in zip(paths, stored) if not path.exists()]
     needed = sum(entry.size for entry in stored if entry.own) + wanted
@@ -76,12 +76,12 @@ def test_some_of_the_disk_is_left_free_and_old_frames_give_way_for_it(tmp_path, 
 
     monkeypatch.setattr(os, "statvfs", disk)
     (old,) = fill(tmp_path, [Stored(400, 9, own=False)])
-    ledger = Ledger(tmp_path, 10_000)
+    size_limit = SizeLimit(tmp_path, 10_000)
     spared = round(SPARED_SHARE * 1000)
-    assert ledger.has_room(600 - spared, evict=False) and not ledger.has_room(601 - spared, evict=False)
-    assert not ledger.has_room(1001 - spared, evict=True) and old.exists() and ledger.is_disk_full
-    assert ledger.take(601 - spared, evict=True) and not old.exists()
-    assert not Ledger(tmp_path, 500).is_disk_full
+    assert size_limit.has_room(600 - spared, evict=False) and not size_limit.has_room(601 - spared, evict=False)
+    assert not size_limit.has_room(1001 - spared, evict=True) and old.exists() and size_limit.is_disk_full
+    assert size_limit.take(601 - spared, evict=True) and not old.exists()
+    assert not SizeLimit(tmp_path, 500).is_disk_full
 
 
 @pytest.mark.parametrize("answer", [OSError(errno.ENOSYS, "not implemented"), SimpleNamespace(f_blocks=0, f_frsize=1,
@@ -93,15 +93,15 @@ def test_a_disk_that_does_not_say_how_full_it_is_sets_no_limit(tmp_path, monkeyp
         return answer
 
     monkeypatch.setattr(os, "statvfs", disk)
-    assert Ledger(tmp_path, 100).has_room(100, evict=False)
+    assert SizeLimit(tmp_path, 100).has_room(100, evict=False)
 
 
 @given(counts=st.lists(st.integers(1, 60), max_size=20), limit=st.integers(0, 300))
 def test_two_programs_overshoot_by_no_more_than_the_share_after_which_they_look(tmp_path_factory, counts, limit):
-    folder = tmp_path_factory.mktemp("ledger")
-    ledgers = [Ledger(folder, limit), Ledger(folder, limit)]
+    folder = tmp_path_factory.mktemp("size_limit")
+    limits = [SizeLimit(folder, limit), SizeLimit(folder, limit)]
     for number, count in enumerate(counts):
-        if ledgers[number % 2].take(count, evict=True):
+        if limits[number % 2].take(count, evict=True):
             (folder / f"{number}.frames").write_bytes(bytes(count))
     total = sum(file.stat().st_size for file in folder.glob("*.frames"))
     assert total <= limit * (1 + LOOK_AGAIN) + max(counts, default=0)

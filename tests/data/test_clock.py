@@ -28,7 +28,7 @@ AT_30 = np.array(steady(30, 2.0))
 def timed(stamps_s, fps: float | None = 30.0) -> tuple[np.ndarray, Clock]:
     clock = Clock(lambda: fps)
     frames = [Stamped(None, None if time_s is None else float(time_s), None) for time_s in stamps_s]
-    given_s, order = zip(*clock.timed(iter(frames)))
+    given_s, order = zip(*clock.add_times(iter(frames)))
     assert list(order) == frames
     return np.array(given_s), clock
 
@@ -93,7 +93,7 @@ def test_whatever_stamps_say_time_ascends_and_is_bounded_by_the_frames(stamps_s,
 def test_few_frames_are_held_where_the_clock_jumps_at_once():
     taken = []
     frames = (taken.append(number) or Stamped(None, 3600.0 * bool(number) + number / 30, None) for number in range(99))
-    given_s = Clock(lambda: None).timed(frames)
+    given_s = Clock(lambda: None).add_times(frames)
     next(given_s), next(given_s)
     assert len(taken) <= AHEAD + 2
 

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from expand.config.schema import DataConfig
 from expand.data.frames import frame_access as access
-from expand.data.frames import pictures
+from expand.data.loading import pictures
 from expand.data.frames.frame_access import CachedClip
 from expand.data.loading import loader
 from expand.data.loading.loader import DRAWS, ORDER_STREAM, SAMPLE_STREAM, TrainBatches, eval_loader
@@ -138,7 +138,7 @@ def test_small_clips_of_equal_cuts_are_resized_in_one_call(data, monkeypatch):
 
 
 def test_a_frame_file_that_is_cut_is_noticed_amid_a_batch(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(access, "_said", bytearray(1))
+    monkeypatch.setattr(access, "_warned", bytearray(1))
     short = tmp_path / "short.frames"
     short.write_bytes(data.train[3].store.read_bytes()[:100])
     torn = dataclasses.replace(data.train[3], store=short, path=tmp_path / "gone.mp4", content="0" * 64)

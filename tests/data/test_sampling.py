@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from expand.data.frames.clock import one_per_tick
 from expand.data.loading.sampling import (
     clip_frames,
     nearest_frames,
-    one_per_tick,
     random_start_s,
     span_s,
     view_starts_s,

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expand.errors import DataError, UsageError
-from expand.processes.child import CONTEXT, HUNG, Child, ChildDied, beat, died_of
+from expand.processes.child import CONTEXT, HUNG, Child, ChildDied, heartbeat, died_of
 from expand.processes.pool import process_map
 
 TIMEOUT_S = 0.7
@@ -62,7 +62,7 @@ def pids():
 def work_silently(seconds, beats):
     for _ in range(beats):
         time.sleep(seconds)
-        beat()
+        heartbeat()
 
 
 def do(state, deed):

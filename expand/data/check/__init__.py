@@ -17,7 +17,7 @@ from expand.data.check.figures import by_class_and_split, limits
 from expand.data.check.measuring import Failure, measure_all
 from expand.data.check.places import Row, find_places, rows_by_hand, write_list
 from expand.data.check.problems import Problem, copies_within, find_problems
-from expand.data.loading.clip_length import median_length_s
+from expand.data.loading.sampling import median_length_s
 from expand.data.sources import ClipList, cache_dir, counted, list_clips, quarantine_file
 from expand.data.sources.balance import balance, balance_notes
 from expand.data.sources.checks import emptied

@@ -1,13 +1,15 @@
-"""Decoded frames, kept once on disk: one file a clip, found by its content, read in parts.
+"""The cache of decoded frames: one file for each clip, found by the clip's content and read in parts.
 
-A file's name is a hash of the clip's bytes (`expand.data.frames.content`), of the format and of the settings that its
-frames depend on: a copied, moved or renamed set, or one named by a list in place of its folder, finds the frames that
-are there. Frames are kept as decoded and resized, uint8, without further loss. A file is written under a temporary name
-and renamed: a kill leaves no half file. Whoever writes holds a lock on the temporary file, which falls with the
-process, so that others know whether to wait for it or to take its place.
+`FrameCache.get` returns a clip with its frames and decodes them if they are not stored yet. Its parts:
 
-All sets share one limit (`expand.data.frames.cache_size`). An `.index` file is the description alone, for a clip whose
-frames are decoded at each access.
+- `content.py` hashes a clip's bytes. The hash, the file format and the settings that change the frames give the file's
+  name, so a set that was copied, moved or renamed finds the frames that are already there.
+- `frame_file.py` defines the file format: uint8 frames as decoded and resized, without further loss. An `.index` file
+  is the description alone, for a clip whose frames are decoded at each access.
+- `cache_size.py` keeps all sets within one limit and removes old files.
+- `file_locks.py` has the locks: a process writes to a temporary file that it has locked, and renames it when it is
+  complete. A killed process leaves no incomplete file, and its lock ends with it.
+- `frame_access.py` reads the frames of a prepared clip.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from expand.data.frames.cache_size import LOCK, Ledger
+from expand.data.frames.cache_size import LOCK, SizeLimit
 from expand.data.frames.content import ContentMemo
 from expand.data.frames.decode import ClipReader, UnreadableClip
-from expand.data.frames.file_locks import POLL_S, TEMPORARY, claim, claim_another, locked, release, sweep
+from expand.data.frames.file_locks import POLL_S, TEMPORARY, claim, claim_another, lock, release, sweep
 from expand.data.frames.frame_access import CachedClip, read_frames
 from expand.data.frames.frame_file import FORMAT, FRAMES, INDEX, frames_bytes, pack_description, read_description
 from expand.errors import DataError
-from expand.processes.child import CONTEXT, beat
+from expand.processes.child import CONTEXT, heartbeat
 
 __all__ = ["FORMAT", "CachedClip", "FrameCache", "read_frames"]
 
@@ -41,7 +43,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Request:
     """A clip whose frames are asked for."""
 
     path: Path
@@ -50,14 +52,15 @@ class _Job:
     content: str
     state: str
     stem: str
-    """What the names of its files begin with."""
+    """The beginning of the names of its files."""
 
 
 class FrameCache:
-    """Builds and finds the frame files of one data set in `folder`, up to `limit_bytes`; goes with `process_map`.
+    """Find and build the frame files of one data set in `folder`, up to `limit_bytes`. Can be the state of a
+    `process_map`.
 
-    `frame_rate` is that of clips that are folders of frames, `timeout_s` how long another process that builds the
-    same clip may seem to do nothing. Both go into the clips.
+    `frame_rate` is the rate of clips that are folders of frames. `timeout_s` is how long to wait for another process
+    that builds the same clip and writes nothing. Both are copied into the clips.
     """
 
     def __init__(self, folder: Path, limit_bytes: float, *, frame_rate: float = 30.0, timeout_s: float = 60.0) -> None:
@@ -66,180 +69,189 @@ class FrameCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             sweep(folder)
-            self.ledger = Ledger(folder, limit_bytes)
+            self.limit = SizeLimit(folder, limit_bytes)
         except OSError as error:
             raise DataError(f"cannot be made: {error.strerror}", where=str(folder),
                             fix="name a folder that can be written with data.cache_dir") from error
         self.memo = ContentMemo(folder / MEMO)
-        with locked(folder / LOCK):
+        with lock(folder / LOCK):
             self.memo.compact()
 
     @property
     def full_because(self) -> str | None:
-        """Why no more frames are kept; None while they are."""
+        """The reason why no more frames are kept; None while they are."""
         if self._full.value == ROOM:
             return None
-        if self._full.value == DISK_FULL or self.ledger.is_disk_full:
+        if self._full.value == DISK_FULL or self.limit.is_disk_full:
             return f"the disk of {self.folder} is full"
-        return f"data.cache_gb is {self.ledger.limit_bytes / 1e9:g}"
+        return f"data.cache_gb is {self.limit.limit_bytes / 1e9:g}"
 
-    def settle(self) -> None:
-        """After all clips were asked for without `settled`: what they did not need may now be removed for the rest."""
-        if self._full.value == OVER_LIMIT and self.ledger.limit_bytes > 0:
+    def begin_last_round(self) -> None:
+        """Allow the removal of files that this set does not need, after every clip was asked for once."""
+        if self._full.value == OVER_LIMIT and self.limit.limit_bytes > 0:
             self._full.value = ROOM
 
-    def get(self, path: Path, label: int, short_side: int, *, settled: bool = True) -> CachedClip | None:
-        """The clip with its frames at min(its short side, `short_side`), decoded now unless found.
+    def get(self, path: Path, label: int, short_side: int, *, last_round: bool = True) -> CachedClip | None:
+        """Return the clip with its frames at min(its short side, `short_side`); decode it now unless it is stored.
 
-        Not `settled`: None where another process is building it, or where there is no room and more could be made; to
-        be asked for again after all clips of the set were, so that each is marked as in use before others give way.
-        Raises `UnreadableClip`.
+        A set is asked for in two rounds, so that all of its stored files are marked as used before others are removed.
+        In the first one (not `last_round`) the answer is None where another process builds the clip, or where only
+        removing other files would make room. Raises `UnreadableClip`.
         """
-        job = self._job(path, label, short_side)
-        if found := self._found(job):
-            return found
-        index = self._index(job)
-        if index and self._never_fits(frames_bytes(index)):
-            return self._clip(job, index, None)
-        if index and not self._full.value and not self.ledger.has_room(frames_bytes(index), evict=settled):
-            self._full.value = OVER_LIMIT
-        if self._puts_off(settled):
+        request = self._request(path, label, short_side)
+        if stored := self._find_frames(request):
+            return stored
+        if found := self._find(request.stem, short_side, INDEX):
+            index_file, about = found
+            self.limit.mark(index_file)
+            if self._never_fits(frames_bytes(about)):
+                return self._cached_clip(request, about, None)
+            if not self._full.value and not self.limit.has_room(frames_bytes(about), evict=last_round):
+                self._full.value = OVER_LIMIT
+            if self._full.value and not self._may_get_room(last_round):
+                return self._cached_clip(request, about, None)
+        if self._may_get_room(last_round):
             return None
-        if index and self._full.value:
-            return self._clip(job, index, None)
-        return self._build(job, settled)
+        return self._build(request, last_round)
 
     def has(self, path: Path, short_side: int) -> bool:
-        """Whether the frames of `path` are known to be there, without reading or marking anything."""
-        content = self.memo.known(path)
-        return content is not None and self._stored(self._stem(path, content), short_side) is not None
+        """Return whether the frames of `path` are known to be stored, without reading or marking anything."""
+        content = self.memo.known_content(path)
+        return content is not None and self._find(self._stem(path, content), short_side, FRAMES) is not None
 
-    def _puts_off(self, settled: bool) -> bool:
-        """Whether there is no room as yet, and asking again may help."""
-        return not settled and self._full.value == OVER_LIMIT and self.ledger.limit_bytes > 0
+    def _may_get_room(self, last_round: bool) -> bool:
+        """Return whether the folder is full in the first round, so that the last round may still make room."""
+        return not last_round and self._full.value == OVER_LIMIT and self.limit.limit_bytes > 0
 
     def _never_fits(self, count: int) -> bool:
-        """Whether a clip's frames are too many even for an empty cache: it alone is then not kept."""
-        return count > self.ledger.limit_bytes
+        """Return whether `count` bytes are too many even for an empty cache; then this one clip is not kept."""
+        return count > self.limit.limit_bytes
 
-    def _job(self, path: Path, label: int, short_side: int) -> _Job:
+    def _request(self, path: Path, label: int, short_side: int) -> _Request:
         try:
             content, state = self.memo.content(path)
         except OSError as error:
-            next(iter(ClipReader(path, short_side, frame_rate=self.frame_rate)), None)  # says it in its own words
+            next(iter(ClipReader(path, short_side, frame_rate=self.frame_rate)), None)  # has the better message
             raise UnreadableClip(error.strerror or str(error), where=str(path)) from error
-        return _Job(path, label, short_side, content, state, self._stem(path, content))
+        return _Request(path, label, short_side, content, state, self._stem(path, content))
 
     def _stem(self, path: Path, content: str) -> str:
         rate = f"{self.frame_rate:.9g}" if path.is_dir() else ""
         return hashlib.sha256(f"{FORMAT} {content} {rate}".encode()).hexdigest()[:32]
 
-    def _files(self, stem: str, short_side: int) -> list[Path]:
-        return [self.folder / f"{stem}-{size}{FRAMES}" for size in (short_side, "full")]
+    def _names(self, stem: str, short_side: int) -> tuple[Path, Path]:
+        """The names for frames at `short_side`, and at the source's own size, which serve every larger request."""
+        return self.folder / f"{stem}-{short_side}{FRAMES}", self.folder / f"{stem}-full{FRAMES}"
 
-    def _found(self, job: _Job) -> CachedClip | None:
-        if (stored := self._stored(job.stem, job.short_side)) is None:
-            return None
-        self.ledger.mark(stored[0])
-        return self._clip(job, stored[1], stored[0])
-
-    def _index(self, job: _Job) -> dict[str, Any] | None:
-        if (stored := self._stored(job.stem, job.short_side, INDEX)) is None:
-            return None
-        self.ledger.mark(stored[0])
-        return stored[1]
-
-    def _stored(self, stem: str, short_side: int, suffix: str = FRAMES) -> tuple[Path, dict[str, Any]] | None:
-        """The file that serves, and its description; frames at the source's own size serve every larger request."""
-        for file in self._files(stem, short_side):
-            about = read_description(file.with_suffix(suffix))
+    def _find(self, stem: str, short_side: int, suffix: str) -> tuple[Path, dict[str, Any]] | None:
+        """Return the stored file that serves a request, with its description."""
+        for name in self._names(stem, short_side):
+            file = name.with_suffix(suffix)
+            about = read_description(file)
             if about and bool(about["bytes"]) == (suffix == FRAMES) and (
                     not file.stem.endswith("-full") or min(about["height"], about["width"]) <= short_side):
-                return file.with_suffix(suffix), about
+                return file, about
         return None
 
-    def _build(self, job: _Job, settled: bool) -> CachedClip | None:
+    def _find_frames(self, request: _Request) -> CachedClip | None:
+        """Return the clip if its frames are stored, and mark them as used."""
+        if (found := self._find(request.stem, request.short_side, FRAMES)) is None:
+            return None
+        file, about = found
+        self.limit.mark(file)
+        return self._cached_clip(request, about, file)
+
+    def _build(self, request: _Request, last_round: bool) -> CachedClip | None:
+        """Decode the clip into a new file, unless another process has done so by the time its lock is ours."""
         try:
-            file = self._claimed(job, settled)
+            file = self._claim(request, last_round)
         except OSError as error:
             if error.errno not in NO_ROOM:
-                raise self._unwritable(error) from error
-            self._full.value = DISK_FULL
-            return self._described(job)
+                raise self._write_error(error) from error
+            self._full.value = DISK_FULL  # not even an empty file can be written
+            about = self._write_frames(io.BytesIO(), self._reader(request), last_round=True)
+            return self._cached_clip(request, about, None)
         if file is None:
             return None
-        done = False
+        is_renamed = False
         try:
-            if found := self._found(job):  # by the process that we waited for
-                return found
-            built, done = self._written(job, file, settled)
-            return built
+            if stored := self._find_frames(request):  # by the process that we waited for
+                return stored
+            clip, is_renamed = self._decode_into(file, request, last_round)
+            return clip
         finally:
-            release(file, remove=not done)
+            release(file, remove=not is_renamed)
 
-    def _claimed(self, job: _Job, settled: bool) -> io.FileIO | None:
-        """The file to write to; None where another process has it and, if `settled`, even after waiting for that.
+    def _claim(self, request: _Request, last_round: bool) -> io.FileIO | None:
+        """Open and lock the temporary file of a clip; None where another process has it.
 
-        A process that has it and does nothing for `timeout_s` is not waited for: both then build, and one wins.
+        In the last round this waits for the other process. One that writes nothing for `timeout_s` is not waited for:
+        both then build the clip, and the later rename wins.
         """
-        path = self.folder / f"{job.stem}-{job.short_side}{TEMPORARY}"
+        path = self.folder / f"{request.stem}-{request.short_side}{TEMPORARY}"
         if self._full.value:
             return claim_another(path)
-        size, since = -1, time.monotonic()
-        while (file := claim(path)) is None and settled:
-            beat()
+        last_size, since = -1, time.monotonic()
+        while (file := claim(path)) is None and last_round:
+            heartbeat()
             time.sleep(POLL_S)
-            if (grown := _size(path)) != size:
-                size, since = grown, time.monotonic()
+            try:
+                size = path.stat().st_size
+            except OSError:  # it has just got its final name
+                size = 0
+            if size != last_size:
+                last_size, since = size, time.monotonic()
             elif time.monotonic() - since > self.timeout_s:
                 return claim_another(path)
         return file
 
-    def _written(self, job: _Job, file: io.FileIO, settled: bool) -> tuple[CachedClip | None, bool]:
-        """The clip, decoded into `file`, and whether that got its final name."""
-        reader = self._reader(job)
+    def _decode_into(self, file: io.FileIO, request: _Request, last_round: bool) -> tuple[CachedClip | None, bool]:
+        """Decode the clip into `file`. Return it, and whether `file` was given its final name."""
+        reader = self._reader(request)
         about, final = None, None
         try:
-            about = self._write_frames(file, reader, settled)
-            if not about["bytes"] and self._puts_off(settled):
+            about = self._write_frames(file, reader, last_round)
+            if not about["bytes"] and self._may_get_room(last_round):
                 return None, False
             description = pack_description(about)
             if file.write(description) != len(description):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fdatasync(file.fileno())  # else a power cut may leave the final name with zeros in place of frames
-            self.ledger.mark(file.fileno())
-            whole = (about["height"], about["width"]) == (reader.source_height, reader.source_width)
-            name = self._files(job.stem, job.short_side)[whole]
+            self.limit.mark(file.fileno())
+            is_full_size = (about["height"], about["width"]) == (reader.source_height, reader.source_width)
+            name = self._names(request.stem, request.short_side)[is_full_size]
             final = name if about["bytes"] else name.with_suffix(INDEX)
-            os.replace(file.name, final)
+            os.replace(str(file.name), final)
             if about["bytes"]:
-                _remove(name.with_suffix(INDEX))
+                with suppress(OSError):
+                    name.with_suffix(INDEX).unlink(missing_ok=True)
         except OSError as error:
             if about is None or error.errno not in NO_ROOM:
-                raise self._unwritable(error) from error
+                raise self._write_error(error) from error
             self._full.value = DISK_FULL
-            return self._clip(job, about, None), False
-        return self._clip(job, about, final if about["bytes"] else None), True
+            return self._cached_clip(request, about, None), False
+        return self._cached_clip(request, about, final if about["bytes"] else None), True
 
-    def _write_frames(self, file: io.RawIOBase | io.BytesIO, reader: ClipReader, settled: bool) -> dict[str, Any]:
-        """Write the frames, as long as there is room for them; the description of what the file then holds."""
-        times_s, size, written = [], (0, 0), 0
+    def _write_frames(self, file: io.FileIO | io.BytesIO, reader: ClipReader, last_round: bool) -> dict[str, Any]:
+        """Decode all frames and write them as long as there is room; return the description of what `file` holds."""
+        times_s, height, width, written = [], 0, 0, 0
         for time_s, frame_HWC in reader:
             times_s.append(time_s)
-            size = frame_HWC.shape[:2]
+            height, width = frame_HWC.shape[:2]
             if not self._full.value and not self._never_fits(written):
                 written += self._write(file, frame_HWC)
         is_too_long = self._never_fits(written)
-        if not self._full.value and not is_too_long and not self.ledger.take(written, evict=settled):
+        if not self._full.value and not is_too_long and not self.limit.take(written, evict=last_round):
             self._full.value = OVER_LIMIT
         if self._full.value or is_too_long:
             file.truncate(0)
             written = 0
         stamps = None if reader.stamps is None else reader.stamps.tolist()
-        return {"times_s": times_s, "stamps": stamps, "height": size[0], "width": size[1], "bytes": written,
+        return {"times_s": times_s, "stamps": stamps, "height": height, "width": width, "bytes": written,
                 "damaged": reader.damaged, "mirrored": reader.header.mirrored}
 
-    def _write(self, file: io.RawIOBase | io.BytesIO, frame_HWC: np.ndarray) -> int:
+    def _write(self, file: io.FileIO | io.BytesIO, frame_HWC: np.ndarray) -> int:
+        """Write a frame and return its bytes; 0, and the cache counts as full, where the disk has no room for it."""
         try:
             if file.write(frame_HWC.data) == frame_HWC.nbytes:
                 return frame_HWC.nbytes
@@ -249,31 +261,15 @@ class FrameCache:
         self._full.value = DISK_FULL
         return 0
 
-    def _reader(self, job: _Job) -> ClipReader:
-        return ClipReader(job.path, job.short_side, frame_rate=self.frame_rate)
+    def _reader(self, request: _Request) -> ClipReader:
+        return ClipReader(request.path, request.short_side, frame_rate=self.frame_rate)
 
-    def _described(self, job: _Job) -> CachedClip:
-        """The clip where not even an empty file can be written."""
-        return self._clip(job, self._write_frames(io.BytesIO(), self._reader(job), settled=True), None)
-
-    def _clip(self, job: _Job, about: dict[str, Any], store: Path | None) -> CachedClip:
+    def _cached_clip(self, request: _Request, about: dict[str, Any], store: Path | None) -> CachedClip:
         stamps = None if about["stamps"] is None else np.array(about["stamps"], dtype=np.int64)
-        return CachedClip(job.path, job.label, np.array(about["times_s"], dtype=np.float64), about["height"],
-                          about["width"], store, job.short_side, about["damaged"], stamps, self.frame_rate,
-                          self.timeout_s, job.content, job.state, about["mirrored"])
+        return CachedClip(request.path, request.label, np.array(about["times_s"], dtype=np.float64), about["height"],
+                          about["width"], store, request.short_side, about["damaged"], stamps, self.frame_rate,
+                          self.timeout_s, request.content, request.state, about["mirrored"])
 
-    def _unwritable(self, error: OSError) -> DataError:
+    def _write_error(self, error: OSError) -> DataError:
         return DataError(f"decoded frames cannot be written: {error.strerror}", where=str(self.folder),
                          fix="name another folder with data.cache_dir")
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # it has just got its final name
-        return 0
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink(missing_ok=True)

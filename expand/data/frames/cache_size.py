@@ -1,4 +1,4 @@
-"""How much the frame files of a folder take, and room among them: one limit for all sets and all processes."""
+"""The limit on the size of the frame cache, one for all data sets and processes; old files are removed for new ones."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from expand.data.frames.file_locks import locked
+from expand.data.frames.file_locks import lock
 from expand.data.frames.frame_file import FRAMES, INDEX
 from expand.processes.child import CONTEXT
 
 LOCK = "lock"
 LOOK_AGAIN = 0.02
 """Share of the limit by which one process may fill the folder before it looks at what others have put there, and by
-which more than needed is removed, so that the folder is not read for every clip."""
+which it removes more than needed, so that the folder is not read for every clip."""
 SPARED_BYTES, SPARED_SHARE = 1e9, 0.05
-"""What frames leave free on their disk, the smaller of bytes and a share of it: the run writes its checkpoints, most
-often to the same one."""
+"""Space that frames leave free on their disk, the smaller of these bytes and this share of the disk: the run writes
+its checkpoints, most often to the same one."""
 
 
-class Ledger:
-    """The bytes in `folder`, up to `limit_bytes` and as far as its disk has room. The processes of one `process_map`
-    share a count; other programs are seen by looking: at the start, when the count reaches the limit, and after every
-    2 % of it.
+class SizeLimit:
+    """The count of the bytes in `folder`, held below `limit_bytes` and below what its disk has room for.
 
-    Descriptions alone (`.index`) count and give way as frames do: those of old sets and formats do not stay for ever.
-    A file's modification time says when a set that it belongs to was last prepared. Files marked since this ledger was
-    made belong to the set at hand, or to one that is prepared at the same time: they are never removed.
+    The processes of one `process_map` share the count. Files of other programs are found by reading the folder: at the
+    start, when the count reaches the limit, and after every 2 % of it. Descriptions alone (`.index`) are counted and
+    removed as frames are, so that those of old sets and formats do not stay for ever.
+
+    A file's modification time says when a set that it belongs to was last prepared. Files marked since this object was
+    made belong to the current set, or to one that is prepared at the same time: they are never removed.
     """
 
     def __init__(self, folder: Path, limit_bytes: float) -> None:
@@ -35,23 +36,25 @@ class Ledger:
         self._started_ns = time.time_ns()
         # without the lock of `CONTEXT.Value`: a process that is killed with it in hand would stop all the others
         self._used, self._unseen = CONTEXT.RawValue("d", 0.0), CONTEXT.RawValue("d", 0.0)
-        with locked(folder / LOCK):
-            self._look()
+        with lock(folder / LOCK):
+            self._count_folder()
 
     @property
     def used_bytes(self) -> float:
-        """All files of the folder that count, as far as is known."""
+        """The bytes of all frame files in the folder, as far as is known."""
         return self._used.value
 
     @property
     def is_disk_full(self) -> bool:
-        """Whether it is the disk that sets the limit."""
+        """Whether the disk, and not the setting, is the limit."""
         return self._limit() < self.limit_bytes
 
     def take(self, count: int, *, evict: bool) -> bool:
-        """Whether `count` more bytes stay within the limit; they are then counted. With `evict` the files that were
-        not marked for longest are removed where that makes the room."""
-        with locked(self._folder / LOCK):
+        """Count `count` more bytes if they stay within the limit, and return whether they do.
+
+        With `evict`, the files that were not marked for longest are removed if that makes enough room.
+        """
+        with lock(self._folder / LOCK):
             if not self._fits(count, evict):
                 return False
             self._used.value += count
@@ -59,19 +62,19 @@ class Ledger:
             return True
 
     def has_room(self, count: int, *, evict: bool) -> bool:
-        """As `take`, without counting."""
-        with locked(self._folder / LOCK):
+        """Return whether `take` would succeed, without counting; with `evict` it removes files as `take` does."""
+        with lock(self._folder / LOCK):
             return self._fits(count, evict)
 
     def mark(self, file: Path | int) -> None:
-        """Say that `file` belongs to the set that is prepared now."""
+        """Mark `file` as used by the set that is prepared now."""
         now_ns = max(time.time_ns(), self._started_ns)  # this machine's clock, also where a file server has its own
-        with suppress(OSError):  # somebody else's file
+        with suppress(OSError):  # a file of another user
             os.utime(file, ns=(now_ns, now_ns))
 
     def _fits(self, count: int, evict: bool) -> bool:
         if self._used.value + count > self._limit() or self._unseen.value > LOOK_AGAIN * self.limit_bytes:
-            files = self._look()
+            files = self._count_folder()
             if evict and self._used.value + count > self._limit():
                 self._evict(files, self._limit() - count)
         return self._used.value + count <= self._limit()
@@ -85,8 +88,8 @@ class Ledger:
         most = self._used.value + disk.f_bavail * disk.f_frsize - spared
         return min(self.limit_bytes, most) if disk.f_blocks else self.limit_bytes  # some disks do not say
 
-    def _look(self) -> list[tuple[int, int, str]]:
-        """(mark, bytes, path) of all files of frames and descriptions, which are counted anew."""
+    def _count_folder(self) -> list[tuple[int, int, str]]:
+        """Count all files of frames and descriptions anew; return (mark, bytes, path) of each."""
         files = []
         with os.scandir(self._folder) as entries:
             for entry in entries:
@@ -98,8 +101,8 @@ class Ledger:
         return files
 
     def _evict(self, files: list[tuple[int, int, str]], most_bytes: float) -> None:
-        """Remove files, longest unmarked first, until at most `most_bytes` are left, and some more while at it; none
-        where that many can never be reached."""
+        """Remove files, longest unmarked first, until 2 % less than `most_bytes` is left; none at all if not even
+        `most_bytes` can be reached."""
         old = sorted(file for file in files if file[0] < self._started_ns)
         if self._used.value - sum(size for _, size, _ in old) > most_bytes:
             return
@@ -107,6 +110,6 @@ class Ledger:
             if self._used.value <= most_bytes - LOOK_AGAIN * self.limit_bytes:
                 return
             with suppress(OSError):
-                if os.stat(path).st_mtime_ns == marked_ns:  # else another set has just claimed it
+                if os.stat(path).st_mtime_ns == marked_ns:  # else another set has just marked it
                     os.unlink(path)
                     self._used.value -= size

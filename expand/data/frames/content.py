@@ -1,7 +1,7 @@
-"""What a clip is, whatever it is called: a hash of its bytes, and a memo that saves hashing a file twice.
+"""The identity of a clip: a hash of its bytes, whatever its name, and a memo so that no file is hashed twice.
 
-The memo is a text file to which any number of processes append: a line a hashed clip, written in one piece. A line
-that is torn, foreign or half overwritten fails its check sum and is passed over; a lost one costs a hash.
+The memo is a text file to which any number of processes append: one line for each hashed clip, written in one call. A
+line that is torn, foreign or half overwritten fails its check sum and is skipped; a lost line costs one more hash.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from expand.data.frames.frame_folder import frame_files
 from expand.data.frames.unreadable import UnreadableClip
-from expand.processes.child import beat
+from expand.processes.child import heartbeat
 
 CHUNK = 1 << 20
 SETTLED_NS = 2_000_000_000
@@ -29,9 +29,9 @@ _PATH, _STATE, _CONTENT, _CHECK = 32, 16, 64, 8
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a clip: of a file's bytes, or of those of a folder's frames in their order. 64 hexadecimal digits.
+    """Return the SHA-256 of a file's bytes, or of those of a folder's frames in their order: 64 hexadecimal digits.
 
-    The name is no part of it, nor are the frames' names. Raises `OSError`, also for what is no regular file, and
+    The names of the clip and of its frames do not change it. Raises `OSError`, also for what is no regular file, and
     `UnreadableClip` for a folder without frames.
     """
     if not path.is_dir():
@@ -43,21 +43,24 @@ def content_hash(path: Path) -> str:
 
 
 def file_state(path: Path) -> str:
-    """What changes when somebody writes to the clip: a digest of size, times of modification and of change, and inode,
-    of a folder those of all frames. 16 hexadecimal digits. Raises as `content_hash`."""
+    """Return a digest that changes when the clip is written to: 16 hexadecimal digits.
+
+    It is made of size, times of modification and of change, and inode, of a folder those of all frames. Raises as
+    `content_hash`.
+    """
     return _state(path)[0]
 
 
 def _state(path: Path) -> tuple[str, int]:
-    """The state, and the latest modification time in it, nanoseconds."""
+    """Return the state of a clip, and the latest modification time in it, nanoseconds."""
     digest, latest_ns = hashlib.sha256(), 0
     for file in frame_files(path) if path.is_dir() else [path]:
         about = file.stat()
-        if not stat.S_ISREG(about.st_mode):  # a pipe would make whoever opens it wait
+        if not stat.S_ISREG(about.st_mode):  # opening a pipe would block
             raise OSError(errno.EINVAL, "is not a regular file")
         latest_ns = max(latest_ns, about.st_mtime_ns)
         name = os.fsencode(file.name) if file != path else b""
-        # the time of change too: programs that copy or restore a file give it any time of modification that they like
+        # the time of change too: programs that copy or restore a file can set its time of modification
         digest.update(b"%d %d %d %d %s\0" % (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino, name))
     return digest.hexdigest()[:_STATE], latest_ns
 
@@ -67,40 +70,49 @@ def _file_hash(path: Path) -> str:
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(chunk):
             digest.update(chunk[:count])
-            beat()
+            heartbeat()
     return digest.hexdigest()
 
 
 class ContentMemo:
-    """The content of clips by their absolute path and state, in `file`; goes with `process_map`."""
+    """A memo in `file` of the content of clips, by their absolute path and state. Can be in a `process_map`'s state."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._known: dict[bytes, bytes] = {}  # 16 bytes for a path: 40 for its state and content
         self._lines = 0
         with suppress(OSError):
-            self._known, self._lines = _parsed(file.read_bytes().splitlines())
+            self._known, self._lines = _parse(file.read_bytes().splitlines())
 
-    def known(self, path: Path) -> str | None:
-        """The content of `path`, if it was hashed in its present state; reads nothing of the clip."""
+    def known_content(self, path: Path) -> str | None:
+        """Return the content of `path` if it was hashed in its present state; this does not read the clip."""
         try:
-            return self._found(path, file_state(path))
+            return self._look_up(path, file_state(path))
         except (OSError, UnreadableClip):  # the reader says what is wrong with it
             return None
 
     def content(self, path: Path) -> tuple[str, str]:
-        """(content, state) of `path`; hashed now unless it is known. Raises as `content_hash`."""
+        """Return (content, state) of `path`; hash it now unless it is known. Raises as `content_hash`."""
         state, latest_ns = _state(path)
-        content = self._found(path, state)
+        content = self._look_up(path, state)
         if content is None:
             content = content_hash(path)
             if latest_ns < time.time_ns() - SETTLED_NS and _state(path)[0] == state:
-                self._remember(path, state, content)
+                name = _path_digest(path)
+                self._known[bytes.fromhex(name)] = bytes.fromhex(state + content)
+                with suppress(OSError):  # a full disk or the folder of another user: it is hashed again next time
+                    file = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                    try:
+                        os.write(file, _line(name, state + content))
+                    finally:
+                        os.close(file)
         return content, state
 
     def compact(self) -> None:
-        """Write the file anew if most of it is superseded. Whoever calls it holds a lock that keeps others from it;
-        a line that is appended meanwhile may be lost."""
+        """Write the file anew if most of its lines are superseded.
+
+        The caller holds a lock, so that only one process does this. A line that is appended meanwhile may be lost.
+        """
         if self._lines <= 2 * len(self._known) + SPARE_LINES:
             return
         temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}.tmp")
@@ -112,19 +124,9 @@ class ContentMemo:
         with suppress(OSError):  # which a read-only disk gives for a file that is not there, too
             temporary.unlink(missing_ok=True)
 
-    def _found(self, path: Path, state: str) -> str | None:
+    def _look_up(self, path: Path, state: str) -> str | None:
         value = self._known.get(bytes.fromhex(_path_digest(path)), b"").hex()
         return value[_STATE:] if value[:_STATE] == state and value else None
-
-    def _remember(self, path: Path, state: str, content: str) -> None:
-        name = _path_digest(path)
-        self._known[bytes.fromhex(name)] = bytes.fromhex(state + content)
-        with suppress(OSError):  # a full disk or a folder of somebody else's: it is hashed again next time
-            file = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                os.write(file, _line(name, state + content))
-            finally:
-                os.close(file)
 
 
 def _path_digest(path: Path) -> str:
@@ -132,14 +134,15 @@ def _path_digest(path: Path) -> str:
 
 
 def _line(name: str, value: str) -> bytes:
-    """A path's line: its digest, state and content, and a check sum."""
+    """Return the line of a path: its digest, state and content, and a check sum."""
     text = f"{name} {value[:_STATE]} {value[_STATE:]}"
     return f"{text} {hashlib.sha256(text.encode()).hexdigest()[:_CHECK]}\n".encode()
 
 
-def _parsed(lines: Iterable[bytes]) -> tuple[dict[bytes, bytes], int]:
-    """What whole lines say (the last one of a path counts), and how many lines there are."""
-    known, count = {}, 0
+def _parse(lines: Iterable[bytes]) -> tuple[dict[bytes, bytes], int]:
+    """Return the contents that valid lines give (the last line of a path counts), and the number of all lines."""
+    known: dict[bytes, bytes] = {}
+    count = 0
     for line in lines:
         count += 1
         words = line.split(b" ")

@@ -1,4 +1,9 @@
-"""Locks that the system lets go when their process dies, however it dies: `flock` on files beside what they guard."""
+"""Locks between processes, which the system releases when their process dies, however it dies (`flock`).
+
+A temporary file of the cache is locked itself, not a file beside it: whoever holds the lock writes through the same
+file handle and then renames the file. filelock keeps its handle to itself, so it cannot do this
+(docs/decisions/010-frame-cache.md).
+"""
 
 from __future__ import annotations
 
@@ -11,25 +16,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from expand.processes.child import beat
+from expand.processes.child import heartbeat
 
 POLL_S = 0.02
 TEMPORARY = ".tmp"
 STALE_S = 3600.0
-"""Where the file system knows no locks, a temporary file that was not written to for so long, seconds, is nobody's."""
+"""Age in seconds at which a temporary file counts as left behind, on a file system without locks."""
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Alone in the block among all processes that lock `path`; not where the file system knows no locks."""
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock of `path` for as long as the block runs. On a file system without locks this does nothing."""
     try:
         file = io.FileIO(path, "ab")
-    except OSError:  # somebody else's folder: whoever cannot write there has nothing to guard
+    except OSError:  # a folder of another user, where this process writes nothing that needs the lock
         yield
         return
     with file:
         while _try_lock(file) is False:
-            beat()
+            heartbeat()
             time.sleep(POLL_S)
         try:
             yield
@@ -38,16 +43,16 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def claim(path: Path) -> io.FileIO | None:
-    """`path`, new or left by a dead process, empty, locked and open for writing; None where a process is at work on it.
+    """Open `path` empty, locked and for writing; return None if another process has it.
 
-    Whoever has it renames or removes it before `release`. Where the file system knows no locks, as `claim_another`.
-    Raises `OSError`.
+    The file is new, or was left by a dead process. The caller renames or removes it before `release`. On a file system
+    without locks this is `claim_another`. Raises `OSError`.
     """
     while True:
         file = io.FileIO(path, "ab")
         try:
             if (is_ours := _try_lock(file)) is None:
-                release(file, remove=True)  # where there are no locks, nobody writes under this name
+                release(file, remove=True)  # without locks, this shared name is not used
                 return claim_another(path)
             if not is_ours:
                 file.close()
@@ -62,7 +67,7 @@ def claim(path: Path) -> io.FileIO | None:
 
 
 def claim_another(path: Path) -> io.FileIO:
-    """As `claim`, a file beside `path` that nobody else asks for."""
+    """Open a file with a unique name beside `path`, as `claim` does."""
     while True:
         another = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{TEMPORARY}")
         file = io.FileIO(another, "ab")
@@ -73,7 +78,7 @@ def claim_another(path: Path) -> io.FileIO:
 
 
 def release(file: io.FileIO, remove: bool) -> None:
-    """Let go of a claimed file; with `remove` it is removed first, while nobody else can have taken it over."""
+    """Unlock and close a claimed file. With `remove` it is removed first, while no other process can claim it."""
     if remove:
         with suppress(OSError):
             os.unlink(file.name)
@@ -82,7 +87,7 @@ def release(file: io.FileIO, remove: bool) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files whose process is dead."""
+    """Remove the temporary files of dead processes."""
     for leftover in folder.glob(f"*{TEMPORARY}"):
         with suppress(OSError), io.FileIO(leftover, "ab") as file:
             is_ours = _try_lock(file)
@@ -93,7 +98,7 @@ def sweep(folder: Path) -> None:
 
 
 def _try_lock(file: io.FileIO) -> bool | None:
-    """Whether `file` is ours now; None where the file system knows no locks."""
+    """Lock `file` and return True, or False if another process has it, or None if the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -104,7 +109,7 @@ def _try_lock(file: io.FileIO) -> bool | None:
 
 
 def _unlock(file: io.FileIO) -> None:
-    with suppress(OSError):  # said aloud: a process forked meanwhile would keep the lock with its copy of the file
+    with suppress(OSError):  # explicitly: a process forked meanwhile would keep the lock with its copy of the file
         fcntl.flock(file, fcntl.LOCK_UN)
 
 

@@ -1,6 +1,6 @@
-"""Frames of a prepared clip: from the frame cache, else decoded from the clip itself, the very same ones.
+"""The frames of a prepared clip: read from the frame cache, or else decoded again from the clip, bit for bit the same.
 
-The cache belongs to nobody: another set may push frames out of it, and people delete it. A run does not end for that.
+Another data set may push frames out of the cache, and users may delete it; a run does not end for that.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import mmap
 import os
 import threading
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +21,14 @@ from expand.errors import DataError
 from expand.processes.child import Child, ChildDied
 
 GREY = round(255 * 0.45)
-"""The level that the recipe's normalisation makes 0."""
+"""The grey level that the recipe's normalisation turns into 0."""
 TRIES = 2
-"""Processes that a clip may cost at one access."""
+"""Attempts to decode a clip at one access, each in another process."""
 
 
 @dataclass(frozen=True, eq=False)
 class CachedClip:
-    """A readable clip: where its frames are and when they are shown."""
+    """A readable clip: the place of its frames and their times."""
 
     path: Path
     label: int
@@ -51,45 +52,42 @@ class CachedClip:
     state: str = ""
     """Its `file_state` when the content was that."""
     mirrored: bool = False
-    """Whether its frames were stored mirrored, and are turned back."""
+    """Its frames are mirrored in the clip, and were turned back."""
 
     @property
     def length_s(self) -> float:
-        """Time from the first to the last frame: what a clip can be sampled from, seconds."""
+        """Time from the first to the last frame, seconds."""
         return float(self.times_s[-1])
 
 
 def read_frames(clip: CachedClip, index_T: np.ndarray, top: int, bottom: int) -> np.ndarray:
-    """Rows `top` to `bottom` of the frames `index_T` (ascending, repeats allowed): T x (bottom - top) x W x 3 uint8.
-
-    As `read_into` reads them, and with its errors.
-    """
+    """Return rows `top` to `bottom` of the frames `index_T` (ascending, repeats allowed): T x (bottom - top) x W x 3
+    uint8. Raises as `read_into`."""
     frames_THWC = np.empty((len(index_T), bottom - top, clip.width, 3), dtype=np.uint8)
     read_into(frames_THWC.reshape(len(index_T), -1), clip, index_T, top)
     return frames_THWC
 
 
 def read_into(rows_TB: np.ndarray, clip: CachedClip, index_T: np.ndarray, top: int) -> None:
-    """Reads frames `index_T` (ascending, repeats allowed) into T x (rows x W x 3) bytes: as many rows from `top` on as
-    have room; the bytes of a frame lie side by side.
+    """Read frames `index_T` (ascending, repeats allowed) into T x (rows x W x 3) bytes: from row `top` on as many rows
+    as have room; the bytes of a frame are contiguous.
 
-    Where the stored frames are gone or cut, this is said once and they are decoded from the clip, bit for bit the
-    same. Decoding is done in a process of its own; where that dies twice over a clip (a crash, a hang, no memory), a
-    warning names the clip and this access gives grey frames: that costs one clip and never the run, and in an
-    evaluation it counts against the network rather than for it.
+    If the stored frames are gone or cut, one warning says so and the frames are decoded from the clip, in a child
+    process. If that dies twice over a clip (a crash, a hang, no memory), a warning names the clip and this access gives
+    grey frames: this costs one clip and never the run, and in an evaluation it counts against the network.
 
-    Raises `DataError` where the frames are neither stored nor, because the clip is gone or another, to be decoded.
+    Raises `DataError` if the frames are not stored and the clip is missing or was changed.
     """
     if clip.store is not None:
         try:
-            return _stored(rows_TB, clip, index_T, top)
+            return _read_stored(rows_TB, clip.store, clip, index_T, top)
         except OSError as error:
-            _say_once(f"the decoded frames of {clip.path} are gone or cut ({error.strerror}: {clip.store}); they are "
-                      "decoded anew at each access, and so will others be that are missing. They are kept again once "
+            _warn_once(f"the decoded frames of {clip.path} are gone or cut ({error.strerror}: {clip.store}); they are "
+                      "decoded at each access, and so are other missing ones. They are kept again once "
                       "the run is resumed; if they were pushed out, a larger data.cache_gb keeps them")
     wanted, inverse_T = np.unique(index_T, return_inverse=True)
     try:
-        frames_UHWC = _decoded(clip, wanted, top, top + rows_TB.shape[1] // (clip.width * 3))
+        frames_UHWC = _decode_in_child(clip, wanted, top, top + rows_TB.shape[1] // (clip.width * 3))
         rows_TB[:] = frames_UHWC.reshape(len(wanted), -1)[inverse_T]
     except ChildDied as death:
         warnings.warn(f"{clip.path}: {death.what}, {TRIES} times; grey frames take its place at this access",
@@ -97,47 +95,49 @@ def read_into(rows_TB: np.ndarray, clip: CachedClip, index_T: np.ndarray, top: i
         rows_TB[:] = GREY
 
 
-def _stored(rows_TB: np.ndarray, clip: CachedClip, index_T: np.ndarray, top: int) -> None:
-    """With `pread`, which takes no open file or mapping a clip, and fails where a mapping of a file that is cut
-    meanwhile would kill the process (docs/decisions/010)."""
+def _read_stored(rows_TB: np.ndarray, store: Path, clip: CachedClip, index_T: np.ndarray, top: int) -> None:
+    """Read with `pread`: it needs no open file or mapping for each clip, and fails where a mapping of a file that is
+    cut meanwhile would kill the process (docs/decisions/010-frame-cache.md)."""
     row_bytes, wanted = clip.width * 3, rows_TB.shape[1]
-    file = os.open(clip.store, os.O_RDONLY | os.O_CLOEXEC)
+    file = os.open(store, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for row_B, index in zip(rows_TB, index_T.tolist()):
+        for row_B, index in zip(rows_TB, index_T.tolist(), strict=True):
             if os.preadv(file, [row_B], (index * clip.height + top) * row_bytes) != wanted:
                 raise OSError(0, "the file is too short")
     finally:
         os.close(file)
 
 
-def _decoded(clip: CachedClip, wanted: np.ndarray, top: int, bottom: int) -> np.ndarray:
-    """The frames `wanted` (ascending, each once), decoded by this process's child. Raises `ChildDied` after `TRIES`."""
+def _decode_in_child(clip: CachedClip, wanted: np.ndarray, top: int, bottom: int) -> np.ndarray:
+    """Decode the frames `wanted` (ascending, each once) in this process's child. Raises `ChildDied` after `TRIES`."""
+    global _own
     with _lock:
-        for left in reversed(range(TRIES)):
-            try:
-                return _child(clip.timeout_s).call(_decode, clip, wanted, top, bottom)
-            except ChildDied:
-                if not left:
-                    raise
-    raise AssertionError("unreachable")
+        if _own is None or _own[0] != clip.timeout_s:
+            if _own:
+                _own[1].close()
+            _own = (clip.timeout_s, Child(timeout_s=clip.timeout_s))
+        for _ in range(TRIES - 1):
+            with suppress(ChildDied):
+                return _own[1].call(_decode, clip, wanted, top, bottom)
+        return _own[1].call(_decode, clip, wanted, top, bottom)
 
 
 def _decode(clip: CachedClip, wanted: np.ndarray, top: int, bottom: int) -> np.ndarray:
-    """In the child. Raises `DataError` where the clip is not what it was when it was prepared."""
+    """Decode in the child. Raises `DataError` if the clip is not what it was when it was prepared."""
     _check_unchanged(clip)
     frames = []
-    for _, frame_HWC in ClipReader(clip.path, clip.short_side, frame_rate=clip.frame_rate, wanted=wanted,
-                                   stamps=clip.stamps):
+    for _, frame_HWC in ClipReader(clip.path, clip.short_side, frame_rate=clip.frame_rate,
+                                   wanted=wanted.tolist(), stamps=clip.stamps):
         if frame_HWC.shape[:2] != (clip.height, clip.width):
-            raise _changed(clip, "gives frames of another size than when the run started")
+            raise _change_error(clip, "gives frames of another size than when the run started")
         frames.append(frame_HWC[top:bottom])
     if len(frames) != len(wanted):
-        raise _changed(clip, "gives fewer frames than when the run started")
+        raise _change_error(clip, "gives fewer frames than when the run started")
     return np.stack(frames)
 
 
 _verified: dict[Path, str] = {}
-"""States in which clips were found to have their content, though their files were touched."""
+"""States of touched files in which the clips were found to have their old content."""
 
 
 def _check_unchanged(clip: CachedClip) -> None:
@@ -147,43 +147,33 @@ def _check_unchanged(clip: CachedClip) -> None:
         state = file_state(clip.path)
         if state not in (clip.state, _verified.get(clip.path)):
             if content_hash(clip.path) != clip.content:
-                raise _changed(clip, "has other content than when the run started")
+                raise _change_error(clip, "has other content than when the run started")
             _verified[clip.path] = state
     except OSError as error:
-        raise _changed(clip, f"can no longer be read ({error.strerror})") from error
+        raise _change_error(clip, f"can no longer be read ({error.strerror})") from error
 
 
-def _changed(clip: CachedClip, what: str) -> DataError:
+def _change_error(clip: CachedClip, what: str) -> DataError:
     return DataError(what, where=str(clip.path),
                      fix="was it moved or replaced meanwhile? bring it back, or start again to read it anew")
 
 
 _lock = threading.Lock()
-_own: tuple[float, Child] | None = None
-_said = mmap.mmap(-1, 1)
-"""One byte that this process and those forked from it share: whether missing frames were told."""
+_own: tuple[float, Child] | None = None  # this process's child, started when first needed, and its `timeout_s`
+_warned = mmap.mmap(-1, 1)
+"""One byte that this process shares with those forked from it: 1 once missing frames were warned of."""
 
 
-def _child(timeout_s: float) -> Child:
-    """The process that decodes for this one, started when it is first needed."""
-    global _own
-    if _own is None or _own[0] != timeout_s:
-        if _own:
-            _own[1].close()
-        _own = (timeout_s, Child(timeout_s=timeout_s))
-    return _own[1]
-
-
-def _forget_parents() -> None:
-    """In a process just forked, a loader's worker for instance: the child is its parent's, and so is a held lock."""
+def _forget_parents_child() -> None:
+    """Drop the child and the lock in a process just forked, a loader process for instance: they are its parent's."""
     global _own, _lock
     _own, _lock = None, threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forget_parents)
+os.register_at_fork(after_in_child=_forget_parents_child)
 
 
-def _say_once(text: str) -> None:
-    if not _said[0]:
-        _said[0] = 1
+def _warn_once(text: str) -> None:
+    if not _warned[0]:
+        _warned[0] = 1
         warnings.warn(text, stacklevel=3)

@@ -1,7 +1,7 @@
 """A folder of pictures as a clip: JPEG, PNG or other files, one a frame, in natural order, at a given rate.
 
-The pictures are decoded by the same library as videos are, into the same kind of frames: a clip and the folder of its
-frames give the same pictures.
+The pictures are decoded by the same library as videos, into the same kind of frames, so that a clip and the folder of
+its frames give the same pictures.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -22,8 +23,8 @@ from expand.data.file_kinds import PICTURES as CODECS
 from expand.data.frames.clock import Clock, Stamped
 from expand.data.frames.orientation import orientation_of_frame
 from expand.data.frames.unreadable import MAX_PIXELS, UnreadableClip, system_reason
-from expand.data.frames.video_file import LIMIT, TOO_LARGE, Header, overheard, says
-from expand.processes.child import beat
+from expand.data.frames.video_file import LIMIT, NO_HEADER, TOO_LARGE, Header, ffmpeg_errors, mention
+from expand.processes.child import heartbeat
 
 NO_FRAME = re.compile(r"(?<![a-z])(?:masks?|depth|(?:optical)?flow|seg|segm|segmentation|semantic|instances?|labels?|gt"
                       r"|annotations?|normals?|disp|disparity|alpha|matte|thumbs?|thumbnail|cover|poster|preview|folder"
@@ -35,52 +36,53 @@ TIFF_COMPRESSION, JPEG_COMPRESSIONS = 259, (6, 7)
 
 
 class FrameFolder:
-    """A folder of pictures, with what `VideoFile` has. `damaged` counts the pictures that could not be decoded without
-    an error; those that could not at all are left out, and the others keep their times. A stamp is a picture's number
-    in the order, from 0."""
+    """A folder of pictures, with the same attributes and methods as `VideoFile`.
+
+    `damaged` counts the pictures that could not be decoded without an error. Those that could not be decoded at all are
+    left out, and the others keep their times. A stamp is a picture's number in the order, from 0.
+    """
 
     broken_off, sound = False, True
 
     def __init__(self, path: Path, frame_rate: float) -> None:
         self.path, self.frame_rate = path, frame_rate
-        self.header: Header | None = None
+        self.header = NO_HEADER
         self.damaged, self.oversized = 0, False
 
     def clock(self) -> Clock:
-        """What gives the frames their times: the rate is the user's, and a gap where pictures are damaged is one."""
+        """Return the clock of the frames: the rate is the user's setting, and damaged pictures leave real gaps."""
         return Clock(lambda: self.frame_rate, longest_s=math.inf)
 
     def time_s(self, stamp: int) -> float:
-        """When picture number `stamp` is shown, seconds."""
+        """Return the time of picture number `stamp`, seconds."""
         return stamp / self.frame_rate
 
     def frames(self, seek_to: int | None = None, wanted: frozenset[int] | None = None) -> Iterator[Stamped]:
-        """The frames from the start, or from the stamp `seek_to`; those with other stamps than `wanted` (None: all
-        are) are left out. Raises `UnreadableClip` where there can be none."""
+        """Yield the frames from the start, or from the stamp `seek_to`; only those with the stamps `wanted` if given.
+
+        Raises `UnreadableClip` if there can be none.
+        """
         pictures = frame_files(self.path)
         self.header = Header(len(pictures), len(pictures) / self.frame_rate, self.frame_rate,
                              CODECS[pictures[0].suffix.lower()])
         numbers = range(seek_to or 0, len(pictures))
         for number in numbers if wanted is None else (number for number in numbers if number in wanted):
-            beat()
-            if (frame := self._frame_of(pictures[number])) is not None:
+            heartbeat()
+            frame = None
+            with ffmpeg_errors() as complaints, suppress(av.FFmpegError, OSError, ValueError):
+                frame = decode_picture(pictures[number])
+            if frame is None or complaints:
+                self.damaged += 1
+                self.oversized = self.oversized or mention(complaints, TOO_LARGE)
+            if frame is not None:
                 orientation = orientation_of_frame(frame, pictures[number].read_bytes)
                 yield Stamped(number, self.time_s(number), frame, orientation)
 
-    def _frame_of(self, file: Path) -> av.VideoFrame | None:
-        frame = None
-        with overheard() as complaints, suppress(av.FFmpegError, OSError, ValueError):
-            frame = decode_picture(file)
-            if not complaints:
-                return frame
-        self.damaged, self.oversized = self.damaged + 1, self.oversized or says(complaints, TOO_LARGE)
-        return frame
-
 
 def frame_files(folder: Path) -> list[Path]:
-    """The pictures of a folder in natural order: img_2 before img_10; hidden files are none.
+    """Return the pictures of a folder in natural order (img_2 before img_10), without hidden files.
 
-    Raises `UnreadableClip` where the folder cannot be read or has none.
+    Raises `UnreadableClip` if the folder cannot be read or has none.
     """
     try:
         inside = [file for file in folder.iterdir() if not file.name.startswith(".")]
@@ -92,12 +94,15 @@ def frame_files(folder: Path) -> list[Path]:
         raise UnreadableClip("is a folder without a JPEG or PNG picture"
                              + (f"; {', '.join(others)} are not read: convert them" if others else ""),
                              where=str(folder), kind="empty")
-    return sorted(_of_one_kind(files), key=_natural)
+    return sorted(_choose_frames(files), key=_natural_order)
 
 
-def _of_one_kind(files: Sequence[Path]) -> Sequence[Path]:
-    """Those of a folder's pictures that are its frames: no masks and the like beside frames, and of pictures in two
-    formats with the same numbers those of the format that has more of them, else of the one that comes first."""
+def _choose_frames(files: Sequence[Path]) -> Sequence[Path]:
+    """Return those of a folder's pictures that are its frames.
+
+    Masks and the like beside frames are left out. Of pictures in two formats with the same numbers, the format with
+    more pictures is taken, else the one that comes first in `CODECS`.
+    """
     files = [file for file in files if not NO_FRAME.search(file.name.lower())] or files
     codecs = Counter(CODECS[file.suffix.lower()] for file in files)
     if len(codecs) == 1:
@@ -110,16 +115,16 @@ def _of_one_kind(files: Sequence[Path]) -> Sequence[Path]:
 
 
 def _number(file: Path) -> str:
-    """The last number in a picture's name, else the name."""
+    """Return the last number in a picture's name, or the name if it has none."""
     found = re.findall(r"\d+", file.stem)
     return found[-1].lstrip("0") if found else file.stem.lower()
 
 
 def decode_picture(file: Path) -> av.VideoFrame:
-    """The picture in `file`. Raises `av.FFmpegError`, `OSError` or `ValueError` where there is none to be had."""
+    """Decode the picture in `file`. Raises `av.FFmpegError`, `OSError` or `ValueError` if that is impossible."""
     if CODECS[file.suffix.lower()] == "tiff" and (frame := _tiff_of_jpeg(file)) is not None:
         return frame
-    codec = av.CodecContext.create(CODECS[file.suffix.lower()], "r")
+    codec = cast("av.VideoCodecContext", av.CodecContext.create(CODECS[file.suffix.lower()], "r"))
     codec.thread_count = 1
     codec.options = LIMIT
     frames = codec.decode(av.Packet(file.read_bytes())) + codec.decode(None)
@@ -145,7 +150,8 @@ def _tiff_of_jpeg(file: Path) -> av.VideoFrame | None:
         raise ValueError(str(error)) from error
 
 
-def _natural(file: Path) -> list[tuple[int, str]]:
-    """Numbers compare as numbers; files that differ in leading zeros or case alone stay in a fixed order."""
+def _natural_order(file: Path) -> list[tuple[int, str]]:
+    """Return a sorting key that compares numbers as numbers. Names that differ only in case or leading zeros stay in a
+    fixed order."""
     return [(int(part), "") if part.isdecimal() else (-1, part)
             for part in re.split(r"(\d+)", file.name.lower())] + [(-2, file.name)]

@@ -1,16 +1,17 @@
-"""What makes a clip unreadable, in one word and in a sentence."""
+"""The kinds of unreadable clips, and the sentences that say why."""
 
 from __future__ import annotations
 
 from expand.errors import DataError
 
 KINDS = ("missing", "empty", "no-video", "corrupt", "tiny", "huge", "crash", "hang")
-"""Not there or not to be opened; no bytes, or a folder without frames; no pictures in it; nothing that decodes; frames
-below `MIN_SIDE`; above `MAX_PIXELS`; it ends the decoder; the decoder does not come back."""
+"""In this order: not there, or cannot be opened; no bytes, or a folder without frames; no pictures in it; nothing
+decodes; frames smaller than `MIN_SIDE`; frames larger than `MAX_PIXELS`; the decoder crashes; the decoder hangs."""
 MIN_SIDE = 8
-"""Frames with a shorter side, pixels, hold no picture worth training on."""
+"""Frames with a shorter side than this, pixels, are refused: they hold no picture worth training on."""
 MAX_PIXELS = 2 ** 26
-"""Larger frames (8192 x 8192; 8K video has half of it) are a mistake or an attack: few bytes may ask for gigabytes."""
+"""Frames with more pixels (8192 x 8192; 8K video has half of it) are a mistake or an attack: few bytes of a file could
+ask for gigabytes."""
 
 
 class UnreadableClip(DataError):
@@ -22,7 +23,7 @@ class UnreadableClip(DataError):
 
 
 def check_size(height: int, width: int, where: str) -> None:
-    """Raises `UnreadableClip` for frames that are too small to hold a picture, or so large that they must be wrong."""
+    """Raise `UnreadableClip` for frames that are too small to hold a picture, or so large that they must be wrong."""
     if height * width > MAX_PIXELS:
         raise UnreadableClip(f"its frames would be {width} x {height} pixels", where=where, kind="huge")
     if min(height, width) < MIN_SIDE:
@@ -30,7 +31,7 @@ def check_size(height: int, width: int, where: str) -> None:
 
 
 def pointer_reason(head: bytes) -> str | None:
-    """What a file that begins with `head` is, where it stands for a clip that was not fetched; None for others."""
+    """Return why a file that begins with `head` is no clip if it is a pointer of Git LFS or git-annex; else None."""
     if head.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS and not the clip itself: `git lfs pull` fetches it"
     if head.startswith((b"/annex/objects/", b"../.git/annex/objects/", b".git/annex/objects/")):
@@ -39,7 +40,7 @@ def pointer_reason(head: bytes) -> str | None:
 
 
 def system_reason(error: Exception) -> str:
-    """The system's or FFmpeg's own words, without the error number and the path that they carry along."""
+    """Return the system's or FFmpeg's own message, without the error number and the path."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return str(getattr(error, "strerror", None) or error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The frames of a video file as FFmpeg gives them, in order, past whatever is damaged in it."""
+"""The frames of a video file as FFmpeg decodes them, in order; damaged parts are skipped."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from av.stream import Disposition
 from expand.data.frames.clock import Clock, Stamped
 from expand.data.frames.orientation import orientation_of_frame, pixel_aspect
 from expand.data.frames.unreadable import MAX_PIXELS, UnreadableClip, check_size, pointer_reason, system_reason
-from expand.processes.child import beat
+from expand.processes.child import heartbeat
 
 SEEKABLE = ("mov", "matroska", "avi")
-"""Containers that say where their key frames are; in others, stamps after a jump may be guesses."""
+"""Containers with an index of their key frames; in others, stamps after a seek may be guesses."""
 NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
-"""Streams of these kinds are pictures about the recording: covers, previews."""
+"""Kinds of streams that are pictures about the recording: covers, previews."""
 CUT_OFF = ("partial file", "ended prematurely")
-"""What FFmpeg says of MP4 and Matroska files whose end is missing; it goes on as if they were whole."""
+"""FFmpeg's messages about MP4 and Matroska files whose end is missing; it goes on as if they were complete."""
 TOO_LARGE = "exceeds specified max pixel count"
-"""What FFmpeg says of frames beyond `MAX_PIXELS`."""
+"""FFmpeg's message about frames beyond `MAX_PIXELS`."""
 LIMIT = {"max_pixels": str(MAX_PIXELS)}
-"""Makes a decoder refuse larger frames before it takes memory for them."""
+"""The option that makes a decoder refuse larger frames before it takes memory for them."""
 POINTER_BYTES = 2048
-"""A file that stands for a clip which was not fetched is smaller than this."""
+"""A pointer to a clip that was not fetched is a file smaller than this."""
 REORDERED = 4
-"""Frames that AVI's stamps may be late by: the file has one stamp a packet, in the order of decoding."""
+"""Frames by which the stamps of AVI may be late: the file has one stamp a packet, in the order of decoding."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a clip says of itself, true or not; None where it says nothing."""
+    """The properties that a clip's header claims, true or not; None where it claims nothing."""
 
     frames: int | None
     duration_s: float | None
@@ -47,55 +47,58 @@ class Header:
     codec: str
     pixel_format: str | None = None
     rotation: int = 0
-    """By how much frames are turned to be upright, degrees counter-clockwise: 0, 90, 180 or 270."""
+    """Degrees counter-clockwise by which frames are turned to be upright: 0, 90, 180 or 270."""
     mirrored: bool = False
     """Whether they are mirrored left to right before they are turned."""
     pixel_aspect: float = 1.0
     """Width by height of a pixel, before frames are turned."""
 
 
+NO_HEADER = Header(None, None, None, "")
+
+
 class VideoFile:
-    """A video file. `header` is there once frames come.
+    """A video file. `header` is set when the first frame comes.
 
     `damaged` counts the packets that could not be decoded without an error. `broken_off`: the container could not be
-    read to its end, or had none. `oversized`: some frames were beyond `MAX_PIXELS`, and refused. `sound`: all frames so
-    far had stamps, in ascending order, and no packet an error.
+    read to its end, or had none. `oversized`: some frames were beyond `MAX_PIXELS` and were refused. `sound`: all
+    frames so far had stamps in ascending order, and no packet had an error.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.header: Header | None = None
+        self.header = NO_HEADER
         self.damaged, self.broken_off, self.oversized, self.sound = 0, False, False, True
         self._time_base = Fraction(1)
 
     def clock(self) -> Clock:
-        """What gives the frames their times."""
+        """Return the clock that gives the frames their times."""
         return Clock(lambda: self.header.fps)
 
     def time_s(self, stamp: int) -> float:
-        """The time that `stamp` stands for, seconds."""
+        """Return the time of `stamp`, seconds."""
         return stamp * self._time_base.numerator / self._time_base.denominator
 
     def frames(self, seek_to: int | None = None, wanted: frozenset[int] | None = None) -> Iterator[Stamped]:
-        """The frames from the start, or from the key frame before the stamp `seek_to` where the container knows it.
+        """Yield the frames from the start, or from the key frame before the stamp `seek_to` if the container knows it.
 
-        Those that are not `wanted` come too, as others build on them. Raises `UnreadableClip` where there can be none,
-        or after a seek that went wrong.
+        Those that are not `wanted` are yielded too, as others build on them. Raises `UnreadableClip` if there can be
+        none, or after a seek that went wrong.
         """
         self._check_file()
         try:
             # "file:": a name with a colon is a path and no protocol. FFmpeg decodes while it opens: hence the limit.
             with av.open(f"file:{self.path}", metadata_errors="replace", options=LIMIT) as container:
-                stream = self._opened(container)
+                stream = self._open_stream(container)
                 if seek_to is not None and set(SEEKABLE) & set(container.format.name.split(",")):
                     container.seek(seek_to, stream=stream)
-                decoded = self._decoded(container, stream)
-                yield from _reordered(decoded) if container.format.name == "avi" else decoded
+                decoded = self._decode(container, stream)
+                yield from _in_order_of_time(decoded) if container.format.name == "avi" else decoded
         except (av.FFmpegError, OSError, ValueError) as error:
             raise UnreadableClip(system_reason(error), where=str(self.path)) from error
 
     def _check_file(self) -> None:
-        """A pipe would make the decoder wait."""
+        """Raise `UnreadableClip` for a file that holds no clip, or that the decoder could wait on: a pipe."""
         try:
             about = self.path.stat()
         except OSError as error:
@@ -104,17 +107,16 @@ class VideoFile:
             raise UnreadableClip("is not a regular file", where=str(self.path), kind="missing")
         if not about.st_size:
             raise UnreadableClip("is empty: 0 bytes", where=str(self.path), kind="empty")
-        if about.st_size < POINTER_BYTES and (reason := pointer_reason(self._head())):
-            raise UnreadableClip(reason, where=str(self.path), kind="missing")
+        if about.st_size < POINTER_BYTES:
+            try:
+                with open(self.path, "rb") as file:
+                    reason = pointer_reason(file.read(POINTER_BYTES))
+            except OSError as error:
+                raise UnreadableClip(system_reason(error), where=str(self.path), kind="missing") from error
+            if reason:
+                raise UnreadableClip(reason, where=str(self.path), kind="missing")
 
-    def _head(self) -> bytes:
-        try:
-            with open(self.path, "rb") as file:
-                return file.read(POINTER_BYTES)
-        except OSError as error:
-            raise UnreadableClip(system_reason(error), where=str(self.path), kind="missing") from error
-
-    def _opened(self, container: av.container.InputContainer) -> av.video.stream.VideoStream:
+    def _open_stream(self, container: av.container.InputContainer) -> av.video.stream.VideoStream:
         stream = next((stream for stream in container.streams.video if not stream.disposition & NO_VIDEO), None)
         if stream is None:
             what = "only a cover picture, no video stream in it" if container.streams.video else "no video stream in it"
@@ -124,19 +126,19 @@ class VideoFile:
             raise UnreadableClip("FFmpeg has no decoder for its video stream", where=str(self.path))
         if codec.width and codec.height:
             check_size(codec.height, codec.width, str(self.path))
-        codec.thread_count = 1  # clips are worked on in several processes: more threads would only wait for one another
+        codec.thread_count = 1  # clips are decoded in several processes, so that more threads would only wait
         codec.options = LIMIT  # also where a size stands in the stream alone, or changes
-        self.header, self._time_base = _header(container, stream), stream.time_base
+        self.header, self._time_base = _read_header(container, stream), stream.time_base or Fraction(1)
         return stream
 
-    def _decoded(self, container: av.container.InputContainer,
-                 stream: av.video.stream.VideoStream) -> Iterator[Stamped]:
+    def _decode(self, container: av.container.InputContainer,
+                stream: av.video.stream.VideoStream) -> Iterator[Stamped]:
         last, codec = None, stream.codec_context
         declared = stream.sample_aspect_ratio
-        is_containers = bool(declared) and declared != codec.sample_aspect_ratio  # the container's word comes first
+        is_containers = bool(declared) and declared != codec.sample_aspect_ratio  # the container's value has precedence
         for packet in self._packets(container, stream):
-            for frame in self._frames_of(packet):
-                beat()
+            for frame in self._decode_packet(packet):
+                heartbeat()
                 stamp = frame.pts
                 self.sound = self.sound and stamp is not None and (last is None or stamp > last)
                 last = stamp
@@ -144,14 +146,14 @@ class VideoFile:
                 yield Stamped(stamp, None if stamp is None else self.time_s(stamp), frame,
                               orientation_of_frame(frame, partial(bytes, packet)), pixel_aspect(aspect))
 
-    def _frames_of(self, packet: av.Packet) -> list[av.VideoFrame]:
+    def _decode_packet(self, packet: av.Packet) -> list[av.VideoFrame]:
         frames: list[av.VideoFrame] = []
-        with overheard() as complaints, suppress(av.FFmpegError):
+        with ffmpeg_errors() as complaints, suppress(av.FFmpegError):
             frames = packet.decode()
             if not complaints:
                 return frames
         self.damaged, self.sound = self.damaged + 1, False
-        self.oversized = self.oversized or says(complaints, TOO_LARGE)
+        self.oversized = self.oversized or mention(complaints, TOO_LARGE)
         return frames
 
     def _packets(self, container: av.container.InputContainer,
@@ -159,10 +161,10 @@ class VideoFile:
         packets = container.demux(stream)
         while True:
             packet = None
-            with overheard() as complaints:
+            with ffmpeg_errors() as complaints:
                 try:
                     packet = next(packets, None)
-                    cut = says(complaints, *CUT_OFF)
+                    cut = mention(complaints, *CUT_OFF)
                 except av.FFmpegError:  # what came before is good
                     cut = True
             if cut:
@@ -173,8 +175,8 @@ class VideoFile:
 
 
 @contextmanager
-def overheard() -> Iterator[list[tuple[int, str, str]]]:
-    """What FFmpeg says of errors: it patches most damaged pictures up and calls them decoded."""
+def ffmpeg_errors() -> Iterator[list[tuple[int, str, str]]]:
+    """Collect the errors that FFmpeg logs in the block: it conceals most damage and reports the picture as decoded."""
     level, skip_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_skip_repeated(False)
     av.logging.set_level(av.logging.ERROR)
@@ -186,25 +188,25 @@ def overheard() -> Iterator[list[tuple[int, str, str]]]:
         av.logging.set_skip_repeated(skip_repeated)
 
 
-def says(complaints: list[tuple[int, str, str]], *words: str) -> bool:
-    """Whether one of the `words` is among what was `overheard`."""
+def mention(complaints: list[tuple[int, str, str]], *words: str) -> bool:
+    """Return whether one of the `words` is in the messages from `ffmpeg_errors`."""
     return any(some in message for _, _, message in complaints for some in words)
 
 
-def _header(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Header:
+def _read_header(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Header:
     codec, fps, duration_s = stream.codec_context, None, None
     for rate in (stream.average_rate, stream.guessed_rate):
         with suppress(ZeroDivisionError):
             fps = fps or float(rate or 0) or None
-    if stream.duration is not None:
+    if stream.duration is not None and stream.time_base is not None:
         duration_s = float(stream.duration * stream.time_base)
     elif container.duration is not None:
         duration_s = container.duration / av.time_base
     return Header(stream.frames or None, duration_s, fps, codec.name)
 
 
-def _reordered(frames: Iterable[Stamped]) -> Iterator[Stamped]:
-    """The same frames with their times in ascending order, as long as they are late by at most `REORDERED`."""
+def _in_order_of_time(frames: Iterable[Stamped]) -> Iterator[Stamped]:
+    """Yield the same frames with their times in ascending order, if they are late by at most `REORDERED` frames."""
     held: deque[Stamped] = deque()
     times_s: list[float] = []
 

@@ -21,8 +21,8 @@ from torch.utils.data import Dataset
 
 from expand.config.schema import DataConfig
 from expand.data.frames.frame_access import CachedClip
-from expand.data.frames.pictures import Desk, Pictures, Samples, padded, resized
-from expand.data.loading.batches import updates_per_epoch
+from expand.data.loading.pictures import Desk, Pictures, Samples, padded, resized
+from expand.data.loading.sampling import updates_per_epoch
 from expand.data.loading.prefetch import CPU, Feed, Plan
 from expand.data.loading.prepared import PreparedData
 from expand.data.loading.sampling import clip_frames_of, random_start_s, span_s, view_start_s

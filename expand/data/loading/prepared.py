@@ -15,7 +15,7 @@ from expand.config.schema import DataConfig
 from expand.data.frames.cache import CachedClip, FrameCache
 from expand.data.frames.decode import UnreadableClip
 from expand.data.loading.cache_estimate import estimate_bytes
-from expand.data.loading.clip_length import median_length_s
+from expand.data.loading.sampling import median_length_s
 from expand.data.sources import PUT_BACK, SHOWN, SPLITS, Clip, ClipList, cache_dir, counted, list_clips, shown
 from expand.data.sources.balance import balance, balance_notes
 from expand.data.sources.checks import emptied

@@ -1,4 +1,4 @@
-"""Which frames a sampled clip takes: pure rules on the time axis, in seconds from the first frame.
+"""The rules of sampling: which frames a clip gives, in seconds from its first frame, and how clips make up an epoch.
 
 A network's temporal stride counts frames of a 30 fps source (paper, section 3.1), so a stride is a multiple of 1/30 s
 whatever the source's own rate: a clip of `frames` frames at `stride` covers the same time at 25, 30 or variable fps.
@@ -6,14 +6,13 @@ whatever the source's own rate: a clip of `frames` frames at `stride` covers the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+import statistics
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from expand.space.factors import REFERENCE_FPS
 
-Item = TypeVar("Item")
 Seconds = float | np.ndarray
 """Of one clip, or of several."""
 
@@ -82,20 +81,24 @@ def clip_frames_of(times_s: Sequence[np.ndarray], start_N: np.ndarray, frames: i
     return nearest_frames_of(times_s, start_N[:, None] + np.arange(frames) * (stride / REFERENCE_FPS))
 
 
-def one_per_tick(timed: Iterable[tuple[float, Item]]) -> Iterator[tuple[float, Item]]:
-    """Thin a stream of (time, item) to at most one item a tick of 1/30 s: the one nearest to the tick.
+def updates_per_epoch(clips: int, batch_size: int) -> int:
+    """Return the number of batches in an epoch of `clips` clips.
 
-    A 60 fps source gives every other frame; at 30 fps and below nothing is lost. Needs one item of memory.
+    A last batch of a single clip is left out, as batch norm cannot take averages over it, unless all batches have one
+    clip or there is no other batch.
     """
-    held: tuple[float, Item] | None = None
-    held_tick, held_offset = 0, 0.0
-    for time_s, item in timed:
-        tick = round(time_s * REFERENCE_FPS)
-        offset = abs(time_s * REFERENCE_FPS - tick)
-        if held is not None and tick != held_tick:
-            yield held
-            held = None
-        if held is None or offset < held_offset:
-            held, held_tick, held_offset = (time_s, item), tick, offset
-    if held is not None:
-        yield held
+    full, rest = divmod(clips, batch_size)
+    return max(1, full + (rest > 1))
+
+
+def clips_of_batch(batch: int, clips: int, batch_size: int) -> int:
+    """Return the number of clips in batch number `batch` of an epoch; the last batch may be smaller."""
+    return min(batch_size, clips - batch * batch_size)
+
+
+def median_length_s(clips: Iterable[tuple[str, float]]) -> float | None:
+    """Return the median length in seconds of the train clips among pairs (split, seconds), of all clips if none is in
+    train, None without clips. A search is fitted to this length."""
+    pairs = list(clips)
+    lengths_s = [length_s for split, length_s in pairs if split == "train"] or [length_s for _, length_s in pairs]
+    return statistics.median(lengths_s) if lengths_s else None

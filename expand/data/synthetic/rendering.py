@@ -38,7 +38,7 @@ from expand.data.synthetic.cues import CUES, active, class_names, one_frame_ceil
 from expand.data.synthetic.drawing import PERIOD_S, Drawing, draw, render
 from expand.errors import DataError, UsageError
 from expand.home import expanded
-from expand.processes.child import beat
+from expand.processes.child import heartbeat
 from expand.processes.pool import process_map
 from expand.version import __version__
 
@@ -132,7 +132,7 @@ def write_clip(config: BuiltinConfig, job: tuple[Path, str, Sequence[int]]) -> N
         stream.codec_context.thread_count = 1
         stream.options = {"preset": "ultrafast", "crf": "18", "g": str(config.fps)}
         for block_s in np.split(times_s, range(config.fps, len(times_s), config.fps)):  # what a core's cache holds
-            beat()
+            heartbeat()
             for frame in render(drawing, size, block_s):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="yuv420p")))
         container.mux(stream.encode())
