@@ -13,7 +13,7 @@ KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, 
          (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
 
 
-def kind_of(mode: int) -> str:
+def file_type(mode: int) -> str:
     """What a file of this `st_mode` is, in words."""
     return next((name for is_kind, name in KINDS if is_kind(mode)), "a file")
 
@@ -29,7 +29,7 @@ def read_bounded(path: Path | str, most: int) -> bytes:
     found = os.fstat(handle)
     if not stat.S_ISREG(found.st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, f"it is {kind_of(found.st_mode)}, not a file", str(path))
+        raise OSError(errno.EINVAL, f"it is {file_type(found.st_mode)}, not a file", str(path))
     with open(handle, "rb", buffering=0) as file:
         if found.st_size <= most:
             content = bytearray()

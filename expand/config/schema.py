@@ -146,6 +146,9 @@ class DataConfig:
     """Smallest short side drawn in training, as a multiple of the crop (paper, section 4: 182 for 160)."""
     jitter_max: Annotated[float, Interval(ge=1.0, le=4.0)] = 10 / 7
     """Largest short side drawn in training, as a multiple of the crop (228 for 160)."""
+    color_jitter: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.0
+    """Strength s of random colour changes in training: a clip's brightness, contrast and saturation are multiplied by
+    factors drawn from [1 - s, 1 + s], the same for all its frames; 0: none, as in the paper."""
     mean: Share = 0.45
     """Mean that is subtracted from pixels in [0, 1]."""
     std: Annotated[float, Interval(gt=0.0, le=1.0)] = 0.225

@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from expand.bounded_files import kind_of
+from expand.bounded_files import file_type
 from expand.errors import UsageError
 from expand.model import archive, names, public, shortcuts
 from expand.model.exported import read_torch_export
@@ -245,7 +245,7 @@ def _read(path: Path) -> Any:
     try:
         status = path.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a pipe would block for ever
-            raise UsageError(f"is {kind_of(status.st_mode)}, not a file", where=str(path))
+            raise UsageError(f"is {file_type(status.st_mode)}, not a file", where=str(path))
         with open(path, "rb") as file:
             start = file.read(9)
             if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= status.st_size:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from expand.bounded_files import kind_of, read_bounded, size_text
+from expand.bounded_files import file_type, read_bounded, size_text
 from expand.errors import RunError
 from expand.expansion.events import FIELDS, Course, event_name
 from expand.field_checks import Wrong
@@ -77,7 +77,7 @@ class Journal:
         handle = os.open(self.path, flags, 0o666)
         with open(handle, "r+b", buffering=0) as file:
             if not stat.S_ISREG(mode := os.fstat(handle).st_mode):
-                raise OSError(errno.EINVAL, f"it is {kind_of(mode)}, not a file")
+                raise OSError(errno.EINVAL, f"it is {file_type(mode)}, not a file")
             _repair(file.fileno())
             _write_all(file.fileno(), line + b"\n")
             os.fsync(file.fileno())

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from expand.bounded_files import kind_of
+from expand.bounded_files import file_type
 from expand.errors import RunError
 from expand.expansion.types import CANDIDATE_ID
 
@@ -39,7 +39,7 @@ def inside(root: Path, path: Path, *, folder: bool = False) -> Path:
                            fix="Check the permissions there, or take it away.") from error
         is_folder = folder or place != path
         if not (stat.S_ISDIR(mode) if is_folder else stat.S_ISREG(mode)):
-            raise RunError(f"is {kind_of(mode)}, and a run has a {'folder' if is_folder else 'file'} there",
+            raise RunError(f"is {file_type(mode)}, and a run has a {'folder' if is_folder else 'file'} there",
                            where=str(place), fix="Take it away, or take the run back from a copy.")
     return path
 

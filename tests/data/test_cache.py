@@ -204,7 +204,7 @@ def test_a_clip_without_room_or_that_another_builds_is_put_off_until_all_were_as
     store = cache.get(paths[1], 0, 32).store
     assert files(tmp_path / "c") == {store.name}
     roomy = FrameCache(tmp_path / "c", PLENTY)
-    builder = claim(tmp_path / "c" / f"{roomy._job(paths[0], 0, 32).stem}-32.tmp")
+    builder = claim(tmp_path / "c" / f"{roomy._request(paths[0], 0, 32).stem}-32.tmp")
     assert roomy.get(paths[0], 0, 32, last_round=False) is None and roomy.full_because is None
     release(builder, remove=True)
     assert roomy.get(paths[0], 0, 32, last_round=False).store.exists()

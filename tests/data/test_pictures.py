@@ -13,12 +13,11 @@ from torch.nn.functional import interpolate
 
 from expand.config.schema import DataConfig
 from expand.data.frames import frame_access as access
-from expand.data.loading import pictures
 from expand.data.frames.frame_access import CachedClip
-from expand.data.loading import loader
-from expand.data.loading.loader import DRAWS, ORDER_STREAM, SAMPLE_STREAM, TrainBatches, eval_loader
+from expand.data.loading import loader, pictures
+from expand.data.loading.loader import COLOR_STREAM, DRAWS, ORDER_STREAM, SAMPLE_STREAM, TrainBatches, eval_loader
 from expand.data.loading.prepared import PreparedData
-from expand.data.loading.transforms import crop_boxes
+from expand.data.loading.transforms import crop_boxes, jitter_colors
 from expand.errors import DataError
 from expand.space.geometry import evaluation_crop
 
@@ -39,8 +38,8 @@ def data(tmp_path_factory):
     return PreparedData((), tuple(clips), tuple(clips), (), (), 1.0, "")
 
 
-def made(clip, start_s, frames, stride, box, side, flip):
-    """One clip, C x T x side x side: its nearest frames, cut, resized as uint8, mirrored, normalised."""
+def made(clip, start_s, frames, stride, box, side, flip, factors=None):
+    """One clip, C x T x side x side: its nearest frames, cut, recoloured, resized as uint8, mirrored, normalised."""
     stored_THWC = np.fromfile(clip.store, np.uint8).reshape(-1, clip.height, clip.width, 3)
     index_T = []
     for number in range(frames):
@@ -50,16 +49,20 @@ def made(clip, start_s, frames, stride, box, side, flip):
         index_T.append(before if wanted_s - times_s[before] <= times_s[after] - wanted_s else after)
     top, left, own = box
     cut_TCHW = torch.from_numpy(stored_THWC[index_T, top:top + own, left:left + own]).permute(0, 3, 1, 2)
+    if factors:
+        cut_TCHW = jitter_colors(cut_TCHW.permute(0, 2, 3, 1), factors).permute(0, 3, 1, 2)
     if own != side:
         cut_TCHW = interpolate(cut_TCHW, (side, side), mode="bilinear", antialias=True)
     cut_TCHW = cut_TCHW.flip(3) if flip else cut_TCHW
     return ((cut_TCHW.double() / 255 - CONFIG.mean) / CONFIG.std).permute(1, 0, 2, 3)
 
 
-def plain_epoch(data, frames, stride, side, batch, seed, epoch):
+def plain_epoch(data, frames, stride, side, batch, seed, epoch, color_jitter=0.0):
     """The batches of an epoch, as (x_BCTHW float64, labels)."""
     order = np.random.default_rng([ORDER_STREAM, seed, epoch]).permutation(len(data.train)).tolist()
     draws = np.random.default_rng([SAMPLE_STREAM, seed, epoch]).random((len(order), DRAWS)).tolist()
+    low, high = 1 - color_jitter, 1 + color_jitter
+    factors = np.random.default_rng([COLOR_STREAM, seed, epoch]).random((len(order), 3)) * (high - low) + low
     clips = []
     for number in order:
         clip, (when, scale, top, left, flip) = data.train[number], draws[number]
@@ -67,7 +70,8 @@ def plain_epoch(data, frames, stride, side, batch, seed, epoch):
         jitter = CONFIG.jitter_min + scale * (CONFIG.jitter_max - CONFIG.jitter_min)
         own = max(1, round(min(clip.height, clip.width) / jitter))
         box = int(top * (clip.height - own + 1)), int(left * (clip.width - own + 1)), own
-        clips.append((made(clip, start_s, frames, stride, box, side, flip < 0.5), clip.label))
+        clips.append((made(clip, start_s, frames, stride, box, side, flip < 0.5,
+                           factors[number].tolist() if color_jitter else None), clip.label))
     batches = [clips[first:first + batch] for first in range(0, len(clips), batch)]
     return [(torch.stack([x for x, _ in some]), [label for _, label in some])
             for some in batches if len(some) > 1 or batch == 1]
@@ -90,6 +94,34 @@ def test_an_epoch_is_what_its_clips_are_one_by_one(data, frames, stride, side, b
     for (x_BCTHW, y_B), (plain_BCTHW, labels) in zip(found, expected, strict=True):
         assert y_B.tolist() == labels and x_BCTHW.is_contiguous(memory_format=torch.channels_last_3d)
         assert_close(x_BCTHW, plain_BCTHW)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("room", [1, 1 << 17])
+def test_color_jitter_changes_the_colours_of_a_clip_and_no_other_draw(data, monkeypatch, on_device, room):
+    monkeypatch.setattr(pictures, "TOGETHER_BYTES", room)
+    config = dataclasses.replace(CONFIG, color_jitter=0.4)
+    with TrainBatches(data, frames=3, stride=2, resolution=20, batch_size=4, seed=1, config=config,
+                      on_device=on_device) as batches:
+        found = list(batches.epoch(2))
+    expected, grey_level = plain_epoch(data, 3, 2, 20, 4, 1, 2, color_jitter=0.4), 1 / 255 / CONFIG.std
+    plain = plain_epoch(data, 3, 2, 20, 4, 1, 2)
+    for (x_BCTHW, y_B), (jittered_BCTHW, labels), (plain_BCTHW, _) in zip(found, expected, plain, strict=True):
+        assert y_B.tolist() == labels
+        assert (x_BCTHW - jittered_BCTHW).abs().max() < (1.6 if on_device else 0.01) * grey_level
+        assert all((x_CTHW - plain_CTHW).abs().max() > 3 * grey_level
+                   for x_CTHW, plain_CTHW in zip(x_BCTHW, plain_BCTHW, strict=True))
+
+
+def test_colours_are_left_alone_unless_asked_for_and_always_in_an_evaluation(data, monkeypatch):
+    monkeypatch.setattr(pictures, "jitter_colors", None)
+    shape = {"frames": 2, "stride": 2, "resolution": 16, "batch_size": 4}
+    with TrainBatches(data, **shape, seed=1, config=CONFIG) as batches:
+        assert len(list(batches.epoch(0))) == len(batches.epoch(0))
+    config = dataclasses.replace(CONFIG, color_jitter=0.5)
+    assert list(eval_loader(data.val, **shape, views=1, config=config))
+    with TrainBatches(data, **shape, seed=1, config=config) as batches, pytest.raises(TypeError):
+        list(batches.epoch(0))
 
 
 @settings(max_examples=15, deadline=None)

@@ -3,12 +3,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 
 from expand.data.loading import transforms
-from expand.data.loading.transforms import Box, centre_box, crop_boxes, normalise, random_boxes, resample, resize
+from expand.data.loading.transforms import (
+    Box,
+    centre_box,
+    crop_boxes,
+    jitter_colors,
+    normalise,
+    random_boxes,
+    resample,
+    resize,
+)
 
 sides = st.integers(1, 400)
 draws = st.floats(0, 1, exclude_max=True)
@@ -112,3 +121,25 @@ def test_the_boxes_of_a_batch_are_those_of_its_frames_one_by_one(cut):
         assert boxes.side_N[row] == side
         assert boxes.top_NK[row].tolist() == [int(top * (height - side + 1))]
         assert boxes.left_NK[row].tolist() == [int(left * (width - side + 1))]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.tuples(*[st.floats(0, 2)] * 3), st.integers(1, 3), st.integers(8, 20))
+def test_colours_are_multiplied_by_brightness_then_contrast_then_saturation(factors, frames, side):
+    """By the formulas, in float: contrast moves away from a frame's mean grey, saturation from a pixel's own grey."""
+    clip_THWC = torch.randint(0, 256, (frames, side, side + 3, 3), dtype=torch.uint8)
+    brightness, contrast, saturation = factors
+    grey = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+    bright = (clip_THWC.double() * brightness).clamp(0, 255)
+    mean_T111 = (bright @ grey).mean((1, 2))[:, None, None, None]
+    contrasted = (contrast * bright + (1 - contrast) * mean_T111).clamp(0, 255)
+    expected = (saturation * contrasted + (1 - saturation) * (contrasted @ grey)[..., None]).clamp(0, 255)
+    found = jitter_colors(clip_THWC, factors)
+    assert found.dtype == torch.uint8 and found.shape == clip_THWC.shape
+    assert (found.double() - expected).abs().max() < 10  # each of the three steps rounds down, and the next doubles it
+    assert (found.double() - expected).abs().mean() < 3
+
+
+def test_factors_of_one_change_no_colour():
+    clip_THWC = torch.randint(0, 256, (2, 9, 12, 3), dtype=torch.uint8)
+    assert torch.equal(jitter_colors(clip_THWC, (1.0, 1.0, 1.0)), clip_THWC)

@@ -1,4 +1,4 @@
-"""What the decoded frames of a set will take on disk, from a sample of its clips' headers."""
+"""An estimate of the disk space that the decoded frames of a set will take, from a sample of its clips' headers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
-from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 from expand.data.frames.cache import FrameCache
@@ -17,25 +15,28 @@ from expand.processes.pool import process_map
 from expand.space.factors import REFERENCE_FPS
 
 LOOKED_AT, PROBED, DECODED = 2000, 200, 5
-"""Clips that are at most looked up in the cache, opened, and decoded where their headers say nothing."""
+"""The largest numbers of clips that are looked up in the cache, opened, and decoded if their headers say nothing."""
 HASHED_BYTES = 1 << 25
-"""Larger files are taken for new, where the memo does not know them, rather than read to find out."""
+"""Files larger than this that the memo does not know are taken for new, rather than read to find out."""
 LEAST_FRAME_BYTES = 16
-"""A header that leaves less of the file to a frame is not believed. A picture that stands still takes about this."""
+"""Bytes of the file for each frame: a header that leaves less is not believed. A still picture takes about this."""
 
 
 class _Probe(NamedTuple):
-    """A clip's frames: how many bytes, or how many a frame where their number is not known."""
+    """The bytes that a clip will add to the cache: in all (None: unknown), and for each frame."""
 
     total: float | None
     each: float
 
 
-def estimate_bytes(cache: FrameCache, clips: Sequence[Clip], short_side: int, workers: int) -> float:
-    """About how many bytes of frames will be added to `cache` for those of `clips` that it does not have yet.
+NOTHING = _Probe(0.0, 0.0)
 
-    A sample, the same for the same clips, stands for all. Clips are opened in children: whatever they do to the
-    decoder, they count as nothing.
+
+def estimate_bytes(cache: FrameCache, clips: Sequence[Clip], short_side: int, workers: int) -> float:
+    """Return about how many bytes of frames will be added to `cache` for those of `clips` that it does not have yet.
+
+    A sample, the same for the same clips, stands for all. Clips are opened in child processes; those that crash the
+    decoder count as nothing.
     """
     draw = random.Random(0)
     seen = draw.sample(clips, min(len(clips), LOOKED_AT))
@@ -44,9 +45,11 @@ def estimate_bytes(cache: FrameCache, clips: Sequence[Clip], short_side: int, wo
     if not sample:
         return 0.0
     state, timeout_s = (cache, short_side), cache.timeout_s
-    probes = list(process_map(_probe, state, sample, workers, timeout_s=timeout_s, died=_nothing))
-    silent = [clip for clip, probe in zip(sample, probes) if probe.total is None]
-    counts = list(process_map(_count, state, list(islice(silent, DECODED)), workers, timeout_s=timeout_s, died=_none))
+    probes = list(process_map(_probe, state, sample, workers, timeout_s=timeout_s,
+                              died=lambda clip, reason: NOTHING))
+    silent = [clip for clip, probe in zip(sample, probes, strict=True) if probe.total is None]
+    counts = list(process_map(_count_frames, state, silent[:DECODED], workers, timeout_s=timeout_s,
+                              died=lambda clip, reason: 0))
     usual = statistics.mean(counts) if counts else 0.0
     totals = [usual * probe.each if probe.total is None else probe.total for probe in probes]
     return statistics.mean(totals) * len(missing) / len(seen) * len(clips)
@@ -54,45 +57,29 @@ def estimate_bytes(cache: FrameCache, clips: Sequence[Clip], short_side: int, wo
 
 def _probe(state: tuple[FrameCache, int], clip: Clip) -> _Probe:
     cache, short_side = state
-    if _is_there(cache, clip.path, short_side):
-        return _Probe(0.0, 0.0)
-    reader = ClipReader(clip.path, short_side, wanted=[0], frame_rate=cache.frame_rate)
+    frame_bytes = 0.0
     try:
+        if clip.path.is_dir() or clip.path.stat().st_size <= HASHED_BYTES:
+            cache.memo.content(clip.path)  # a renamed clip has another path, so the memo has to learn its content
+            if cache.has(clip.path, short_side):
+                return NOTHING
+        reader = ClipReader(clip.path, short_side, wanted=[0], frame_rate=cache.frame_rate)
         for _, frame_HWC in reader:
-            each = float(frame_HWC.nbytes)
-        most = math.inf if clip.path.is_dir() else clip.path.stat().st_size / LEAST_FRAME_BYTES
+            frame_bytes = float(frame_HWC.nbytes)
+        most_frames = math.inf if clip.path.is_dir() else clip.path.stat().st_size / LEAST_FRAME_BYTES
     except (UnreadableClip, OSError):
-        return _Probe(0.0, 0.0)
+        return NOTHING
     header = reader.header
-    frames = header.frames
+    frames: float | None = header.frames
     if header.duration_s is not None:
         frames = frames or (header.fps and header.duration_s * header.fps)
         frames = frames and min(frames, header.duration_s * REFERENCE_FPS + 1)
-    return _Probe(each * frames if frames and 0 < frames <= most else None, each)
+    return _Probe(frame_bytes * frames if frames and 0 < frames <= most_frames else None, frame_bytes)
 
 
-def _is_there(cache: FrameCache, path: Path, short_side: int) -> bool:
-    """Whether the frames of a clip that the memo does not know are there under another name; it then knows it."""
-    try:
-        if not path.is_dir() and path.stat().st_size > HASHED_BYTES:
-            return False
-        cache.memo.content(path)
-    except (OSError, UnreadableClip):
-        return False
-    return cache.has(path, short_side)
-
-
-def _count(state: tuple[FrameCache, int], clip: Clip) -> int:
+def _count_frames(state: tuple[FrameCache, int], clip: Clip) -> int:
     cache, short_side = state
     try:
         return sum(1 for _ in ClipReader(clip.path, short_side, frame_rate=cache.frame_rate, pictures=False))
     except UnreadableClip:
         return 0
-
-
-def _nothing(clip: Clip, reason: str) -> _Probe:
-    return _Probe(0.0, 0.0)
-
-
-def _none(clip: Clip, reason: str) -> int:
-    return 0

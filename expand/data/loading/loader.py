@@ -1,10 +1,9 @@
-"""Batches of sampled clips, from the frame cache through torch's DataLoader.
+"""The batches of a training and of an evaluation: which clips and frames they have, and their random numbers.
 
-Everything random about a training sample follows from (seed, epoch, its clip's index), the order of an epoch from
-(seed, epoch): the same batches with any number of workers and after any interruption.
+All random numbers of a training sample follow from (seed, epoch, its clip's index), and the order of an epoch from
+(seed, epoch). So batches are the same with any number of loader processes and after any interruption.
 
-What is cut from the stored frames is resized, flipped and normalised here, or, for a GPU, on the device
-(docs/decisions/011-feeding.md).
+The cuts are resized, flipped and normalised by the CPU or, for a GPU, on the device (docs/decisions/011-feeding.md).
 """
 
 from __future__ import annotations
@@ -17,48 +16,46 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from expand.config.schema import DataConfig
 from expand.data.frames.frame_access import CachedClip
-from expand.data.loading.pictures import Desk, Pictures, Samples, padded, resized
-from expand.data.loading.sampling import updates_per_epoch
-from expand.data.loading.prefetch import CPU, Feed, Plan
+from expand.data.loading.pictures import Buffers, Cutter, Samples, cut_and_pad, cut_and_resize
+from expand.data.loading.prefetch import CPU, BatchDataset, BatchLoader, Plan
 from expand.data.loading.prepared import PreparedData
-from expand.data.loading.sampling import clip_frames_of, random_start_s, span_s, view_start_s
+from expand.data.loading.sampling import clip_frames_of, random_start_s, span_s, updates_per_epoch, view_start_s
 from expand.data.loading.transforms import Boxes, crop_boxes, random_boxes
 from expand.errors import DataError
 from expand.space.geometry import evaluation_crop
 
-ORDER_STREAM, SAMPLE_STREAM = 1, 2
-"""First words of the random streams, which keep them apart."""
+ORDER_STREAM, SAMPLE_STREAM, COLOR_STREAM = 1, 2, 3
+"""First words of the seeds of the random streams, which keep them apart."""
 DRAWS = 5
-"""Random numbers of a sample, always as many, so that no option moves another's: time, scale, top, left, flip."""
+"""Random numbers of a sample: time, scale, top, left, flip. Always as many, so that no option moves another's numbers.
+A further augmentation takes a stream of its own, as colours do."""
 TOGETHER_PIXELS = 1 << 17
-"""Of batches that are made at once: 1.5 MB as the network takes them."""
+"""Largest number of pixels in batches that are made at once: 1.5 MB as the network takes them."""
 
 
 class Batches:
     """An iterable of batches with a length; iterating twice gives the same batches."""
 
-    def __init__(self, feed: Feed, plan: Plan, rows: Sequence[Sequence[int]]) -> None:
-        self._feed, self._plan, self._rows = feed, plan, rows
+    def __init__(self, loader: BatchLoader, plan: Plan, rows: Sequence[Sequence[int]]) -> None:
+        self._loader, self._plan, self._rows = loader, plan, rows
 
     def __len__(self) -> int:
         return sum(map(len, self._rows))
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        return self._feed.run(self._plan, self._rows)
+        return self._loader.run(self._plan, self._rows)
 
 
 class TrainBatches:
     """The epochs of a training on `data.train`, one at a time, through loader processes that live as long as this.
 
-    A sample is a clip at a random time, short side drawn in [jitter_min, jitter_max] x crop, random crop and flip.
-    `share` of a batch's length says which of its rows are given, for one of several processes; all by default.
-    `on_device`: whether cuts are resized, flipped and normalised on `device`, by default where that is a GPU; x is then
-    there already. (That path is tested with the CPU as the device; it has not been run on a GPU yet.) A context
-    manager, which closes itself.
+    A sample is a clip at a random time, with a short side drawn in [jitter_min, jitter_max] x crop, a random crop, a
+    random flip and, if `color_jitter` is on, random changes of its colours. `share(rows)` returns which rows of a batch
+    this process takes, one of several; all by default. `on_device`: cuts are resized, flipped and normalised on
+    `device`, so that x is there already; the default is to do so on a GPU. As a context manager it closes itself.
     """
 
     def __init__(self, data: PreparedData, *, frames: int, stride: int, resolution: int, batch_size: int, seed: int,
@@ -66,15 +63,15 @@ class TrainBatches:
                  device: torch.device = CPU, on_device: bool | None = None) -> None:
         self._clips, self._batch_size, self._seed, self._share = data.train, batch_size, seed, share
         on_device = device.type != "cpu" if on_device is None else on_device
-        samples = _TrainClips(data.train, frames, stride, _pictures(resolution, on_device), seed, config)
-        self._feed = Feed(samples, workers, config, resolution, device, on_device)
-        self._together = 1 if workers or on_device else _together(batch_size * frames * resolution ** 2)
+        samples = _TrainClips(data.train, frames, stride, _cutter(resolution, on_device), seed, config)
+        self._loader = BatchLoader(samples, workers, config, resolution, device, on_device)
+        self._together = 1 if workers or on_device else _batches_at_once(batch_size * frames * resolution ** 2)
 
     def epoch(self, number: int, start_batch: int = 0) -> Batches:
-        """Epoch `number` in batches (x_BCTHW float32, y_B int64), H = W = `resolution`; x is channels-last in memory.
+        """Return epoch `number` in batches (x_BCTHW float32, y_B int64), H = W = `resolution`, channels-last in memory.
 
         The last batch may be smaller, but is not a single clip (`updates_per_epoch`). The first `start_batch` batches
-        are skipped without reading. Raises `DataError` while iterating where a clip is gone or a loader process dies.
+        are skipped without reading. Raises `DataError` while iterating if a clip is gone or a loader process dies.
         """
         order = np.random.default_rng([ORDER_STREAM, self._seed, number]).permutation(len(self._clips)).tolist()
         updates = updates_per_epoch(len(order), self._batch_size)
@@ -82,12 +79,12 @@ class TrainBatches:
         if self._share:
             batches = [[batch[row] for row in self._share(len(batch))] for batch in batches]
         joint = [batches[first:first + self._together] for first in range(start_batch, len(batches), self._together)]
-        return Batches(self._feed, [(number, list(chain.from_iterable(some))) for some in joint],
+        return Batches(self._loader, [(number, list(chain.from_iterable(some))) for some in joint],
                        [[len(batch) for batch in some] for some in joint])
 
     def close(self) -> None:
-        """Ends the loader processes; `epoch` starts them again."""
-        self._feed.close()
+        """End the loader processes; `epoch` starts them again."""
+        self._loader.close()
 
     def __enter__(self) -> Self:
         return self
@@ -99,7 +96,7 @@ class TrainBatches:
 def eval_loader(clips: Sequence[CachedClip], *, frames: int, stride: int, resolution: int, views: int,
                 batch_size: int, config: DataConfig, workers: int = 0, crops: int = 1, device: torch.device = CPU,
                 on_device: bool | None = None) -> Batches:
-    """Every clip at `views` times uniform over its length, in batches (x_BCTHW float32, y_B int64, index_B int64).
+    """Return every clip at `views` uniform times, in batches (x_BCTHW float32, y_B int64, index_B int64).
 
     H = W = `evaluation_crop(resolution)`: squares as large as the frame's short side, resized; the centre one, or with
     `crops` 3 those of `crop_boxes`. `index` is the clip's in `clips`; its times follow one another, the crops of a time
@@ -109,73 +106,81 @@ def eval_loader(clips: Sequence[CachedClip], *, frames: int, stride: int, resolu
     """
     samples, times, side = range(len(clips) * views), max(1, batch_size // crops), evaluation_crop(resolution)
     on_device = device.type != "cpu" if on_device is None else on_device
-    views_of = _EvalClips(clips, frames, stride, _pictures(side, on_device), views, crops)
-    joint = times * (1 if workers or on_device else _together(times * crops * frames * side ** 2))
+    views_of = _EvalClips(clips, frames, stride, _cutter(side, on_device), views, crops)
+    joint = times * (1 if workers or on_device else _batches_at_once(times * crops * frames * side ** 2))
     plan = [samples[first:first + joint] for first in range(0, len(samples), joint)]
     rows = [[crops * len(some[first:first + times]) for first in range(0, len(some), times)] for some in plan]
-    return Batches(Feed(views_of, workers, config, side, device, on_device, persistent=False), plan, rows)
+    return Batches(BatchLoader(views_of, workers, config, side, device, on_device, persistent=False), plan, rows)
 
 
-def _together(pixels: int) -> int:
-    """How many batches of so many pixels are made at once, in the training's own process: of small clips several, for
-    more of them are then cut to equal sizes."""
+def _batches_at_once(pixels: int) -> int:
+    """Return how many batches of so many pixels are made at once if the training's own process makes them.
+
+    Of small clips these are several: more of them then have cuts of equal size.
+    """
     return max(1, TOGETHER_PIXELS // pixels)
 
 
-class _TrainClips(Dataset):
-    """An item is a batch: (epoch, indices of clips)."""
+class _TrainClips(BatchDataset):
+    """The samples of a training; an item is a batch: (epoch, indices of clips)."""
 
-    def __init__(self, clips: Sequence[CachedClip], frames: int, stride: int, pictures: Pictures, seed: int,
+    def __init__(self, clips: Sequence[CachedClip], frames: int, stride: int, cutter: Cutter, seed: int,
                  config: DataConfig) -> None:
-        self.clips, self.frames, self.stride, self.pictures = clips, frames, stride, pictures
+        self.clips, self.frames, self.stride, self.cutter = clips, frames, stride, cutter
         self.seed, self.config = seed, config
-        self._draws: tuple[int, np.ndarray] | None = None
+        self._draws: tuple[int, np.ndarray, np.ndarray | None] | None = None  # of an epoch
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitems__(self, batch: tuple[int, Sequence[int]]) -> tuple[tuple[Tensor, ...], Tensor] | DataError:
-        epoch, indices = batch
-        samples = self._samples([self.clips[index] for index in indices], self._draws_of(epoch)[indices])
+    def __getitems__(self, item: tuple[int, Sequence[int]]) -> tuple[tuple[Tensor, ...], Tensor] | DataError:
+        epoch, indices = item
+        if self._draws is None or self._draws[0] != epoch:
+            self._draws = epoch, self._draw(SAMPLE_STREAM, epoch, DRAWS), self._draw_colors(epoch)
+        _, draws_CD, color_C3 = self._draws
+        color_N3 = None if color_C3 is None else color_C3[indices]
+        samples = self._samples([self.clips[index] for index in indices], draws_CD[indices], color_N3)
         try:
-            return self.pictures(samples), samples.labels
+            return self.cutter(samples), samples.labels
         except DataError as error:
             return error
 
-    def _draws_of(self, epoch: int) -> np.ndarray:
-        """Clips x DRAWS in [0, 1), drawn at once: a generator for each sample costs a tenth of the sample. A clip's row
-        is the same however many clips follow."""
-        if self._draws is None or self._draws[0] != epoch:
-            rng = np.random.default_rng([SAMPLE_STREAM, self.seed, epoch])
-            self._draws = epoch, rng.random((len(self.clips), DRAWS))
-        return self._draws[1]
+    def _draw(self, stream: int, epoch: int, count: int) -> np.ndarray:
+        """Draw clips x `count` numbers in [0, 1) at once: a generator for each sample costs a tenth of the sample. A
+        clip's row is the same however many clips follow."""
+        return np.random.default_rng([stream, self.seed, epoch]).random((len(self.clips), count))
 
-    def _samples(self, clips: list[CachedClip], draws_ND: np.ndarray) -> Samples:
+    def _draw_colors(self, epoch: int) -> np.ndarray | None:
+        """Draw each clip's factors of brightness, contrast and saturation; None if `color_jitter` is off."""
+        strength = self.config.color_jitter
+        return 1 + strength * (2 * self._draw(COLOR_STREAM, epoch, 3) - 1) if strength else None
+
+    def _samples(self, clips: list[CachedClip], draws_ND: np.ndarray, color_N3: np.ndarray | None) -> Samples:
         config = self.config
         when_N, scale_N, top_N, left_N, flip_N = draws_ND.T
         start_N = random_start_s(_lengths_s(clips), span_s(self.frames, self.stride), when_N)
         height_N, width_N = np.array([(clip.height, clip.width) for clip in clips], dtype=np.int64).reshape(-1, 2).T
         jitter_N = config.jitter_min + scale_N * (config.jitter_max - config.jitter_min)
         return Samples(clips, clip_frames_of([clip.times_s for clip in clips], start_N, self.frames, self.stride),
-                       random_boxes(height_N, width_N, jitter_N, top_N, left_N), config.flip & (flip_N < 0.5))
+                       random_boxes(height_N, width_N, jitter_N, top_N, left_N), config.flip & (flip_N < 0.5), color_N3)
 
 
-class _EvalClips(Dataset):
-    """A sample is a time of a clip: one row for each crop, cut from frames that are read once."""
+class _EvalClips(BatchDataset):
+    """The samples of an evaluation; each is a time of a clip, with a row for each crop, cut from frames read once."""
 
-    def __init__(self, clips: Sequence[CachedClip], frames: int, stride: int, pictures: Pictures, views: int,
+    def __init__(self, clips: Sequence[CachedClip], frames: int, stride: int, cutter: Cutter, views: int,
                  crops: int) -> None:
-        self.clips, self.frames, self.stride, self.pictures = clips, frames, stride, pictures
+        self.clips, self.frames, self.stride, self.cutter = clips, frames, stride, cutter
         self.views, self.crops = views, crops
 
     def __len__(self) -> int:
         return len(self.clips) * self.views
 
-    def __getitems__(self, numbers: Sequence[int]) -> tuple[tuple[Tensor, ...], Tensor, Tensor] | DataError:
-        index_N, view_N = np.divmod(np.array(numbers), self.views)
+    def __getitems__(self, item: Sequence[int]) -> tuple[tuple[Tensor, ...], Tensor, Tensor] | DataError:
+        index_N, view_N = np.divmod(np.array(item), self.views)
         samples = self._samples([self.clips[index] for index in index_N.tolist()], view_N)
         try:
-            return self.pictures(samples), samples.labels, torch.from_numpy(index_N.repeat(self.crops))
+            return self.cutter(samples), samples.labels, torch.from_numpy(index_N.repeat(self.crops))
         except DataError as error:
             return error
 
@@ -190,5 +195,5 @@ def _lengths_s(clips: Sequence[CachedClip]) -> np.ndarray:
     return np.array([clip.length_s for clip in clips], dtype=np.float64)
 
 
-def _pictures(side: int, on_device: bool) -> Pictures:
-    return partial(padded, Desk()) if on_device else partial(resized, Desk(), side)
+def _cutter(side: int, on_device: bool) -> Cutter:
+    return partial(cut_and_pad, Buffers()) if on_device else partial(cut_and_resize, Buffers(), side)

@@ -8,32 +8,36 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from expand.space.factors import REFERENCE_FPS
 
-Seconds = float | np.ndarray
-"""Of one clip, or of several."""
+Seconds = TypeVar("Seconds", float, np.ndarray)
+"""Those of one clip, or of several."""
 
 
 def span_s(frames: int, stride: int) -> float:
-    """Time from the first to the last frame of a sampled clip, seconds."""
+    """Return the time from the first to the last frame of a sampled clip, seconds."""
     return (frames - 1) * stride / REFERENCE_FPS
 
 
 def random_start_s(length_s: Seconds, span: float, draw: Seconds) -> Seconds:
-    """Start of a training clip, uniform over all that fit into `length_s`; 0 where none fits. `draw` is in [0, 1)."""
+    """Return the start of a training clip, uniform over all that fit into `length_s`, or 0 if none fits.
+
+    `draw` is in [0, 1).
+    """
     return draw * np.maximum(0.0, length_s - span)
 
 
 def view_starts_s(length_s: float, span: float, views: int) -> np.ndarray:
-    """Starts of `views` evaluation clips, uniform in time from the first to the last that fits; one: in the middle."""
-    return view_start_s(length_s, span, np.arange(views), views)
+    """Return the starts of `views` evaluation clips, uniform from the first to the last that fits; one is central."""
+    return view_start_s(np.array(length_s), span, np.arange(views), views)
 
 
-def view_start_s(length_s: Seconds, span: float, view: np.ndarray, views: int) -> np.ndarray:
-    """Starts of the evaluation clips `view` of `views`, each of a video of `length_s`."""
+def view_start_s(length_s: np.ndarray, span: float, view: np.ndarray, views: int) -> np.ndarray:
+    """Return the starts of the evaluation clips `view` of `views`, each of a video of `length_s`."""
     slack = np.maximum(0.0, length_s - span)
     if views == 1:
         return slack / 2 + 0.0 * view
@@ -41,15 +45,17 @@ def view_start_s(length_s: Seconds, span: float, view: np.ndarray, views: int) -
 
 
 def window_starts_s(length_s: float, window_s: float, hop_s: float) -> np.ndarray:
-    """Starts of windows `hop_s` apart that cover a file of `length_s`: the last one ends with it. One, at 0, where the
-    file is no longer than a window."""
+    """Return the starts of windows `hop_s` apart that cover a file of `length_s`; the last one ends with it.
+
+    A file that is no longer than a window gives one, at 0.
+    """
     slack = max(0.0, length_s - window_s)
     starts_s = np.arange(int(slack / hop_s + 1e-9) + 1) * hop_s
     return starts_s if slack - starts_s[-1] < 1e-6 else np.append(starts_s, slack)
 
 
 def nearest_frames(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
-    """Index of the frame nearest to each wanted time; the earlier of two at the same distance.
+    """Return the index of the frame nearest to each wanted time; the earlier of two at the same distance.
 
     `times_s` ascends. Times before the first frame give the first, times beyond the end the last.
     """
@@ -57,11 +63,13 @@ def nearest_frames(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
 
 
 def nearest_frames_of(times_s: Sequence[np.ndarray], wanted_NT: np.ndarray) -> np.ndarray:
-    """`nearest_frames` of N clips at T times each: N x T. All steps but the search are taken for the clips together,
-    since with few frames a clip it is the calls that cost time."""
+    """Return `nearest_frames` of N clips at T times each: N x T.
+
+    All steps but the search are done for all clips at once: with few frames a clip, each call costs time.
+    """
     last_N1 = np.array([len(times) - 1 for times in times_s], dtype=np.intp)[:, None]
     after_NT = np.empty(wanted_NT.shape, dtype=np.intp)
-    for times, wanted_T, after_T in zip(times_s, wanted_NT, after_NT):
+    for times, wanted_T, after_T in zip(times_s, wanted_NT, after_NT, strict=True):
         after_T[:] = times.searchsorted(wanted_T)
     after_NT = np.minimum(np.maximum(after_NT, 1), last_N1)
     before_NT = np.maximum(after_NT - 1, 0)
@@ -72,12 +80,12 @@ def nearest_frames_of(times_s: Sequence[np.ndarray], wanted_NT: np.ndarray) -> n
 
 
 def clip_frames(times_s: np.ndarray, start_s: float, frames: int, stride: int) -> np.ndarray:
-    """Indices of the frames at `start_s + i * stride / 30` for i < `frames`, never descending."""
+    """Return the indices of the frames at `start_s + i * stride / 30` for i < `frames`, never descending."""
     return clip_frames_of([times_s], np.array([start_s]), frames, stride)[0]
 
 
 def clip_frames_of(times_s: Sequence[np.ndarray], start_N: np.ndarray, frames: int, stride: int) -> np.ndarray:
-    """`clip_frames` of N clips: N x `frames`."""
+    """Return `clip_frames` of N clips: N x `frames`."""
     return nearest_frames_of(times_s, start_N[:, None] + np.arange(frames) * (stride / REFERENCE_FPS))
 
 
