@@ -1,4 +1,4 @@
-"""Files read within bounds: whatever a name stands for, reading it takes no longer and no more memory than it may."""
+"""Reading untrusted files within bounds: no more memory than allowed, and no endless wait for a pipe."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import stat
 from pathlib import Path
 
 LARGEST_YAML = 1_000_000
-"""Bytes of a configuration, a network's description, or anything else in YAML."""
+"""Largest size in bytes of a configuration, a network's description, or anything else in YAML."""
 KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
          (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
 
 
 def file_type(mode: int) -> str:
-    """What a file of this `st_mode` is, in words."""
+    """Return the type of a file with this `st_mode`, in words."""
     return next((name for is_kind, name in KINDS if is_kind(mode)), "a file")
 
 
 def read_bounded(path: Path | str, most: int) -> bytes:
-    """The content of the regular file `path`, which may be a stranger's.
+    """Return the content of the regular file `path`, which may be untrusted.
 
-    Raises `OSError` where it cannot be read, where it is no regular file (a pipe would block for ever), and where it
-    has more than `most` bytes; the error's `strerror` says which.
+    Raises `OSError` if it cannot be read, is not a regular file (a pipe would block for ever), or has more than `most`
+    bytes; the error's `strerror` says which.
     """
     # a pipe without a writer opens at once with O_NONBLOCK; for a regular file the flag means nothing
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -41,7 +41,7 @@ def read_bounded(path: Path | str, most: int) -> bytes:
 
 
 def size_text(count: int) -> str:
-    """Bytes in words: `1 MB`, `64 kB`."""
+    """Return a number of bytes in words: `1 MB`, `64 kB`."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if count >= unit:
             return f"{count / unit:.4g} {name}"

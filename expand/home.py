@@ -1,7 +1,7 @@
-"""The user's home folder and what is kept in it, also where there is none: in a container that runs under any number of
-a user, HOME may be missing, not to be written to, or nonsense, and the system may not know the user.
+"""The user's home folder and the caches in it, and a substitute where there is none.
 
-Every `~` in a path goes through `expanded`.
+In a container that runs under an arbitrary user number, HOME may be missing, read-only or nonsense, and the system may
+not know the user. Every `~` in a path goes through `expand_home`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from expand.errors import UsageError
 PROJECT = "x3d-expand"
 CACHE = "XDG_CACHE_HOME"
 _LIBRARIES = {"MPLCONFIGDIR": "matplotlib", "TRITON_HOME": "triton"}
-"""Variables of the libraries that look for a home folder and not for `XDG_CACHE_HOME`, each with a folder's name."""
+"""Environment variables of libraries that ignore `XDG_CACHE_HOME` and look for a home, each with a folder name."""
 
 
 @dataclass
-class _Stopgap:
-    """The folder that took the home's place in this process, and why."""
+class _Substitute:
+    """The folder that replaces the home folder in this process, and the reason."""
 
     folder: Path
     reason: str
-    is_told: bool = False
+    is_reported: bool = False
 
 
-_stopgap: _Stopgap | None = None
+_substitute: _Substitute | None = None
 
 
-def expanded(path: str | Path, option: str) -> Path:
-    """`path` with a leading `~` or `~user` replaced by that home folder; taken as it stands where there is no such home
-    but a file or folder of that very name. `option` names it in the error.
+def expand_home(path: str | Path, option: str) -> Path:
+    """Return `path` with a leading `~` or `~user` replaced by that home folder.
 
-    Raises `UsageError` where the home folder cannot be told.
+    If there is no such home but a file or folder with that very name, the path is taken literally. `option` names it in
+    the error. Raises `UsageError` if the home folder is unknown.
     """
     text = os.fspath(path)
     first, _, rest = text.partition("/")
@@ -56,16 +56,16 @@ def expanded(path: str | Path, option: str) -> Path:
                      fix=f"write the whole path; a folder of that name here is ./{text}")
 
 
-def expanded_entry(path: str) -> str:
-    """`path` as a list or a table names it: as `expanded`, but one without such a home stays as it stands."""
+def expand_home_if_any(path: str) -> str:
+    """Return `path`, which a list or a table names, as `expand_home` does; unchanged if there is no such home."""
     try:
-        return str(expanded(path, "")) if path.startswith("~") else path
+        return str(expand_home(path, "")) if path.startswith("~") else path
     except UsageError:
         return path
 
 
 def _home_of(user: str) -> str | None:
-    """The home folder of `user`, of this process's where that is empty; None where there is none."""
+    """Return the home folder of `user`, or of this process's user if that is empty; None if there is none."""
     if not user and os.path.isabs(home := os.environ.get("HOME", "")):
         return home
     try:
@@ -76,48 +76,48 @@ def _home_of(user: str) -> str | None:
 
 
 def user_cache() -> Path:
-    """The folder of this project in the user's cache: `$XDG_CACHE_HOME/x3d-expand` or `~/.cache/x3d-expand`.
+    """Return this project's folder in the user's cache: `$XDG_CACHE_HOME/x3d-expand` or `~/.cache/x3d-expand`.
 
-    Where there is no home that can be used, it is in a folder of this user's alone among the temporary ones, and a
-    warning says so once. Raises `UsageError` where there is none of these.
+    Without a usable home it is in a temporary folder that only this user can write to, and one warning says so. Raises
+    `UsageError` if there is none of these.
     """
     folder, reason = cache_place()
-    if reason and _stopgap and not _stopgap.is_told:
-        _stopgap.is_told = True
+    if reason and _substitute and not _substitute.is_reported:
+        _substitute.is_reported = True
         warnings.warn(f"{reason}; decoded frames and the like are kept in {folder}: set {CACHE} or data.cache_dir to "
                       "have them elsewhere", stacklevel=2)
     return folder
 
 
 def cache_place() -> tuple[Path, str | None]:
-    """`user_cache`, without a word, and why it is in no home folder, where that is so."""
+    """Return the folder of `user_cache` without a warning, and the reason if it is in no home folder."""
     provide_caches()
     base = os.environ.get(CACHE, "")
     if os.path.isabs(base):
-        reason = _stopgap.reason if _stopgap and base == str(_stopgap.folder) else None
+        reason = _substitute.reason if _substitute and base == str(_substitute.folder) else None
         return Path(base) / PROJECT, reason
-    return Path(_home_of(""), ".cache", PROJECT), None
+    return Path(_home_of("") or "", ".cache", PROJECT), None
 
 
 def provide_caches() -> None:
-    """Where no home folder can be used, gives this process and its children a folder for what they keep, and tells the
-    libraries that would look for a home. Nothing where there is a home, or `XDG_CACHE_HOME` names a folder."""
-    global _stopgap
+    """Give this process and its children a cache folder if no home folder can be used, also for libraries that would
+    look for a home. Does nothing if there is a home; `XDG_CACHE_HOME` is used if it names a folder."""
+    global _substitute
     reason = _home_problem()
     if reason is None:
         return
     if os.path.isabs(os.environ.get(CACHE, "")):
         folder = Path(os.environ[CACHE])
     else:
-        _stopgap = _Stopgap(_private_folder(reason), reason)
-        folder = _stopgap.folder
+        _substitute = _Substitute(_private_folder(reason), reason)
+        folder = _substitute.folder
         os.environ[CACHE] = str(folder)
     for variable, name in _LIBRARIES.items():
         os.environ.setdefault(variable, str(folder / name))
 
 
 def _home_problem() -> str | None:
-    """Why nothing can be kept in this user's home folder, as half a sentence."""
+    """Return why nothing can be kept in this user's home folder, as a clause; None if it can."""
     home = _home_of("")
     if home is None:
         return "there is no home folder: HOME is not set to one, and the system does not know this user"
@@ -132,7 +132,7 @@ def _home_problem() -> str | None:
 
 
 def _private_folder(reason: str) -> Path:
-    """A folder among the temporary ones that is this user's alone; the same each time, where it is not another's."""
+    """Return a temporary folder that only this user can write to; the same one each time if it belongs to this user."""
     uid = os.geteuid()
     try:
         folder = os.path.join(tempfile.gettempdir(), f"{PROJECT}-{uid}")

@@ -1,4 +1,4 @@
-"""What this process has of the machine, and keeps. No torch in here."""
+"""The resources of this process: cores, memory, its address. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def available_cores() -> int:
-    """Cores that this process may use (affinity respected)."""
+    """Return the number of cores that this process may use (affinity respected)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def here() -> str:
-    """This process, for people: `host:pid`."""
+def process_address() -> str:
+    """Return `host:pid` of this process, for messages."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees for what it takes next, up to its peak, in place of giving pages back to the
-    system and faulting in others at every batch. For glibc; elsewhere it does nothing."""
+    """Let this process keep freed memory, up to its peak, and use it again, which saves page faults at every batch.
+
+    For glibc; elsewhere it does nothing.
+    """
     try:
         set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
@@ -33,8 +35,10 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Returns to the system what this process has freed and kept, and keeps no more large blocks from now on: among
-    them, none can be had of another size, nor for code and threads. For glibc; elsewhere it does nothing."""
+    """Return the freed memory to the system, and keep no more large blocks from now on.
+
+    Memory that is kept in large blocks cannot serve other sizes, code or threads. For glibc; elsewhere it does nothing.
+    """
     with suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_THRESHOLD, 1 << 20)
@@ -43,8 +47,10 @@ def give_back_freed_memory() -> None:
 
 
 def oom_kills() -> int:
-    """How many processes the system has ended so far because memory ran out, as far as this process can tell: of its
-    container (cgroup v2), else of the machine (Linux); 0 elsewhere."""
+    """Return how many processes the system has ended so far because memory ran out, as far as this process can see.
+
+    The count is that of the container (cgroup v2) or of the machine (Linux); 0 elsewhere.
+    """
     for path in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
         with suppress(OSError, ValueError, StopIteration), open(path, encoding="ascii") as file:
             return int(next(line for line in file if line.startswith("oom_kill ")).split()[1])

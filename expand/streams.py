@@ -1,9 +1,9 @@
-"""The standard streams of this program: nothing that is shown may end what is done.
+"""The standard streams of this program, made safe: no output can end the work.
 
-A stream may lead to a terminal of any encoding, to a full disk, to a reader that has gone, or nowhere. `prepare` puts
-streams in the places of Python's own that take every character, with an ASCII form of those that their encoding lacks,
-and that take every write: what the system refuses is dropped. A command whose result is what it prints says so in the
-end (`OutputLost`); the others work on (`go_on_without_output`).
+A stream may lead to a terminal of any encoding, to a full disk, to a reader that has gone, or nowhere. `prepare`
+replaces Python's own streams by ones that take every character (with an ASCII form of those that their encoding lacks)
+and every write (data that the system refuses is dropped). A command whose result is its output reports such a loss
+(`OutputLost`); the others go on (`tolerate_lost_output`).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from typing import Any
 from expand.errors import ExpandError
 
 ASCII_FORMS = "x3d_expand.ascii_forms"
-"""The name of the error handler with which every stream encodes."""
+"""The name of the error handler that all streams use for encoding."""
 PLAIN_ASCII = "x3d_expand_ascii"
-"""ASCII by another name: click takes a stream that calls itself `ascii` for misconfigured, and sends it UTF-8."""
+"""Another name for ASCII: click regards a stream with the encoding `ascii` as misconfigured, and sends it UTF-8."""
 SYMBOLS = {
     "×": "x", "±": "+/-", "…": "...", "→": "->", "←": "<-", "≤": "<=", "≥": ">=", "≈": "~", "·": ".", "•": "*",
     "–": "-", "—": "-", "−": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "\u00a0": " ", "⁹": "^9", "²": "^2",
 }
 GREEK_WORD = 3
-"""Greek letters in a row that are no symbol, but a word."""
+"""Number of Greek letters in a row from which they are a word and no symbols."""
 
 
 class OutputLost(ExpandError):
-    """Standard output cannot be written to. `reader_has_gone`: it was a pipe that is read no more."""
+    """Standard output cannot be written to. `reader_has_gone`: it was a pipe whose reader has ended."""
 
     def __init__(self, error: OSError) -> None:
         self.reader_has_gone = error.errno == errno.EPIPE
@@ -43,23 +43,23 @@ class OutputLost(ExpandError):
                          fix="send it to a file or a terminal that takes it")
 
 
-def fitted(text: str, encoding: str) -> str:
-    """`text` as a stream of `encoding` shows it: what it lacks has its ASCII form. For text that is laid out."""
+def fit_to_encoding(text: str, encoding: str) -> str:
+    """Return `text` as a stream of `encoding` shows it, with ASCII forms of missing characters. For text in columns."""
     return text.encode(encoding, ASCII_FORMS).decode(encoding)
 
 
 def is_unicode(encoding: str) -> bool:
-    """Whether `encoding` has every character."""
+    """Return whether `encoding` has every character."""
     return codecs.lookup(encoding).name.startswith("utf")
 
 
 def output_encoding() -> str:
-    """That of standard output."""
+    """Return the encoding of standard output."""
     return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
-def _with_ascii_forms(error: UnicodeError) -> tuple[str, int]:
-    """Python's protocol of an error handler: what takes the place of the characters that the encoding lacks."""
+def _replace_by_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Return the replacement for characters that the encoding lacks, by Python's protocol of an error handler."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return _ascii_form(error.object[error.start:error.end], error.object[error.end:error.end + 1]), error.end
@@ -67,19 +67,22 @@ def _with_ascii_forms(error: UnicodeError) -> tuple[str, int]:
 
 def _ascii_form(text: str, following: str) -> str:
     names = [_greek_name(letter) for letter in text]
-    if len(names) < GREEK_WORD and all(names):  # γd is gamma_d, as in the files of a network
-        return "_".join(names) + ("_" if following.isalpha() else "")
+    symbols = [name for name in names if name]
+    if len(names) < GREEK_WORD and len(symbols) == len(names):  # γd is gamma_d, as in the files of a network
+        return "_".join(symbols) + ("_" if following.isalpha() else "")
     return "".join(SYMBOLS.get(letter) or _line_form(letter) or letter.encode("ascii", "backslashreplace").decode()
                    for letter in text)
 
 
 def _greek_name(letter: str) -> str | None:
     found = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", unicodedata.name(letter, ""))
-    return found and (found[2].lower() if found[1] == "SMALL" else found[2].capitalize())
+    if found is None:
+        return None
+    return found[2].lower() if found[1] == "SMALL" else found[2].capitalize()
 
 
 def _line_form(letter: str) -> str | None:
-    """Of the characters that tables and bars are drawn with: always one, so that columns stay columns."""
+    """Return the ASCII form of a character of tables and bars: always a single one, so that columns stay aligned."""
     name = unicodedata.name(letter, "")
     if name.startswith("BOX DRAWINGS"):
         across, down = ("HORIZONTAL" in name or "LEFT" in name or "RIGHT" in name,
@@ -96,17 +99,19 @@ def _find_plain_ascii(name: str) -> codecs.CodecInfo | None:
                             found.incrementalencoder, found.incrementaldecoder, name=PLAIN_ASCII)
 
 
-codecs.register_error(ASCII_FORMS, _with_ascii_forms)
+codecs.register_error(ASCII_FORMS, _replace_by_ascii)
 codecs.register(_find_plain_ascii)
 
 
 class _Outlet(io.RawIOBase):
-    """The raw end of a stream, at the file handle `number`, which takes every write. What is refused is dropped, and
-    so is everything after it; `refused` is then called once, and may raise."""
+    """The raw end of a stream, at the file handle `number`, which takes every write.
 
-    def __init__(self, number: int, is_open: bool, refused: Callable[[OSError], None]) -> None:
+    Data that the system refuses is dropped, and so are all later data; `on_refusal` is then called once, and may raise.
+    """
+
+    def __init__(self, number: int, is_open: bool, on_refusal: Callable[[OSError], None]) -> None:
         super().__init__()
-        self._number, self._refused = number, refused
+        self._number, self._on_refusal = number, on_refusal
         self._closed_error = None if is_open else OSError(errno.EBADF, "it is closed")
         self.error: OSError | None = None
 
@@ -122,41 +127,38 @@ class _Outlet(io.RawIOBase):
     def write(self, data: Any) -> int:
         if self.error is None:
             try:
-                return self._written(data)
+                if self._closed_error:
+                    raise self._closed_error
+                while True:
+                    try:
+                        return os.write(self._number, data)
+                    except BlockingIOError:  # a program with the same terminal or pipe made it so
+                        select.select([], [self._number], [])
             except OSError as error:
                 self.error = error
-                self._refused(error)
+                self._on_refusal(error)
         return len(data)
-
-    def _written(self, data: Any) -> int:
-        if self._closed_error:
-            raise self._closed_error
-        while True:
-            try:
-                return os.write(self._number, data)
-            except BlockingIOError:  # a program with the same terminal or pipe made it so
-                select.select([], [self._number], [])
 
 
 _output: _Outlet | None = None
 _is_output_needed = True
 
 
-def go_on_without_output() -> None:
-    """From now on, standard output that cannot be written to is said on standard error, and no more."""
+def tolerate_lost_output() -> None:
+    """From now on, only warn on standard error if standard output cannot be written to."""
     global _is_output_needed
     _is_output_needed = False
 
 
-def need_output() -> None:
-    """From now on, standard output that cannot be written to ends the command: raises `OutputLost`, here or later."""
+def require_output() -> None:
+    """From now on, raise `OutputLost` if standard output cannot be written to, here or later."""
     global _is_output_needed
     _is_output_needed = True
     if _output and _output.error:
         raise OutputLost(_output.error)
 
 
-def _output_refused(error: OSError) -> None:
+def _report_lost_output(error: OSError) -> None:
     if _is_output_needed:
         raise OutputLost(error)
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, the first
@@ -165,26 +167,14 @@ def _output_refused(error: OSError) -> None:
 
 
 def prepare() -> None:
-    """Puts safe streams in the places of Python's own, where that was not done yet and they are the system's.
+    """Replace Python's own streams by safe ones, unless that was done or a caller has put other streams there.
 
-    File handles 0 to 2 that are closed are opened on nothing: else the next file that is opened, a run's journal for
-    instance, would get the number, and with it what libraries print.
+    File handles 0 to 2 that are closed are opened on /dev/null: else the next file that is opened, a run's journal for
+    instance, would get the number, and with it everything that libraries print.
     """
     global _output, _is_output_needed
     _is_output_needed = True
     is_open = [stream is not None for stream in (sys.stdin, sys.stdout, sys.stderr)]
-    _open_missing_handles()
-    if sys.stdin is None:
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - for as long as the program runs
-    if _is_the_systems(sys.stderr, 2):
-        sys.stderr, _ = _safe_stream(sys.stderr, 2, is_open[2], lambda error: None)
-    if _is_the_systems(sys.stdout, 1):
-        sys.stdout, _output = _safe_stream(sys.stdout, 1, is_open[1], _output_refused)
-    if not re.fullmatch("[1-9][0-9]{0,3}", os.environ.get("COLUMNS", "80")):  # rich would take any number, even 0
-        del os.environ["COLUMNS"]
-
-
-def _open_missing_handles() -> None:
     for number in range(3):
         try:
             os.fstat(number)
@@ -194,10 +184,18 @@ def _open_missing_handles() -> None:
                 os.dup2(opened, number)
                 os.close(opened)
             os.set_inheritable(number, True)
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - for as long as the program runs
+    if _is_pythons_own(sys.stderr, 2):
+        sys.stderr, _ = _safe_stream(sys.stderr, 2, is_open[2], lambda error: None)
+    if _is_pythons_own(sys.stdout, 1):
+        sys.stdout, _output = _safe_stream(sys.stdout, 1, is_open[1], _report_lost_output)
+    if not re.fullmatch("[1-9][0-9]{0,3}", os.environ.get("COLUMNS", "80")):  # rich would take any number, even 0
+        del os.environ["COLUMNS"]
 
 
-def _is_the_systems(stream: Any, number: int) -> bool:
-    """Whether `stream` is what Python made of the handle `number`, and not what a test or a caller put there."""
+def _is_pythons_own(stream: Any, number: int) -> bool:
+    """Return whether Python itself made `stream` for the handle `number`, and not a test or a caller."""
     if stream is None:
         return True
     if not isinstance(stream, io.TextIOWrapper) or isinstance(getattr(stream.buffer, "raw", None), _Outlet):
@@ -209,8 +207,8 @@ def _is_the_systems(stream: Any, number: int) -> bool:
 
 
 def _safe_stream(stream: Any, number: int, is_open: bool,
-                 refused: Callable[[OSError], None]) -> tuple[io.TextIOWrapper, _Outlet]:
-    outlet = _Outlet(number, is_open, refused)
+                 on_refusal: Callable[[OSError], None]) -> tuple[io.TextIOWrapper, _Outlet]:
+    outlet = _Outlet(number, is_open, on_refusal)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     if codecs.lookup(encoding).name == "ascii":
         encoding = PLAIN_ASCII
@@ -221,11 +219,11 @@ def _safe_stream(stream: Any, number: int, is_open: bool,
 
 
 def read_names_as_utf8() -> None:
-    """Begins this program anew in Python's UTF-8 mode where the locale has another encoding; else it returns.
+    """Restart this program in Python's UTF-8 mode if the locale has another encoding.
 
-    Python decodes file names, arguments and the environment by the locale, and that cannot be changed later. Under a
-    locale without UTF-8 the names of classes and clips would be others than in a run's files, so that it could not be
-    resumed, and most could not be opened at all. The streams keep the locale's encoding.
+    Python decodes file names, arguments and the environment by the locale, and that cannot be changed later. Without
+    UTF-8 the names of classes and clips would differ from those in a run's files, so that the run could not be resumed,
+    and most clips could not be opened at all. The streams keep the locale's encoding.
     """
     if sys.getfilesystemencoding() == "utf-8" or sys.flags.ignore_environment or not sys.executable or \
             os.environ.get("PYTHONUTF8") == "1":

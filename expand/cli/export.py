@@ -30,7 +30,7 @@ def export(network: str, format_: str, out: Path | None, weights: Path | None, j
     """
     from expand import api
 
-    streams.go_on_without_output()
+    streams.tolerate_lost_output()
     measured: dict[str, float] = {}
     files = api.export(network, format_, out, weights=weights, log=lambda text: click.echo(text, err=True),
                        compared=lambda difference: measured.update(largest_difference=difference))

@@ -12,7 +12,7 @@ import click
 
 from expand import streams
 from expand.config.schema import EXECUTORS
-from expand.home import expanded
+from expand.home import expand_home
 
 Command = Callable[..., Any]
 
@@ -31,7 +31,7 @@ class PathName(click.ParamType):
         if self._is_text and not str(value).startswith("~"):
             return value
         where = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name if param else "path"
-        path = expanded(value, where)
+        path = expand_home(value, where)
         return str(path) if self._is_text else path
 
 
@@ -131,5 +131,5 @@ def print_json(value: Any) -> None:
     written."""
     from expand.rundir.files import to_json
 
-    streams.need_output()
+    streams.require_output()
     click.echo(to_json(value, indent=2, ascii_only=not streams.is_unicode(streams.output_encoding())))

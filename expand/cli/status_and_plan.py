@@ -42,7 +42,7 @@ def plot(run: Path, out: Path | None) -> None:
     """Draw accuracy against compute for a run's candidates."""
     from expand import api
 
-    streams.go_on_without_output()
+    streams.tolerate_lost_output()
     click.echo(api.plot(run, out))
 
 

@@ -89,7 +89,7 @@ def predict(network: str, videos: tuple[str, ...], top: int, views: int, timelin
     from expand.run.display import make_reporter
 
     with make_reporter(silent=json_) as reporter:
-        streams.need_output()  # the answers are kept nowhere
+        streams.require_output()  # the answers are kept nowhere
         answers = api.predict(
             network, videos, top=top, views=views, timeline=timeline, window_s=window_s, hop_s=hop_s, weights=weights,
             device=device, threads=threads, log=reporter.say, progress=reporter.progress,

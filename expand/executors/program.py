@@ -12,7 +12,7 @@ from typing import IO
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _PROGRAM = ("import json, sys; sys.path[:] = json.loads(sys.argv[1]); from expand import streams; streams.prepare(); "
-            "streams.go_on_without_output(); from {} import {}; {}(int(sys.argv[2]))")
+            "streams.tolerate_lost_output(); from {} import {}; {}(int(sys.argv[2]))")
 
 
 def start_program(module: str, function: str, end: socket.socket, output: IO | None = None) -> subprocess.Popen:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from expand.errors import ExpandError, RunError
-from expand.machine import here
+from expand.machine import process_address
 from expand.version import __version__
 
 CONNECT_S = 60.0
@@ -71,13 +71,13 @@ def train(number: int, folder: str, token: Token, address: tuple[str, int], key:
     """
     enter(folder)
     if (mistake := token.find_mistake()) is not None:  # nodes that joined the cluster later were not checked
-        raise RunError(f"{here()} does not see the run directory: {mistake}", where=str(token.path.parent),
+        raise RunError(f"{process_address()} does not see the run directory: {mistake}", where=str(token.path.parent),
                        fix="put the run on a file system that all nodes of the cluster share (--run-dir)")
     try:
         connection = socket.create_connection(address, CONNECT_S)
         connection.sendall(greeting(key, number))
     except OSError as error:
-        raise RunError(f"{here()} cannot connect to the command at {address[0]}:{address[1]}: {error}", where="ray",
+        raise RunError(f"{process_address()} cannot connect to the command at {address[0]}:{address[1]}: {error}", where="ray",
                        fix="let the nodes connect to each other on all ports, as Ray needs it") from error
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -25,7 +25,7 @@ from expand.data import PreparedData
 from expand.device_faults import first_line
 from expand.errors import DeviceFault, ExpandError, Interrupted, RunError
 from expand.executors.base import run_job
-from expand.machine import here
+from expand.machine import process_address
 from expand.training.job import Hooks, Job
 from expand.training.runtime import Runtime
 
@@ -54,7 +54,7 @@ def serve(pipe: Connection) -> bool:
                 return
 
     threading.Thread(target=listen, daemon=True).start()
-    pipe.send(("hello", here()))
+    pipe.send(("hello", process_address()))
     if (shared := contents.get()) is None:
         return is_released.is_set()
     if callable(shared):
@@ -62,7 +62,7 @@ def serve(pipe: Connection) -> bool:
         return False
     data, runtime = shared
     while (job := contents.get()) is not None:
-        pipe.send(("begin", here()))
+        pipe.send(("begin", process_address()))
         hooks = Hooks(tick=lambda tick: pipe.send(("tick", tick)), log=lambda text: pipe.send(("log", text)),
                       stop=Heartbeat(lambda: pipe.send(("heartbeat", None)), stop.is_set))
         answer = _train(job, data, runtime, hooks)

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console
 from rich.table import Table
 
-from expand.streams import fitted, is_unicode
+from expand.streams import fit_to_encoding, is_unicode
 
 ASCII_HEAD = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 """`SIMPLE_HEAD` for streams without characters to draw with."""
@@ -26,7 +26,7 @@ class SimpleTable(Table):
 
     def add_row(self, *cells: str) -> None:
         """A row of texts."""
-        super().add_row(*(fitted(cell, self._encoding) for cell in cells))
+        super().add_row(*(fit_to_encoding(cell, self._encoding) for cell in cells))
 
 
 def lay_out(parts: Iterable[str | Table], width: int, encoding: str, *, wrap: bool = True) -> str:
@@ -37,7 +37,7 @@ def lay_out(parts: Iterable[str | Table], width: int, encoding: str, *, wrap: bo
                       highlight=False, legacy_windows=False)
     for part in parts:
         if isinstance(part, str):
-            console.print(fitted(part, encoding), soft_wrap=not wrap)
+            console.print(fit_to_encoding(part, encoding), soft_wrap=not wrap)
         else:
             console.print(part)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"

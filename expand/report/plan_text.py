@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expand.report.text import axis_name, number, one_line, value_text
-from expand.streams import fitted
+from expand.streams import fit_to_encoding
 
 ROW = "{:>4}  {:24}  {:26}  {:>12}  {:>6}  {:>12}"
 
@@ -14,7 +14,7 @@ ROW = "{:>4}  {:24}  {:26}  {:>12}  {:>6}  {:>12}"
 def _line(encoding: str, step: Any, candidate: Mapping[str, Any], note: str = "") -> str:
     mark = " (one grid step exceeds the rate)" if candidate["overshoot"] else ""
     held = f" (held back: {candidate['note']})" if candidate["note"] else ""
-    value = fitted(value_text(candidate), encoding)
+    value = fit_to_encoding(value_text(candidate), encoding)
     return ROW.format(step, axis_name(candidate) + note, value, f"{candidate['gflops']:.9f}"[:12],
                       f"{candidate['ratio']:.3f}", f"{candidate['params']:,}") + mark + held
 

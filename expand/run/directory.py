@@ -10,14 +10,14 @@ from typing import Any
 from expand.config import Config, parse_config, yaml_document
 from expand.config.schema import RUN_NAME
 from expand.errors import RunError, UsageError
-from expand.home import expanded
+from expand.home import expand_home
 from expand.rundir.paths import RunPaths
 
 
 def choose_dir(config: Config, stem: str) -> Path:
     """Return the directory of a run for which none is given: named by its configuration, else by `stem` and a free
     number."""
-    folder, name = expanded(config.run.runs_dir, "run.runs_dir"), config.run.name
+    folder, name = expand_home(config.run.runs_dir, "run.runs_dir"), config.run.name
     if name is None:
         stem, number = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run", 1
         while (folder / f"{stem}-{number}").exists():

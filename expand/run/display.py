@@ -152,7 +152,7 @@ class Live(Plain):
 def make_display() -> Iterator[Plain]:
     """Return a live display on a terminal that can move its cursor, a plain one elsewhere. Work goes on when the
     output is lost."""
-    streams.go_on_without_output()
+    streams.tolerate_lost_output()
     if not sys.stdout.isatty() or os.environ.get("TERM", "") in ("", "dumb", "unknown"):
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(line_buffering=True)
@@ -248,7 +248,7 @@ class Reporter:
 def make_reporter(*, silent: bool) -> Iterator[Reporter]:
     """Return a reporter on this terminal; a `silent` one for --json."""
     if silent:
-        streams.go_on_without_output()
+        streams.tolerate_lost_output()
         yield Reporter(None)
         return
     with make_display() as display:

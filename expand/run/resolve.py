@@ -10,7 +10,7 @@ from expand.config import Config, config_diff, parse_config
 from expand.config.schema import RUN_NAME
 from expand.errors import RunError
 from expand.expansion.rules import Space
-from expand.home import expanded
+from expand.home import expand_home
 from expand.space.axes import AXES
 from expand.space.geometry import Geometry
 from expand.training.recipe import check_batches
@@ -34,7 +34,7 @@ def resolve_config(config: Config, data: PreparedData, name: str) -> Config:
     limits = config.search.limits
     if limits.clip_s is None:
         limits = replace(limits, clip_s=round(data.median_s, 6))
-    paths: dict[str, Any] = {key: str(expanded(path, f"data.{key}").resolve()) for key in PATHS
+    paths: dict[str, Any] = {key: str(expand_home(path, f"data.{key}").resolve()) for key in PATHS
                              if (path := getattr(config.data, key)) is not None}
     clips = len(data.train)
     return replace(config, data=replace(config.data, **paths), search=replace(config.search, limits=limits),

@@ -30,7 +30,7 @@ def nowhere(monkeypatch, tmp_path):
     for name in ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TRITON_HOME"):
         monkeypatch.setenv(name, "")  # so that it is put back, whatever is set meanwhile
         monkeypatch.delenv(name)
-    monkeypatch.setattr(home, "_stopgap", None)
+    monkeypatch.setattr(home, "_substitute", None)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -109,23 +109,24 @@ def test_a_home_that_cannot_be_written_to_is_not_used(nowhere, monkeypatch):
 
 def test_a_tilde_is_the_home_and_a_users_name_after_it_that_users(nowhere, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert home.expanded("~/clips", "--data") == Path("/home/me/clips") and home.expanded("~", "x") == Path("/home/me")
-    assert home.expanded("~root/x", "--data") == Path(pwd.getpwnam("root").pw_dir, "x")
-    assert home.expanded("a/~/b", "--data") == Path("a/~/b")
+    assert home.expand_home("~/clips", "--data") == Path("/home/me/clips")
+    assert home.expand_home("~", "x") == Path("/home/me")
+    assert home.expand_home("~root/x", "--data") == Path(pwd.getpwnam("root").pw_dir, "x")
+    assert home.expand_home("a/~/b", "--data") == Path("a/~/b")
 
 
 def test_a_home_that_there_is_not_is_said_with_the_way_out(nowhere):
     with pytest.raises(UsageError) as raised:
-        home.expanded("~nobodyhere/clips", "--data")
+        home.expand_home("~nobodyhere/clips", "--data")
     assert str(raised.value).startswith("--data ~nobodyhere/clips: there is no user 'nobodyhere' here")
     assert "./~nobodyhere/clips" in str(raised.value)
     with pytest.raises(UsageError, match="HOME is not set"):
-        home.expanded("~/clips", "--data")
+        home.expand_home("~/clips", "--data")
 
 
 def test_a_folder_of_that_very_name_is_taken_as_it_stands(nowhere):
     (nowhere / "~nobodyhere").mkdir()
-    assert home.expanded("~nobodyhere", "--data") == nowhere / "~nobodyhere"
+    assert home.expand_home("~nobodyhere", "--data") == nowhere / "~nobodyhere"
 
 
 @pytest.mark.parametrize("key", ["path", "train", "root", "class_names", "quarantine"])

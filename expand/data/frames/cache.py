@@ -114,9 +114,13 @@ class FrameCache:
             return None
         return self._build(request, last_round)
 
-    def has(self, path: Path, short_side: int) -> bool:
-        """Return whether the frames of `path` are known to be stored, without reading or marking anything."""
-        content = self.memo.known_content(path)
+    def has(self, path: Path, short_side: int, *, hash_it: bool = False) -> bool:
+        """Return whether the frames of `path` are stored, without marking them.
+
+        A clip that the memo does not know counts as not stored unless `hash_it`, which reads the clip and raises as
+        `content_hash`.
+        """
+        content = self.memo.content(path)[0] if hash_it else self.memo.known_content(path)
         return content is not None and self._find(self._stem(path, content), short_side, FRAMES) is not None
 
     def _may_get_room(self, last_round: bool) -> bool:

@@ -59,10 +59,9 @@ def _probe(state: tuple[FrameCache, int], clip: Clip) -> _Probe:
     cache, short_side = state
     frame_bytes = 0.0
     try:
-        if clip.path.is_dir() or clip.path.stat().st_size <= HASHED_BYTES:
-            cache.memo.content(clip.path)  # a renamed clip has another path, so the memo has to learn its content
-            if cache.has(clip.path, short_side):
-                return NOTHING
+        is_small = clip.path.is_dir() or clip.path.stat().st_size <= HASHED_BYTES
+        if is_small and cache.has(clip.path, short_side, hash_it=True):  # under another name, which the memo lacks
+            return NOTHING
         reader = ClipReader(clip.path, short_side, wanted=[0], frame_rate=cache.frame_rate)
         for _, frame_HWC in reader:
             frame_bytes = float(frame_HWC.nbytes)

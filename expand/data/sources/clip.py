@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from expand.errors import DataError
-from expand.home import expanded_entry
+from expand.home import expand_home_if_any
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
@@ -80,7 +80,7 @@ class Found:
 
 def absolute(path: str | Path) -> str:
     """`path` from the root of the file system, `~` expanded and links kept."""
-    return os.path.abspath(expanded_entry(os.fspath(path)))
+    return os.path.abspath(expand_home_if_any(os.fspath(path)))
 
 
 def split_named(folder: str) -> str | None:

@@ -18,7 +18,7 @@ from expand.data.sources.labels import label_number, one_spelling, refuse_negati
 from expand.data.sources.paths import PLAIN, SUFFIX, ClipPaths, foreign, spellings, trim, unquoted
 from expand.data.sources.text_files import csv_rows, read_lines, read_text
 from expand.errors import DataError
-from expand.home import expanded, expanded_entry
+from expand.home import expand_home, expand_home_if_any
 
 EXPECTED = "expected `path label`"
 FIX = ("a line is `path label` or `path,label`; quote a path or label with blanks or commas in it; lines of more "
@@ -103,7 +103,7 @@ def read_lists(lists: Mapping[str | None, Path], root: str | None) -> Found:
     """
     rows: dict[str | None, list[Row]] = {}
     mistakes: list[str] = []
-    places = {split: ClipPaths(str(expanded(root, "data.root")) if root else str(path.parent))
+    places = {split: ClipPaths(str(expand_home(root, "data.root")) if root else str(path.parent))
               for split, path in lists.items()}
     for split, path in lists.items():
         rows[split], wrong = parse_list(path, places[split])
@@ -155,7 +155,7 @@ def _entries(chosen: Mapping[str, list[Row]], places: ClipPaths, mistakes: list[
     tried, found_any = [], False
     for split, rows in chosen.items():
         for row in rows:
-            path = expanded_entry(row.path)
+            path = expand_home_if_any(row.path)
             found = None
             if row.column or not PLAIN.fullmatch(row.path):
                 found = places.find(row.path, _hints(row.label, split))

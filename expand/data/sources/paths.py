@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from expand.data.file_kinds import is_clip_file
 from expand.data.sources.walk import files_in, folders_in, stem_of
 from expand.errors import DataError
-from expand.home import expanded_entry
+from expand.home import expand_home_if_any
 
 SUFFIX = re.compile(r"\.[A-Za-z]\w{1,4}$")
 """How a file's name ends."""
@@ -104,7 +104,7 @@ class ClipPaths:
         return self._there(full) is not None or self._with_suffix(full) is not None
 
     def _full(self, path: str) -> str:
-        return os.path.join(self.start, expanded_entry(path))
+        return os.path.join(self.start, expand_home_if_any(path))
 
     def _listing(self, folder: str) -> frozenset[str] | None:
         """The names in `folder`; None where it cannot be listed, but may have some."""

@@ -11,7 +11,7 @@ from expand.data.sources.clip import absolute
 from expand.data.sources.location import cache_dir, lists_of
 from expand.data.sources.text_files import csv_bytes, csv_rows
 from expand.errors import DataError
-from expand.home import expanded, expanded_entry
+from expand.home import expand_home, expand_home_if_any
 from expand.rundir.files import write_atomic
 
 NAME = "quarantine.csv"
@@ -22,9 +22,9 @@ FIX = "it is a CSV with the header path,kind,reason; mend it, or write it anew w
 def quarantine_file(config: DataConfig) -> Path:
     """Where the clips to leave out are looked for and written: `data.quarantine`, else beside the clips."""
     if config.quarantine:
-        return expanded(config.quarantine, "data.quarantine")
+        return expand_home(config.quarantine, "data.quarantine")
     if config.path:
-        path = expanded(config.path, "data.path")
+        path = expand_home(config.path, "data.path")
         return (path.parent if path.is_file() else path) / NAME
     lists = lists_of(config)
     return (next(iter(lists.values())).parent if lists else cache_dir(config)) / NAME
@@ -47,7 +47,7 @@ def read_quarantine(path: Path) -> dict[Path, tuple[str, str]]:
         if len(row) <= column or not row[column].strip():
             raise DataError("a line without a path", where=f"{path}:{number}", fix=FIX)
         named = dict(zip(header, row))
-        found[Path(absolute(os.path.join(folder, expanded_entry(row[column]))))] = (named.get("kind", ""),
+        found[Path(absolute(os.path.join(folder, expand_home_if_any(row[column]))))] = (named.get("kind", ""),
                                                                                         named.get("reason", ""))
     return found
 

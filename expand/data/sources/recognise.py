@@ -17,7 +17,7 @@ from expand.data.sources.published import FORMATS, Annotations, kind_of, survey
 from expand.data.sources.text_files import PEEK
 from expand.data.sources.walk import files_in, folders_in
 from expand.errors import DataError
-from expand.home import expanded
+from expand.home import expand_home
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 LIST_SUFFIXES = (".csv", ".txt", ".tsv", *JSON_SUFFIXES)
@@ -29,11 +29,11 @@ WORDS = {"folders": "folders of classes", "lists": "lists", **FORMATS}
 
 def find_clips(config: DataConfig) -> Found:
     """The clips that `config` names, of whatever form. Raises `DataError` where they are none, or of several."""
-    if config.root and not os.path.isdir(expanded(config.root, "data.root")):
+    if config.root and not os.path.isdir(expand_home(config.root, "data.root")):
         raise DataError("no such folder", where=config.root, fix="data.root is where the paths of lists start")
     if lists := lists_of(config):
         return _from_files(config, {**lists})
-    path = expanded(config.path, "data.path")
+    path = expand_home(config.path, "data.path")
     if path.is_dir():
         return _from_folder(config, path)
     if path.is_file():
@@ -53,7 +53,7 @@ def _from_files(config: DataConfig, lists: dict[str | None, Path]) -> Found:
     if kind == "lists":
         return _lists(config, lists)
     root = config.root or str(next(iter(lists.values())).parent)
-    return Annotations(kind, tuple(lists.items())).read(str(expanded(root, "data.root")), config.fold)
+    return Annotations(kind, tuple(lists.items())).read(str(expand_home(root, "data.root")), config.fold)
 
 
 def _kind_of_files(wanted: str, paths: list[Path]) -> str:
@@ -81,7 +81,7 @@ def _lists(config: DataConfig, lists: dict[str | None, Path]) -> Found:
 def _named(config: DataConfig, found: Found) -> Found:
     """`found` with names in place of numbers, where `data.class_names` gives them."""
     if config.class_names:
-        names = read_names(expanded(config.class_names, "data.class_names"))
+        names = read_names(expand_home(config.class_names, "data.class_names"))
         found.order = names.rename(found.entries, found.where)
     return found
 
@@ -105,7 +105,7 @@ def _from_folder(config: DataConfig, path: Path) -> Found:
         found = _lists(config, {split: path for split, path in lists.items() if path not in left})
         found.notes += [f"left out {path.name}, which has no labels" for path in left]
         return found
-    return published[kind].read(str(expanded(config.root or root, "data.root")), config.fold)
+    return published[kind].read(str(expand_home(config.root or root, "data.root")), config.fold)
 
 
 def _kind(wanted: str, root: str, published: dict[str, Annotations], lists: dict[str | None, Path]) -> str:

@@ -16,7 +16,7 @@ from expand.data.sources.labels import label_key, label_number
 from expand.data.sources.paths import ClipPaths, foreign, trim, unquoted
 from expand.data.sources.text_files import LONGEST, csv_bytes, decode_text
 from expand.errors import DataError
-from expand.home import expanded_entry
+from expand.home import expand_home_if_any
 from expand.rundir.files import write_atomic
 
 HEADER = ["path", "label", "split", "group", "number"]
@@ -58,7 +58,7 @@ def _largest(contents: bool) -> int:
 
 def _rooted(path: Path) -> str:
     """`path` from the root of the file system; with its `..`, which after a link leads elsewhere than the text says."""
-    return os.path.join(os.getcwd(), expanded_entry(os.fspath(path)))
+    return os.path.join(os.getcwd(), expand_home_if_any(os.fspath(path)))
 
 
 def read_clips(path: Path) -> ClipList:
@@ -253,7 +253,7 @@ def _settled(rows: Rows, path: Path, fix: str) -> Rows:
             found = next((found for place in places if (found := place.as_spelled(text))), None)
             if found is None and not text.startswith("/") and (wrong := foreign(text)):
                 mistakes.append(f"{path}:{line}: {text[:80]!r} {wrong}")
-            full = found or os.path.join(folder, expanded_entry(text))
+            full = found or os.path.join(folder, expand_home_if_any(text))
             clip = Clip(Path(full), clip.label, clip.split, clip.group, clip.content) if full != text else clip
         settled.append((line, clip))
     if mistakes:

@@ -1,6 +1,6 @@
-"""What the rendered clips can show, and what each cue asks of a network: the knobs of `BuiltinConfig` explained.
+"""The cues that rendered clips can show, and the axis that each one needs; `BuiltinConfig` has their options.
 
-A class is a combination of the levels of all cues at work (strength above 0), named like `warm-rows-up-slow`. The rule
+A class is a combination of the levels of all active cues (strength above 0), named like `warm-rows-up-slow`. The rule
 of a cue says which axis of expansion it makes worth its cost, and from where on; with γτ the stride in 1/30 s, T the
 frames of a clip and D = (T - 1) γτ / 30 its duration in seconds.
 """
@@ -15,17 +15,17 @@ from expand.config.schema import BuiltinConfig
 from expand.errors import UsageError
 
 MAX_PATTERNS = 36
-"""Papers: the neighbours on a grid of 6 x 6 stay apart whatever the clip's own shade, and its hue."""
+"""Largest number of papers: neighbours on a grid of 6 x 6 stay apart for any shade and hue of a clip."""
 
 
 @dataclass(frozen=True)
 class Cue:
-    """Something that clips show: `name` is its strength in `BuiltinConfig`, `rule` what predicts the search."""
+    """A cue that clips show: `name` is the option of its strength in `BuiltinConfig`, `rule` predicts the search."""
 
     name: str
     levels: tuple[str, ...]
     one_frame: bool
-    """Whether a single frame can tell it."""
+    """A single frame can show it."""
     rule: str
 
 
@@ -58,16 +58,16 @@ CUES = (
 """In the order of a class name's parts."""
 
 
-def active(config: BuiltinConfig) -> tuple[Cue, ...]:
-    """The cues with a strength above 0, each with its levels."""
+def active_cues(config: BuiltinConfig) -> tuple[Cue, ...]:
+    """Return the cues with a strength above 0, each with its levels."""
     patterns = tuple(f"p{number:02d}" for number in range(config.patterns))
     return tuple(Cue(cue.name, cue.levels or patterns, cue.one_frame, cue.rule) for cue in CUES
                  if getattr(config, cue.name) > 0)
 
 
 def class_names(config: BuiltinConfig) -> tuple[str, ...]:
-    """All combinations of the levels of the cues at work. Raises `UsageError` where no cue is."""
-    cues = active(config)
+    """Return all combinations of the levels of the active cues. Raises `UsageError` if no cue is active."""
+    cues = active_cues(config)
     if not cues:
         raise UsageError("the strength of every cue is 0, so that there is nothing to tell apart", where="data.builtin",
                          fix=f"set one of {', '.join(cue.name for cue in CUES)} above 0")
@@ -75,28 +75,28 @@ def class_names(config: BuiltinConfig) -> tuple[str, ...]:
 
 
 def levels_of(name: str, config: BuiltinConfig) -> dict[str, str]:
-    """The level of every cue at work in the class `name`."""
-    return dict(zip((cue.name for cue in active(config)), name.split("-"), strict=True))
+    """Return the level of every active cue in the class `name`."""
+    return dict(zip((cue.name for cue in active_cues(config)), name.split("-"), strict=True))
 
 
 def one_frame_ceiling(config: BuiltinConfig) -> float:
-    """Best accuracy that any network can reach from one frame of a clip; see `synthetic.ONE_FRAME_CEILING`."""
-    return 1 / math.prod(len(cue.levels) for cue in active(config) if not cue.one_frame)
+    """Return the best accuracy that any network can reach from one frame; see `rendering.ONE_FRAME_CEILING`."""
+    return 1 / math.prod(len(cue.levels) for cue in active_cues(config) if not cue.one_frame)
 
 
 def possible_classes(config: BuiltinConfig) -> tuple[int, ...]:
-    """The numbers of classes that these strengths allow: the papers alone have as many levels as wanted."""
-    others = math.prod(len(cue.levels) for cue in active(config) if cue.levels and cue.name != "appearance")
+    """Return the numbers of classes that these strengths allow; only the papers have a free number of levels."""
+    others = math.prod(len(cue.levels) for cue in active_cues(config) if cue.levels and cue.name != "appearance")
     counts = range(2, MAX_PATTERNS + 1) if config.appearance > 0 else (1,)
     return tuple(others * count for count in counts if others * count > 1)
 
 
 def patterns_for(classes: int, config: BuiltinConfig) -> int:
-    """How many papers give `classes` classes. Raises `UsageError` with the possible numbers where none does."""
+    """Return how many papers give `classes` classes. Raises `UsageError` with the possible numbers if none does."""
     class_names(config)
     possible = possible_classes(config)
     if classes not in possible:
-        at_work = ", ".join(cue.name for cue in active(config))
+        at_work = ", ".join(cue.name for cue in active_cues(config))
         several = ", ".join(map(str, possible[:-1])) + " or " if len(possible) > 1 else ""
         way_out = ("set another cue's strength to 0" if config.appearance > 0 else
                    "appearance above 0 gives any number from 2 to 36 to each combination of the others")

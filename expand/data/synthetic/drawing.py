@@ -1,4 +1,4 @@
-"""A rendered clip: what is random about it, and its frames. `expand.data.synthetic.cues` says what they show."""
+"""A rendered clip: its random parameters and its frames. `expand.data.synthetic.cues` explains the cues in them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BUILTIN = BuiltinConfig()
 
 @dataclass(frozen=True)
 class Drawing:
-    """Everything that is random about a clip; amplitudes in grey levels, times in seconds, phases in [0, 1)."""
+    """All random parameters of a clip; amplitudes in grey levels, times in seconds, phases in [0, 1)."""
 
     direction: int
     band_hz: float
@@ -47,25 +47,25 @@ class Drawing:
     bar_phase: float
     bar_level: float
     paper: tuple[float, float]
-    """Colour of the paper: what it adds to U and V."""
+    """Colour of the paper: its addition to U and V."""
 
     def band_position(self, time_s: np.ndarray) -> np.ndarray:
-        """Phase of the bands at the top of the frame, in [0, 1)."""
+        """Return the phase of the bands at the top of the frame, in [0, 1)."""
         return (self.band_phase - self.direction * self.band_hz * time_s) % 1.0
 
     def light(self, time_s: np.ndarray) -> np.ndarray:
-        """What the light adds everywhere, grey levels."""
+        """Return the brightness that the light adds everywhere, grey levels."""
         return self.light_level * np.sin(2 * np.pi * (time_s / self.period_s + self.light_phase))
 
     def bar_position(self, time_s: np.ndarray) -> np.ndarray:
-        """Phase of the bars at the left of the frame, in [0, 1)."""
+        """Return the phase of the bars at the left of the frame, in [0, 1)."""
         jumps = np.floor(time_s / self.step_s + 2 * self.step_phase)
         quarters = np.ceil(jumps / 2) * self.steps[0] + np.floor(jumps / 2) * self.steps[1]
         return (self.bar_phase + quarters / 4) % 1.0
 
 
 def draw(rng: np.random.Generator, name: str, config: BuiltinConfig = BUILTIN) -> Drawing:
-    """Draw a clip of class `name`. The label picks among the draws but never changes how many there are."""
+    """Draw a clip of class `name`. The label chooses among the draws but never changes their number."""
     level = levels_of(name, config)
     u = rng.random(16)
     ripples = np.column_stack([rng.uniform(-1.5, 1.5, (4, 2)), rng.random(4), rng.uniform(1.0, 4.0, 4)])
@@ -73,6 +73,7 @@ def draw(rng: np.random.Generator, name: str, config: BuiltinConfig = BUILTIN) -
     def about(mean: float, spread: float, draw: float) -> float:
         return mean * (1 + spread * (2 * draw - 1))
 
+    first_step = 1 if u[13] < 0.5 else -1
     slowness = config.pulse_s / PERIOD_S["fast"]  # exactly 1 in the built-in set
     return Drawing(
         direction=-1 if level.get("motion") == "up" else 1, band_hz=about(config.drift_hz, 0.15, u[0]),
@@ -83,29 +84,25 @@ def draw(rng: np.random.Generator, name: str, config: BuiltinConfig = BUILTIN) -
         lines=config.lines, line_phase=u[7], line_level=config.texture * about(LEVELS["lines"], 0.2, u[8]),
         hue_level=config.hue * about(LEVELS["hue"], 0.4, u[9]) * (1 if level.get("hue") == "warm" else -1),
         background=about(120, 0.08, u[10]), ripples=ripples, step_s=about(config.step_s, 0.03, u[11]),
-        step_phase=u[12], steps=_steps(level.get("steps"), u[13]), bars=BANDS, bar_phase=u[14],
+        step_phase=u[12], steps=(first_step, -first_step if level.get("steps") == "back" else first_step),
+        bars=BANDS, bar_phase=u[14],
         bar_level=config.steps * LEVELS["bars"],
-        paper=_paper(level.get("appearance", "p00"), config, rng.random(2)))
+        paper=_paper_color(level.get("appearance", "p00"), config, rng.random(2)))
 
 
-def _steps(kind: str | None, draw: float) -> tuple[int, int]:
-    """Two jumps in turn, in a direction that is drawn and the same or the opposite one."""
-    first = 1 if draw < 0.5 else -1
-    return first, -first if kind == "back" else first
-
-
-def _paper(name: str, config: BuiltinConfig, draws: np.ndarray) -> tuple[float, float]:
-    """U and V of the paper `name`: a place on a square grid, and less than half the way to the next."""
+def _paper_color(name: str, config: BuiltinConfig, draws: np.ndarray) -> tuple[float, float]:
+    """Return U and V of the paper `name`: a point of a square grid, moved by less than half the way to the next."""
     side = math.ceil(math.sqrt(config.patterns))
     places = divmod(int(name[1:]), side)
-    return tuple(config.appearance * (LEVELS["paper"] * (2 * place / (side - 1) - 1) + 5 * (draw - 0.5))
-                 for place, draw in zip(places, draws))
+    u, v = (config.appearance * (LEVELS["paper"] * (2 * place / (side - 1) - 1) + 5 * (draw - 0.5))
+            for place, draw in zip(places, draws, strict=True))
+    return u, v
 
 
 def render(drawing: Drawing, size: int, times_s: np.ndarray) -> np.ndarray:
-    """The frames at `times_s`, T x (3/2 size) x size uint8: planes Y, U, V one under the other (yuv420p)."""
+    """Return the frames at `times_s`, T x (3/2 size) x size uint8: planes Y, U, V one under the other (yuv420p)."""
     axis = (np.arange(size) + 0.5) / size
-    still = _still(drawing, axis)
+    still = _draw_still(drawing, axis)
     bands_TH = drawing.band_level * np.sin(
         2 * np.pi * (drawing.bands * axis[None, :] + drawing.band_position(times_s)[:, None]))
     moving_TH = (bands_TH + drawing.light(times_s)[:, None]).astype(np.float32)
@@ -122,8 +119,8 @@ def render(drawing: Drawing, size: int, times_s: np.ndarray) -> np.ndarray:
     return frames
 
 
-def _still(drawing: Drawing, axis: np.ndarray) -> np.ndarray:
-    """What does not change over time, H x W grey levels."""
+def _draw_still(drawing: Drawing, axis: np.ndarray) -> np.ndarray:
+    """Return the part of the picture that does not change over time, H x W grey levels."""
     still = np.full((len(axis), len(axis)), drawing.background)
     for fx, fy, phase, amplitude in drawing.ripples:
         still += amplitude * np.cos(2 * np.pi * (fy * axis[:, None] + fx * axis[None, :] + phase))

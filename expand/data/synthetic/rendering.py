@@ -3,7 +3,7 @@
 Coarse bands drift over a still picture of fine lines while the light pulses. The label is appearance x motion x
 period, where the appearance is a hue and a texture: 4 x 2 x 2 = 16 classes named like `warm-rows-up-slow`.
 
-- hue: `warm` or `cool`; one frame of any size tells it;
+- hue: `warm` or `cool`; one frame of any size shows it;
 - texture: fine lines in `rows` or `columns`, 23 to the frame: needs pixels (evaluation at 32 px keeps a fifth of their
   contrast, at 48 px half, at 64 px 0.7);
 - motion: the bands drift `up` or `down`, about every two seconds by their own length: needs several frames, and close
@@ -14,7 +14,7 @@ Left and right do not matter, so the default horizontal flip does no harm.
 
 Each of these cues has a strength and a size in `BuiltinConfig`, and two more are there to be turned on: bars that
 jump in `steps` and the coloured papers of `appearance`. `synthesize` writes a set of any such settings to a folder;
-`expand.data.synthetic.cues` says of every cue when which axis becomes worth it.
+`expand.data.synthetic.cues` says for every cue which axis it makes worth its cost, and when.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ import numpy as np
 
 from expand.config.schema import BuiltinConfig
 from expand.data.synthetic import RENDERER, SPLITS, clip_files, files_in, set_folder
-from expand.data.synthetic.cues import CUES, active, class_names, one_frame_ceiling, patterns_for
+from expand.data.synthetic.cues import CUES, active_cues, class_names, one_frame_ceiling, patterns_for
 from expand.data.synthetic.drawing import PERIOD_S, Drawing, draw, render
 from expand.errors import DataError, UsageError
-from expand.home import expanded
+from expand.home import expand_home
 from expand.processes.child import heartbeat
 from expand.processes.pool import process_map
 from expand.version import __version__
@@ -65,9 +65,9 @@ network no reason to use that.) The same holds for the bars, whose phase is unif
 
 
 def ensure_rendered(config: BuiltinConfig, cache_dir: Path, workers: int, report: Callable[[str], None]) -> None:
-    """Render the set unless it is there. It appears whole or not at all; a second process waits for the first.
+    """Render the set unless it is there. It appears complete or not at all; a second process waits for the first.
 
-    Raises `DataError` where the folder cannot be written.
+    Raises `DataError` if the folder cannot be written.
     """
     folder = set_folder(config, cache_dir)
     if folder.is_dir():
@@ -75,16 +75,16 @@ def ensure_rendered(config: BuiltinConfig, cache_dir: Path, workers: int, report
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with open(folder.parent / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the system when the process ends, however it ends
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system when the process ends, however it ends
             for leftover in folder.parent.glob(".rendering-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             if not folder.is_dir():
                 temporary = folder.parent / f".rendering-{uuid.uuid4().hex}"
                 temporary.mkdir()
-                with _whole(temporary, folder):
+                with _publish(temporary, folder):
                     jobs = _jobs(temporary, config)
                     report(f"rendering {len(jobs)} built-in clips into {folder} (once)")
-                    for _ in _rendered(jobs, config, workers):
+                    for _ in _render_all(jobs, config, workers):
                         pass
     except OSError as error:
         raise DataError(f"the built-in clips cannot be written: {error.strerror or error}", where=str(folder.parent),
@@ -92,8 +92,8 @@ def ensure_rendered(config: BuiltinConfig, cache_dir: Path, workers: int, report
 
 
 @contextmanager
-def _whole(temporary: Path, folder: Path) -> Iterator[None]:
-    """`temporary` becomes `folder` when the block ends well, and is gone when it does not."""
+def _publish(temporary: Path, folder: Path) -> Iterator[None]:
+    """Rename `temporary` to `folder` at the end of the block, or remove it if the block fails."""
     try:
         yield
         os.replace(temporary, folder)
@@ -103,15 +103,15 @@ def _whole(temporary: Path, folder: Path) -> Iterator[None]:
 
 
 def _jobs(folder: Path, config: BuiltinConfig) -> list[tuple[Path, str, Sequence[int]]]:
-    """(path, class name, seed) of every clip of a set in `folder`."""
+    """Return (path, class name, seed) of every clip of a set in `folder`."""
     names = class_names(config)
     return [(path, names[label], [config.seed, number, index])
             for number, files in enumerate(files_in(folder, config).values())
             for index, (path, label) in enumerate(files)]
 
 
-def _rendered(jobs: Sequence[tuple[Path, str, Sequence[int]]], config: BuiltinConfig, workers: int) -> Iterator[int]:
-    """Render the clips of `jobs`; gives how many are done after each."""
+def _render_all(jobs: Sequence[tuple[Path, str, Sequence[int]]], config: BuiltinConfig, workers: int) -> Iterator[int]:
+    """Render the clips of `jobs`; yield the number of clips done after each."""
     for parent in {path.parent for path, _, _ in jobs}:
         parent.mkdir(parents=True)
     for done, _ in enumerate(process_map(write_clip, config, jobs, workers), 1):
@@ -131,7 +131,7 @@ def write_clip(config: BuiltinConfig, job: tuple[Path, str, Sequence[int]]) -> N
         stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
         stream.codec_context.thread_count = 1
         stream.options = {"preset": "ultrafast", "crf": "18", "g": str(config.fps)}
-        for block_s in np.split(times_s, range(config.fps, len(times_s), config.fps)):  # what a core's cache holds
+        for block_s in np.split(times_s, range(config.fps, len(times_s), config.fps)):  # fits in a core's cache
             heartbeat()
             for frame in render(drawing, size, block_s):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="yuv420p")))
@@ -140,7 +140,7 @@ def write_clip(config: BuiltinConfig, job: tuple[Path, str, Sequence[int]]) -> N
 
 @dataclass(frozen=True)
 class Synthesized:
-    """A set that was written: its `classes` in order, `counts` of clips a split, and `config`, its settings in full."""
+    """A set that was written: its `classes` in order, `counts` of clips by split, and all settings in `config`."""
 
     folder: Path
     classes: tuple[str, ...]
@@ -153,30 +153,34 @@ def synthesize(out: Path, config: BuiltinConfig = BUILTIN, *, classes: int | Non
                progress: Callable[[int, int], None] | None = None) -> Synthesized:
     """Render a set of `config`'s cues to the folder `out`: `{train,val,test}/<class>/<clip>.mp4`.
 
-    `classes`: None for what the cues give. `clips`: all of them, half for train and a quarter each for val and test;
-    None for the counts of `config`; a split's count is rounded up to a multiple of the classes. The same settings give
-    the same pixels, whatever the `workers`. `synth.json` and `README.md` beside the splits say the settings. `out`
-    appears whole or not at all, whatever happens. Raises `UsageError` for a number of classes that the cues cannot
-    give, `DataError` where `out` holds something or cannot be written.
+    `classes`: None for as many as the cues give. `clips`: the number of all clips, half for train and a quarter each
+    for val and test; None for the counts of `config`. A split's count is rounded up to a multiple of the classes. The
+    same settings give the same pixels with any number of `workers`. `synth.json` and `README.md` beside the splits
+    describe the settings. `out` appears complete or not at all. Raises `UsageError` for a number of classes that the
+    cues cannot give, and `DataError` if `out` holds something or cannot be written.
     """
-    out, config = expanded(out, "OUT").resolve(), _settled(config, classes, clips)
+    out, config = expand_home(out, "OUT").resolve(), _with_counts(config, classes, clips)
     names, counts = class_names(config), _counts(config)
     try:
-        _check_free(out)
-        with _claimed(out) as temporary, _whole(temporary, out):
+        if out.exists() and not out.is_dir():
+            raise DataError("not a folder", where=str(out), fix="name a new folder")
+        if out.is_dir() and any(out.iterdir()):
+            raise DataError("the folder is not empty", where=str(out), fix="name a new folder, or empty this one")
+        with _make_locked_folder(out) as temporary, _publish(temporary, out):
             jobs = _jobs(temporary, config)
             report(f"rendering {len(jobs)} clips of {len(names)} classes into {out}")
-            for done in _rendered(jobs, config, workers):
+            for done in _render_all(jobs, config, workers):
                 if progress is not None:
                     progress(done, len(jobs))
-            _describe(temporary, config)
+            _write_description(temporary, config)
     except OSError as error:
         raise DataError(f"the clips cannot be written: {error.strerror or error}", where=str(out),
                         fix="make room there, or name another folder") from error
     return Synthesized(out, tuple(sorted(names)), counts, config)  # as a folder's classes are ordered
 
 
-def _settled(config: BuiltinConfig, classes: int | None, clips: int | None) -> BuiltinConfig:
+def _with_counts(config: BuiltinConfig, classes: int | None, clips: int | None) -> BuiltinConfig:
+    """Return `config` with the options that give `classes` classes and `clips` clips."""
     if classes is not None:
         config = dataclasses.replace(config, patterns=patterns_for(classes, config))
     if clips is not None:
@@ -191,30 +195,23 @@ def _counts(config: BuiltinConfig) -> dict[str, int]:
     return {split: len(files) for split, files in files_in(Path(), config).items()}
 
 
-def _check_free(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise DataError("not a folder", where=str(out), fix="name a new folder")
-    if out.is_dir() and any(out.iterdir()):
-        raise DataError("the folder is not empty", where=str(out), fix="name a new folder, or empty this one")
-
-
 @contextmanager
-def _claimed(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, locked for as long as the block runs; what killed runs left there is removed."""
+def _make_locked_folder(out: Path) -> Iterator[Path]:
+    """Make a folder beside `out` and lock it while the block runs; remove those that killed processes left there."""
     out.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{out.name}.rendering-"
     for leftover in [entry for entry in out.parent.iterdir() if entry.name.startswith(prefix)]:
-        with suppress(OSError), _locked(leftover):  # the system let go of a dead owner's lock
+        with suppress(OSError), _lock_folder(leftover):  # the system has released a dead owner's lock
             shutil.rmtree(leftover)
     temporary = out.parent / f"{prefix}{uuid.uuid4().hex}"
     temporary.mkdir()
-    with _locked(temporary):
+    with _lock_folder(temporary):
         yield temporary
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The folder's lock; `BlockingIOError` where another process has it."""
+def _lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock while the block runs. Raises `BlockingIOError` if another process has it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -223,18 +220,19 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _describe(folder: Path, config: BuiltinConfig) -> None:
-    """`synth.json` for programs and `README.md` for people; a source of clips passes over both."""
-    settings, cues = dataclasses.asdict(config), active(config)
-    facts = {"x3d_expand": __version__, "renderer": RENDERER, "classes": sorted(class_names(config)),
-             "clips": _counts(config), "one_frame_ceiling": one_frame_ceiling(config), "settings": settings,
+def _write_description(folder: Path, config: BuiltinConfig) -> None:
+    """Write `synth.json` for programs and `README.md` for users; a search for clips skips both."""
+    settings, cues = dataclasses.asdict(config), active_cues(config)
+    names, counts = class_names(config), _counts(config)
+    facts = {"x3d_expand": __version__, "renderer": RENDERER, "classes": sorted(names), "clips": counts,
+             "one_frame_ceiling": one_frame_ceiling(config), "settings": settings,
              "rules": {cue.name: cue.rule for cue in cues}}
     (folder / "synth.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     lines = ["# A rendered set of clips", "",
              f"Written by `x3d-expand data synth` (version {__version__}, renderer {RENDERER}).",
              "The same settings give the same pixels.", "",
-             f"- {len(facts['classes'])} classes: {' x '.join(f'{len(cue.levels)} {cue.name}' for cue in cues)}",
-             *(f"- {split}: {count} clips" for split, count in facts["clips"].items()),
+             f"- {len(names)} classes: {' x '.join(f'{len(cue.levels)} {cue.name}' for cue in cues)}",
+             *(f"- {split}: {count} clips" for split, count in counts.items()),
              f"- best accuracy from a single frame: {facts['one_frame_ceiling']:.3g}", "",
              "## What each cue asks for", "",
              *(f"- **{cue.name}** ({', '.join(cue.levels)}). {cue.rule}" for cue in cues), "", "## Settings", "",
