@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expand.errors import DataError, UsageError
-from expand.processes.child import CONTEXT, HUNG, Child, ChildDied, heartbeat, died_of
+from expand.processes.child import CONTEXT, HUNG, Child, ChildDied, died_of, heartbeat
 from expand.processes.pool import process_map
 
 TIMEOUT_S = 0.7

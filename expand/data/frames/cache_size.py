@@ -46,7 +46,7 @@ class SizeLimit:
 
     @property
     def is_disk_full(self) -> bool:
-        """Whether the disk, and not the setting, is the limit."""
+        """True if the disk, and not the setting, is the limit."""
         return self._limit() < self.limit_bytes
 
     def take(self, count: int, *, evict: bool) -> bool:

@@ -86,7 +86,8 @@ class ClipReader:
         given = 0
         if wanted and stamps is not None:
             try:
-                for given, item in enumerate(self._seek(wanted, stamps), start=1):
+                for item in self._seek(wanted, stamps):
+                    given += 1
                     yield item
             except UnreadableClip:  # the seek went wrong, or the clip is bad: reading from the start decides
                 pass

@@ -82,9 +82,12 @@ def read_into(rows_TB: np.ndarray, clip: CachedClip, index_T: np.ndarray, top: i
         try:
             return _read_stored(rows_TB, clip.store, clip, index_T, top)
         except OSError as error:
-            _warn_once(f"the decoded frames of {clip.path} are gone or cut ({error.strerror}: {clip.store}); they are "
-                      "decoded at each access, and so are other missing ones. They are kept again once "
-                      "the run is resumed; if they were pushed out, a larger data.cache_gb keeps them")
+            if not _warned[0]:
+                _warned[0] = 1
+                warnings.warn(f"the decoded frames of {clip.path} are gone or cut ({error.strerror}: {clip.store}); "
+                              "they are decoded at each access, and so are other missing ones. They are kept again "
+                              "once the run is resumed; if they were pushed out, a larger data.cache_gb keeps them",
+                              stacklevel=2)
     wanted, inverse_T = np.unique(index_T, return_inverse=True)
     try:
         frames_UHWC = _decode_in_child(clip, wanted, top, top + rows_TB.shape[1] // (clip.width * 3))
@@ -171,9 +174,3 @@ def _forget_parents_child() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_parents_child)
-
-
-def _warn_once(text: str) -> None:
-    if not _warned[0]:
-        _warned[0] = 1
-        warnings.warn(text, stacklevel=3)

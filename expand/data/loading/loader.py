@@ -136,7 +136,9 @@ class _TrainClips(BatchDataset):
     def __getitems__(self, item: tuple[int, Sequence[int]]) -> tuple[tuple[Tensor, ...], Tensor] | DataError:
         epoch, indices = item
         if self._draws is None or self._draws[0] != epoch:
-            self._draws = epoch, self._draw(SAMPLE_STREAM, epoch, DRAWS), self._draw_colors(epoch)
+            strength = self.config.color_jitter
+            color_C3 = 1 + strength * (2 * self._draw(COLOR_STREAM, epoch, 3) - 1) if strength else None
+            self._draws = epoch, self._draw(SAMPLE_STREAM, epoch, DRAWS), color_C3
         _, draws_CD, color_C3 = self._draws
         color_N3 = None if color_C3 is None else color_C3[indices]
         samples = self._samples([self.clips[index] for index in indices], draws_CD[indices], color_N3)
@@ -149,11 +151,6 @@ class _TrainClips(BatchDataset):
         """Draw clips x `count` numbers in [0, 1) at once: a generator for each sample costs a tenth of the sample. A
         clip's row is the same however many clips follow."""
         return np.random.default_rng([stream, self.seed, epoch]).random((len(self.clips), count))
-
-    def _draw_colors(self, epoch: int) -> np.ndarray | None:
-        """Draw each clip's factors of brightness, contrast and saturation; None if `color_jitter` is off."""
-        strength = self.config.color_jitter
-        return 1 + strength * (2 * self._draw(COLOR_STREAM, epoch, 3) - 1) if strength else None
 
     def _samples(self, clips: list[CachedClip], draws_ND: np.ndarray, color_N3: np.ndarray | None) -> Samples:
         config = self.config

@@ -168,8 +168,7 @@ def _decode_all(clips: Sequence[Clip], cache: FrameCache, short_side: int, worke
             cache.begin_last_round()
         waiting = [number for number in range(len(clips)) if number not in outcomes]
         work = process_map(_decode, (cache, short_side, last_round), [clips[number] for number in waiting], workers,
-                           timeout_s=cache.timeout_s,
-                           died=lambda clip, reason: reason if last_round or died_of(reason) == "hang" else None)
+                           timeout_s=cache.timeout_s, died=_reason if last_round else _reason_of_hang)
         for number, outcome in zip(waiting, work, strict=True):
             if outcome is not None:
                 outcomes[number] = outcome
@@ -187,6 +186,15 @@ def _decode(state: tuple[FrameCache, int, bool], clip: Clip) -> CachedClip | str
         return cache.get(clip.path, clip.label, short_side, last_round=last_round)
     except UnreadableClip as error:
         return error.what
+
+
+def _reason(clip: Clip, reason: str) -> str:
+    return reason
+
+
+def _reason_of_hang(clip: Clip, reason: str) -> str | None:
+    """Return the reason of a hang; None for a crash, as the process may have been killed for its memory alone."""
+    return reason if died_of(reason) == "hang" else None
 
 
 def _report_clips(found: _Found, cache: FrameCache, report: Callable[[str], None]) -> None:
