@@ -55,7 +55,8 @@ class TrainBatches:
     A sample is a clip at a random time, with a short side drawn in [jitter_min, jitter_max] x crop, a random crop, a
     random flip and, if `color_jitter` is on, random changes of its colours. `share(rows)` returns which rows of a batch
     this process takes, one of several; all by default. `on_device`: cuts are resized, flipped and normalised on
-    `device`, so that x is there already; the default is to do so on a GPU. As a context manager it closes itself.
+    `device`, so that x is there already; the default is to do so on a GPU. (That path is tested with the CPU as the
+    device; it has not been measured on a GPU yet.) As a context manager it closes itself.
     """
 
     def __init__(self, data: PreparedData, *, frames: int, stride: int, resolution: int, batch_size: int, seed: int,
