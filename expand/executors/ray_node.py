@@ -77,8 +77,8 @@ def train(number: int, folder: str, token: Token, address: tuple[str, int], key:
         connection = socket.create_connection(address, CONNECT_S)
         connection.sendall(greeting(key, number))
     except OSError as error:
-        raise RunError(f"{process_address()} cannot connect to the command at {address[0]}:{address[1]}: {error}", where="ray",
-                       fix="let the nodes connect to each other on all ports, as Ray needs it") from error
+        raise RunError(f"{process_address()} cannot connect to the command at {address[0]}:{address[1]}: {error}",
+                       where="ray", fix="let the nodes connect to each other on all ports, as Ray needs it") from error
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     pipe = Connection(connection.detach())

@@ -22,8 +22,8 @@ DESCRIBED = ("data.mean", "data.std")
 """Options of the data that the network's own description settles."""
 CLIPS = ("data.path", "data.train", "data.val", "data.test")
 """Options that say which clips; in place of the run's own."""
-INDIFFERENT = {"frame_rate", "flip", "jitter_min", "jitter_max", "color_jitter", "mean", "std", "max_unreadable", "timeout_s",
-               "cache_dir", "cache_gb"}
+INDIFFERENT = {"frame_rate", "flip", "jitter_min", "jitter_max", "color_jitter", "mean", "std", "max_unreadable",
+               "timeout_s", "cache_dir", "cache_gb"}
 """Options of the data that do not say which clips there are; with any other, a run's are listed anew."""
 PARTING = ("val_share", "test_share", "group", "split_seed", "fold")
 """Options that say which clips a network is trained on: a test of a run cannot change them."""
