@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expand.data.loading.sampling import clips_of_batch, updates_per_epoch
+from expand.data.loading.batches import clips_of_batch, updates_per_epoch
 from expand.field_checks import Check, Wrong, list_of, mapping_of, number, record, text, whole
 from expand.model.archive import Damaged
 from expand.training.averages import MovingAverage

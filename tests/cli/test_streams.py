@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from expand.report.clips import check_text
-from expand.streams import fit_state
+from expand.streams import fit_to_encoding
 from tests.report.conftest import FakeSearch
 
 PLAN = ("plan", "--target-gflops", "0.05")
@@ -40,11 +40,11 @@ def odd_run(tmp_path):
 
 
 def test_symbols_have_ascii_names_and_other_characters_can_be_told_apart():
-    assert fit_state("γd 2.2, 4 × 12, 33.3 ± 1, γτ", "ascii") == "gamma_d 2.2, 4 x 12, 33.3 +/- 1, gamma_tau"
-    assert fit_state("γd 2.2, 4 × 12 ± 1", "latin-1") == "gamma_d 2.2, 4 × 12 ± 1"
-    assert fit_state("tênis 😀 τένις", "ascii") == r"t\xeanis \U0001f600 \u03c4\u03ad\u03bd\u03b9\u03c2"
-    assert fit_state("──┼━│…→", "ascii") == "--+-|...->"
-    assert fit_state("γ \udce9", "utf-8") == r"γ \udce9"
+    assert fit_to_encoding("γd 2.2, 4 × 12, 33.3 ± 1, γτ", "ascii") == "gamma_d 2.2, 4 x 12, 33.3 +/- 1, gamma_tau"
+    assert fit_to_encoding("γd 2.2, 4 × 12 ± 1", "latin-1") == "gamma_d 2.2, 4 × 12 ± 1"
+    assert fit_to_encoding("tênis 😀 τένις", "ascii") == r"t\xeanis \U0001f600 \u03c4\u03ad\u03bd\u03b9\u03c2"
+    assert fit_to_encoding("──┼━│…→", "ascii") == "--+-|...->"
+    assert fit_to_encoding("γ \udce9", "utf-8") == r"γ \udce9"
 
 
 def test_columns_stay_columns_where_a_class_has_an_ascii_form():

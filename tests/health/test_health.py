@@ -137,7 +137,7 @@ def test_less_time_than_cores_is_noted_with_the_threads_to_use(monkeypatch):
 
 
 def test_a_busy_machine_is_noted(monkeypatch):
-    monkeypatch.setattr(hardware, "_load", lambda: 1000.0)
+    monkeypatch.setattr(hardware.os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
     monkeypatch.setattr(hardware, "cpu_quota", lambda: None)
     assert hardware.processor().state == "note" and "load 1000" in hardware.processor().text
 

@@ -9,9 +9,9 @@ import torch
 
 from expand.config.schema import RunConfig
 from expand.errors import DeviceFault
+from expand.executors import worker
 from expand.executors.base import Listener
 from expand.executors.supervisor import Supervisor, Worker
-from expand.executors.worker import answer
 from expand.model import X3D
 from expand.run import single_training
 from expand.run.display import Quiet
@@ -52,7 +52,7 @@ def failing(monkeypatch, error, after=3):
 def test_nothing_is_written_but_the_checkpoint_and_another_process_goes_on_from_it(job, data, monkeypatch, error):
     with monkeypatch.context() as patch:
         failing(patch, error)
-        kind, reason = answer(lambda: train_candidate(job, data, RUNTIME, Hooks()), job, lambda text: None)
+        kind, reason = worker._train(job, data, RUNTIME, Hooks())
     assert kind == "fault" and "the GPU failed" in reason and "\n" not in reason
     assert job.paths.checkpoint.exists() and not job.paths.outcome.exists()
     later = Training(job, data, RUNTIME, Hooks())

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from expand.config.schema import DataConfig
 from expand.data.frames.frame_access import CachedClip
+from expand.data.loading.batches import updates_per_epoch
 from expand.data.loading.pictures import Buffers, Cutter, Samples, cut_and_pad, cut_and_resize
 from expand.data.loading.prefetch import CPU, BatchDataset, BatchLoader, Plan
 from expand.data.loading.prepared import PreparedData
-from expand.data.loading.sampling import clip_frames_of, random_start_s, span_s, updates_per_epoch, view_start_s
+from expand.data.loading.sampling import clip_frames_of, random_start_s, span_s, view_start_s
 from expand.data.loading.transforms import Boxes, crop_boxes, random_boxes
 from expand.errors import DataError
 from expand.space.geometry import evaluation_crop

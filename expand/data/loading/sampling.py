@@ -1,4 +1,4 @@
-"""The rules of sampling: which frames a clip gives, in seconds from its first frame, and how clips make up an epoch.
+"""The rules of sampling: which frames a clip gives, in seconds from its first frame.
 
 A network's temporal stride counts frames of a 30 fps source (paper, section 3.1), so a stride is a multiple of 1/30 s
 whatever the source's own rate: a clip of `frames` frames at `stride` covers the same time at 25, 30 or variable fps.
@@ -89,19 +89,6 @@ def clip_frames_of(times_s: Sequence[np.ndarray], start_N: np.ndarray, frames: i
     return nearest_frames_of(times_s, start_N[:, None] + np.arange(frames) * (stride / REFERENCE_FPS))
 
 
-def updates_per_epoch(clips: int, batch_size: int) -> int:
-    """Return the number of batches in an epoch of `clips` clips.
-
-    A last batch of a single clip is left out, as batch norm cannot take averages over it, unless all batches have one
-    clip or there is no other batch.
-    """
-    full, rest = divmod(clips, batch_size)
-    return max(1, full + (rest > 1))
-
-
-def clips_of_batch(batch: int, clips: int, batch_size: int) -> int:
-    """Return the number of clips in batch number `batch` of an epoch; the last batch may be smaller."""
-    return min(batch_size, clips - batch * batch_size)
 
 
 def median_length_s(clips: Iterable[tuple[str, float]]) -> float | None:
