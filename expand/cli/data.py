@@ -80,7 +80,7 @@ def check(data: str | None, data_root: str | None, format_: str | None, override
     with make_reporter(silent=json_) as reporter:
         checked = api.check_clips(overrides=overrides, values=values, out=out, workers=workers, report=reporter.say,
                                   progress=reporter.progress)
-    from expand.data.check import next_step
+    from expand.data.check import refuse_problems
     from expand.report.clips import check_text
 
     if json_:
@@ -88,7 +88,7 @@ def check(data: str | None, data_root: str | None, format_: str | None, override
     else:
         width = min(120, shutil.get_terminal_size((100, 24)).columns)
         click.echo(check_text(checked, width, streams.output_encoding()), nl=False)
-    next_step(checked)
+    refuse_problems(checked)
 
 
 @data.command()

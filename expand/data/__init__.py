@@ -1,4 +1,4 @@
-"""Clips: where they come from, how they are decoded once, and how batches are sampled from them.
+"""Clips: which there are, how they are decoded once, and how batches are sampled from them.
 
 Listing clips needs neither numpy nor a decoder: `prepare` and `PreparedData` are loaded on first use.
 `expand.data.loading.loader` and `.transforms` need torch and are imported on their own.

@@ -1,6 +1,6 @@
-"""Which files and folders below a data folder are clips, pictures of a clip, or neither: the one table of their names.
+"""The table of file and folder names: clips, pictures of a clip, or neither.
 
-A file whose suffix is in no table is taken for a clip: it is tried, and named if it is none. All is compared in lower
+A file whose suffix is in no table counts as a clip: it is decoded, and named if that fails. Names are compared in lower
 case.
 """
 
@@ -13,19 +13,19 @@ PICTURES = {
     ".jpg": "mjpeg", ".jpeg": "mjpeg", ".jpe": "mjpeg", ".jfif": "mjpeg", ".png": "png", ".bmp": "bmp", ".dib": "bmp",
     ".tif": "tiff", ".tiff": "tiff", ".webp": "webp", ".ppm": "ppm", ".pgm": "pgm", ".pbm": "pbm", ".pnm": "ppm",
     ".pam": "pam", ".tga": "targa", ".jp2": "jpeg2000", ".j2k": "jpeg2000", ".qoi": "qoi", ".sgi": "sgi"}
-"""FFmpeg's decoder of the pictures that may be the frames of a clip, by their suffix."""
+"""FFmpeg's decoder for each suffix of the pictures that may be the frames of a clip."""
 OTHER_PICTURES = frozenset((
     ".heic", ".heif", ".hif", ".avif", ".jxl", ".jxr", ".psd", ".psb", ".xcf", ".svg", ".svgz", ".ai", ".eps", ".ico",
     ".icns", ".cur", ".exr", ".dpx", ".hdr", ".pfm", ".dds", ".ktx", ".pcx", ".3fr", ".arw", ".cr2", ".cr3", ".crw",
     ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".insp", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf",
     ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f", ".dcm", ".nii", ".fits", ".flo"))
-"""Pictures that are not read. EXR, HDR and DPX hold light, and no shades of a screen as frames are."""
+"""Pictures that are not read. EXR, HDR and DPX hold linear light, not display values as frames do."""
 VIDEOS = frozenset((
     ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".wmv", ".asf", ".flv", ".f4v", ".mpg", ".mpeg",
     ".mpe", ".m1v", ".m2v", ".mpv", ".ts", ".mts", ".m2ts", ".m2t", ".tod", ".mod", ".vob", ".ogv", ".ogm", ".3gp",
     ".3g2", ".mxf", ".dv", ".dav", ".rm", ".rmvb", ".h264", ".264", ".h265", ".265", ".hevc", ".y4m", ".gif", ".apng",
     ".mjpg", ".mjpeg", ".insv", ".360", ".braw", ".r3d", ".nut", ".ivf", ".obu", ".av1"))
-"""Suffixes of video files. Others are tried as well; these tell that a hidden or unfinished file was one."""
+"""Suffixes of video files. Others are tried as well; these show that a hidden or unfinished file was a video."""
 NO_CLIPS = {
     "proxies": (".lrv", ".lrf", ".glv"),
     "thumbnails": (".thm",),
@@ -66,7 +66,7 @@ NO_CLIPS = {
                  ".cab", ".iso", ".img", ".dmg", ".z01", ".jar"),
     "back-ups": (".bak", ".old", ".orig", ".swp", ".swo", ".swn", ".sav~", ".rej", ".backup", ".bkp", ".dvc"),
 }
-"""Suffixes of files that are no clips, by what they are."""
+"""Suffixes of files that are no clips, by kind."""
 SYSTEM_FILES = frozenset((
     "desktop.ini", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "picasa.ini", "folder.htt", "icon\r",
     "iconcache.db", "sonydesc", "synofile_thumb", "readme", "license", "licence", "copying", "copyright", "notice",
@@ -92,17 +92,17 @@ SYSTEM_FOLDERS = frozenset((
     "analysis files", "transcoded media", "imovie cache", "imovie thumbnails", "final cut pro backups",
     "previews.lrdata", "canonmsc", "avf_info", "ad_lumix", "eos_digital", "nikon_info", "sonycard", "lrcat-data",
     "$windows.~bt", "msocache", "synologyphotobackuplogs", "catalog previews"))
-"""Folders of systems, NAS, and editing programs: nothing in them is a clip of the user's, wherever they lie."""
+"""Folders of systems, NAS and editing programs: they hold no clips of the user, wherever they lie."""
 SYSTEM_FOLDER = re.compile(r"found\.\d{3}|\.?trash-\d+|.*\.lr(data|lib)|.*\.fcpcache"
                            r"|.*\.sparsebundle|@.*\.snap|snapshot@.*|gmt-\d{4}\.\d\d\.\d\d-\d\d\.\d\d\.\d\d",
                            re.IGNORECASE)
-"""The same by a pattern."""
+"""Patterns of further names of such folders."""
 CAMERA_FOLDERS = {
     "m4root": ("clip", ("sub", "thmbnl", "general")), "xdroot": ("clip", ("sub", "thmbnl", "general", "userdata")),
     "contents": ("video", ("audio", "clip", "icon", "proxy", "voice")),
     "bdmv": ("stream", ("auxdata", "backup", "bdjo", "clipinf", "jar", "meta", "playlist")),
     "avchd": ("bdmv", ("avchdtn", "canonthm", "iismgr"))}
-"""In a camera's folder: the one with the recordings, and those beside it that have none, or proxies."""
+"""{folder of a camera: (its folder with the recordings, its folders without recordings or with proxies)}."""
 PICTURE_FOLDERS = frozenset((
     "thumb", "thumbs", "thumbnail", "thumbnails", "thmbnl", "preview", "previews", "poster", "posters", "cover",
     "covers", "icon", "icons", "sprite", "sprites", "storyboard", "storyboards", "screenshot", "screenshots",
@@ -111,39 +111,39 @@ PICTURE_FOLDERS = frozenset((
 FRAME_FOLDERS = frozenset((
     "rgb", "rgbs", "color", "colour", "colors", "image", "images", "img", "imgs", "frame", "frames", "rawframes",
     "raw_frames", "jpegimages", "pictures", "original"))
-"""Folders of the frames of a recording, where other folders beside them hold pictures about these."""
+"""Folders of the frames of a recording, if folders beside them hold pictures derived from these."""
 ABOUT_FRAMES = re.compile(
     r"(?:.*[ ._-])?(?:masks?|depths?|(?:optical[ _-]?)?flow|seg|segm|segmentations?|semantic|instances?|labels?|gt"
     r"|annotations?|normals?|disp|disparity|alpha|matte|heatmaps?|thermal|ir|infrared|pose|skeletons?|keypoints"
     r"|overlays?)(?:[ ._-](?:x|y|u|v|map|maps|images?|frames|png|vis|raw|left|right|\d+))?", re.IGNORECASE)
-"""Folders of pictures about the frames beside them."""
+"""Folders of pictures derived from the frames beside them."""
 PROXY_FOLDERS = frozenset(("proxy", "proxies", "lrv", "lrf", "lowres", "low_res", "low-res", "lores"))
-"""Folders below a class with small copies, where the class has recordings of the same names elsewhere."""
+"""Folders below a class with small copies, if the class has recordings of the same names elsewhere."""
 
 _KIND = {suffix: kind for kind, suffixes in NO_CLIPS.items() for suffix in suffixes}
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file's name, in lower case with its dot; "" where it has none."""
+    """Return the suffix of a file's name, in lower case with its dot; "" if it has none."""
     head, dot, tail = name.rpartition(".")
     return f".{tail.lower()}" if dot and head else ""
 
 
 def is_system_folder(name: str) -> bool:
-    """Whether a folder of that name is a system's, a NAS's or a program's own."""
+    """Return true if a folder of that name belongs to a system, a NAS or a program."""
     return (name.startswith(".") or name.lower() in SYSTEM_FOLDERS or SYSTEM_FOLDER.fullmatch(name) is not None
-            or name == "RECYCLED")  # of Windows on FAT, always in capitals; in others it is a class of waste
+            or name == "RECYCLED")  # of Windows on FAT, always in capitals; in lower case it may be a class of waste
 
 
-def is_no_recordings(folder: str, name: str, beside: Collection[str]) -> bool:
-    """Whether `name` in a camera's `folder` holds no recordings, or small copies; `beside`: all folders there, in lower
-    case."""
+def has_no_recordings(folder: str, name: str, beside: Collection[str]) -> bool:
+    """Return true if the folder `name` in a camera's `folder` holds no recordings, or only small copies. `beside`: all
+    folders there, in lower case."""
     main, others = CAMERA_FOLDERS.get(folder.lower(), ("", ()))
     return name.lower() in others and main in beside
 
 
-def no_clip(name: str) -> str | None:
-    """What a file of that name is that is no clip and no picture, such as ".srt (subtitles)"; None for clips."""
+def other_kind(name: str) -> str | None:
+    """Return the kind of a file that is no clip or picture, such as ".srt (subtitles)"; None for clips and pictures."""
     suffix = suffix_of(name)
     if suffix in PICTURES:
         return None
@@ -159,5 +159,5 @@ def no_clip(name: str) -> str | None:
 
 
 def is_clip_file(name: str) -> bool:
-    """Whether a file of that name may be a clip: a video, or of a kind that is not known."""
-    return not name.startswith(".") and suffix_of(name) not in PICTURES and no_clip(name) is None
+    """Return true if a file of that name may be a clip: a video, or of an unknown kind."""
+    return not name.startswith(".") and suffix_of(name) not in PICTURES and other_kind(name) is None

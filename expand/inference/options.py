@@ -8,7 +8,7 @@ from pathlib import Path
 
 from expand.config import load_config
 from expand.config.schema import DataConfig
-from expand.data.sources import ClipList, kept_clips, list_clips
+from expand.data.sources import ClipList, list_clips, list_run_clips
 from expand.errors import UsageError, hint
 from expand.rundir.named_network import check_weights
 from expand.rundir.paths import RunPaths
@@ -83,7 +83,7 @@ def choose_test_clips(source: str | Path, weights: str | Path | None, *, views: 
         if parting := [f"data.{name}" for name in PARTING if name in changed]:
             raise UsageError("would split the run's clips anew, and test it on clips that it was trained on",
                              where=", ".join(parting), fix="leave it out, or name other clips with --data")
-        listed = list_clips(config) if changed else kept_clips(paths.clips, config)
+        listed = list_clips(config) if changed else list_run_clips(paths.clips, config)
     splits = {clip.split for clip in listed.clips}
     split = split or ("test" if "test" in splits else "val")
     if split not in splits:

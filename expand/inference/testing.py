@@ -21,7 +21,7 @@ from expand.data import ClipList, prepare
 from expand.data.frames.cache import CachedClip
 from expand.data.loading.loader import eval_loader
 from expand.data.loading.prefetch import dead_worker
-from expand.data.sources import SHOWN, shown
+from expand.data.sources import SHOWN, abbreviate
 from expand.data.sources.labels import label_key
 from expand.device_faults import faults_explained, lacks_memory
 from expand.errors import DataError, RunError, did_you_mean
@@ -110,7 +110,7 @@ def _matched(listed: ClipList, split: str, network: Network, log: Log) -> tuple[
     strange = [listed.classes[label] for label in used if own[label] not in known]
     if strange:
         lines = [repr(name) + (f"; {hint}" if (hint := did_you_mean(name, names)) else "") for name in strange]
-        raise DataError(f"classes that the network does not know:\n{shown(lines)}",
+        raise DataError(f"classes that the network does not know:\n{abbreviate(lines)}",
                         fix=f"it knows {network.classes}: {', '.join(names[:SHOWN])}"
                             + (", ..." if network.classes > SHOWN else ""))
     return names, {label: known[own[label]] for label in used}

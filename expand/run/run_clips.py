@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from expand.config.schema import DataConfig
 from expand.data import ClipList, list_clips
-from expand.data.sources import kept_clips, other_orders, refuse_changed
+from expand.data.sources import list_run_clips, other_orders, refuse_changed
 from expand.errors import DataError, RunError
 from expand.machine import available_cores
 
@@ -34,7 +34,7 @@ def list_again(path: Path, config: DataConfig, classes: Sequence[str] | None) ->
     Raises `DataError` and `RunError` with advice that can be followed when a run is resumed.
     """
     try:
-        return kept_clips(path, config, classes=classes, to_resume=True)
+        return list_run_clips(path, config, classes=classes, to_resume=True)
     except DataError as error:
         if path.exists() or config.is_builtin:
             raise

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from expand.config import Config, dump_config
 from expand.data import list_clips
-from expand.data.sources import keep_clips
+from expand.data.sources import write_run_list
 from expand.errors import UsageError
 from expand.executors import early_start
 from expand.expansion.forecast import check_target, largest_resolution
@@ -79,7 +79,7 @@ def start(config: Config, run_dir: Path | None, stem: str, display: Display | No
             check_free(paths)
             gpu = gpus[runtime.device.index].name if runtime.gpus else None
             write_json(paths.env, describe_environment(config, gpu))
-            keep_clips(paths.clips, config.data, data.listed)
+            write_run_list(paths.clips, config.data, data.listed)
             write_atomic(paths.config, dump_config(config))
             _drive(config, space, paths, data, runtime, display, fork_server, lock)
     return paths.root

@@ -17,7 +17,7 @@ import yaml
 
 from expand.config import Config, dump_config
 from expand.data import ClipList, PreparedData
-from expand.data.sources import counted, keep_clips
+from expand.data.sources import quantity, write_run_list
 from expand.device_faults import WAY_OUT
 from expand.errors import CandidateFailed, DeviceFault, Interrupted, RunError
 from expand.expansion.events import FINAL
@@ -110,7 +110,7 @@ def _create(beginning: Beginning, display: Display) -> PreparedData:
         check_free(paths)
         if model is not None:
             save_weights(paths.first_weights, model)
-        keep_clips(paths.clips, config.data, data.listed)
+        write_run_list(paths.clips, config.data, data.listed)
         spec = {"network": network.as_dict(), "init": None if beginning.init is None else str(beginning.init),
                 "config": dump_config(config), "fingerprint": data.fingerprint, "splits": data.counts}
         write_atomic(paths.training, yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
@@ -140,7 +140,7 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
         group.from_first(lambda: None if found else found.append(prepare()))
         data = found[0] if found else prepare()
         job = _make_job(paths, network, config)
-        epochs = counted(cast(int, job.recipe.epochs), "epoch")
+        epochs = quantity(cast(int, job.recipe.epochs), "epoch")
         beginning = "goes on" if job.paths.checkpoint.exists() else "begins"
         processes = f", in {group.size} processes" if group.size > 1 else ""
         display.say(f"training {beginning}: {job.gflops:.4g} GFLOPs, {len(data.classes)} classes, {len(data.train)} "

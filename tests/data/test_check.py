@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from expand.config.schema import DataConfig
 from expand.data import list_clips, prepare
-from expand.data.check import check_clips, measuring, next_step
+from expand.data.check import check_clips, measure, refuse_problems
 from expand.data.check.figures import by_class_and_split
-from expand.data.check.measuring import CLIP, Sketch, same_contents
-from expand.data.check.problems import find_problems, too_short, truncated
+from expand.data.check.measure import CLIP, Sketch, same_contents
+from expand.data.check.problems import find_problems, shortness_reason, truncation_reason
 from expand.data.frames.decode import ClipReader
 from expand.data.sources import Clip, ClipList
 from expand.errors import DataError, UsageError
@@ -107,7 +107,7 @@ def clips_left(folder, **options):
 def test_a_good_set_has_no_problem_and_gets_a_report_alone(folder):
     seen = []
     result = check_clips(DataConfig(path=str(folder)), workers=2, progress=lambda *counts: seen.append(counts))
-    assert result["problems"] == [] and result["quarantine"] is None and next_step(result) is None
+    assert result["problems"] == [] and result["quarantine"] is None and refuse_problems(result) is None
     assert sorted(entry.name for entry in folder.iterdir()) == ["data-report.json", "train", "val"]
     assert seen == [(done, 12) for done in range(1, 13)]
     figures = result["splits"]["train"]
@@ -140,9 +140,9 @@ def test_the_limits_are_what_a_search_would_settle_and_the_clips_can_fill(folder
 @pytest.mark.parametrize(("fps", "length_s", "frames"), [(25, 0.56, 15), (30, 1.0, 31), (60, 1.0, 31), (10, 2.0, 21),
                                                          (29.97, 100 / 29.97, 101), (0, 0.0, None)])
 def test_no_more_than_30_frames_a_second_differ(fps, length_s, frames):
-    from expand.data.check.figures import limits
+    from expand.data.check.figures import search_limits
     table = rows((length_s, fps, 240))
-    assert limits(table, table["readable"], length_s, DataConfig())["frames"] == frames
+    assert search_limits(table, table["readable"], length_s, DataConfig())["frames"] == frames
 
 
 def rows(*clips):
@@ -182,8 +182,8 @@ def test_what_cannot_be_read_is_named_and_left_out_by_a_search(folder, kind):
     assert all(problem["class"] == "run" and problem["split"] in ("train", "val") for problem in result["problems"])
     assert len(clips_left(folder)) == 12 and result["quarantine"] == folder / "quarantine.csv"
     with pytest.raises(DataError, match="2 problems in 14 clips") as raised:
-        next_step(result)
-    assert f"by itself the clips that stand in {result['quarantine']}" in str(raised.value)
+        refuse_problems(result)
+    assert f"a search leaves out the clips in {result['quarantine']}" in str(raised.value)
 
 
 class Murderous(ClipReader):
@@ -200,7 +200,7 @@ class Murderous(ClipReader):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_crash_or_a_hang_is_the_problem_of_one_clip(folder, monkeypatch, workers):
-    monkeypatch.setattr(measuring, "ClipReader", Murderous)
+    monkeypatch.setattr(measure, "ClipReader", Murderous)
     for name in ("crash", "hang"):
         film(folder / "train" / "run" / f"{name}.mp4", 7)
     began = time.monotonic()
@@ -220,7 +220,7 @@ def test_a_cut_file_is_told_by_what_it_gives_and_stays_in_use(folder):
     assert "of the 4.0 s that its header announces" in problem["reason"]
     assert result["quarantine"] is None and "train/run/cut.mkv" in clips_left(folder)
     with pytest.raises(DataError, match="1 problem in 13 clips") as raised:
-        next_step(result)
+        refuse_problems(result)
     assert "the others stay in use" in str(raised.value)
 
 
@@ -246,7 +246,7 @@ def header(**values):
      "gives 10.0 s of the 20.0 s that its header announces; the file breaks off; 3 packets could not be decoded"),
 ])
 def test_headers_that_are_off_by_a_little_are_believed(values, reason):
-    assert truncated(header(**values)) == reason
+    assert truncation_reason(header(**values)) == reason
 
 
 def test_folders_of_frames_are_clips_like_any_other(folder):
@@ -265,14 +265,15 @@ def test_folders_of_frames_are_clips_like_any_other(folder):
     (60, 58 / 60, 60.0, False, 60), (250, 9.96, 1000.0, False, 25), (100, 3.3, 29.97, False, 29.97),
     (100, 9.96, 25.0, True, 25), (1, 0.0, 12.0, False, 12), (1, 0.0, None, False, 0), (26, 1.0, None, False, 25)])
 def test_a_rate_is_what_came_and_the_headers_where_that_agrees(decoded, length_s, announced, damaged, fps):
-    assert measuring.source_fps(decoded, length_s, announced, damaged) == pytest.approx(fps)
+    assert measure.source_fps(decoded, length_s, announced, damaged) == pytest.approx(fps)
 
 
 def test_clips_that_show_next_to_nothing_are_too_short(folder):
     film(folder / "train" / "run" / "one.mp4", 80, frames=1)
     assert found(checked(folder)) == {"train/run/one.mp4": ("too-short", True)}
     assert "train/run/one.mp4" not in clips_left(folder)
-    assert "less than a tenth" in too_short(header(length_s=0.3), 4.0) and too_short(header(length_s=0.5), 4.0) is None
+    assert "less than a tenth" in shortness_reason(header(length_s=0.3), 4.0) \
+        and shortness_reason(header(length_s=0.5), 4.0) is None
 
 
 def test_a_copy_in_another_container_leaks_and_only_train_gives_it_up(folder):
@@ -322,7 +323,7 @@ def test_the_list_is_made_anew_and_goes_when_nothing_is_left_to_quarantine(folde
     film(bad, 77)
     result = checked(folder)
     assert result["problems"] == [] and result["quarantine"] is None and not (folder / "quarantine.csv").exists()
-    assert any(note.startswith("nothing is to be left out any more") for note in result["notes"])
+    assert any(note.startswith("no clip needs to be left out any more") for note in result["notes"])
     assert "train/run/bad.mp4" in clips_left(folder)
 
 
@@ -366,7 +367,7 @@ def test_out_takes_the_files_and_says_how_a_search_finds_them(folder, tmp_path):
     assert sorted(entry.name for entry in folder.iterdir()) == ["train", "val"]
     assert result["quarantine"] == tmp_path / "out" / "quarantine.csv" and not result["honoured"]
     with pytest.raises(DataError, match="--set data.quarantine=" + str(result["quarantine"])):
-        next_step(result)
+        refuse_problems(result)
     assert len(clips_left(folder, quarantine=str(result["quarantine"]))) == 11
     with open(result["quarantine"], "a") as file:
         file.write(f"{folder / 'val' / 'run' / '0.mp4'},by hand,\n")
@@ -375,7 +376,7 @@ def test_out_takes_the_files_and_says_how_a_search_finds_them(folder, tmp_path):
 
 
 def test_an_out_that_cannot_be_written_is_said_before_any_clip_is_decoded(folder, monkeypatch):
-    monkeypatch.setattr(measuring, "process_map", None)
+    monkeypatch.setattr(measure, "process_map", None)
     (folder.parent / "file").write_text("")
     with pytest.raises(UsageError, match="--out"):
         checked(folder, out=folder.parent / "file" / "out")

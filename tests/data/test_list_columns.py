@@ -206,7 +206,7 @@ def test_ids_without_any_file_are_refused_with_the_column(clips: Path) -> None:
 
 def test_addresses_on_a_network_are_explained(clips: Path) -> None:
     (clips / "lists/all.csv").write_text("url,label\nhttps://x.test/a.mp4,run\nhttps://x.test/b.mp4,jump\n")
-    with pytest.raises(DataError, match="all.csv:2: 'https://x.test/a.mp4' is an address on a network"):
+    with pytest.raises(DataError, match="all.csv:2: 'https://x.test/a.mp4' is a network address"):
         list_clips(DataConfig(path=str(clips / "lists/all.csv")))
 
 

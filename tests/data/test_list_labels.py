@@ -151,7 +151,7 @@ def test_a_zero_in_front_makes_no_other_class(base: Path) -> None:
 
 def test_a_negative_number_among_classes_is_explained(base: Path) -> None:
     (base / "lists/all.txt").write_text("../base/a/a0.mp4 0\n../base/a/a1.mp4 1\n../base/b/b0.mp4 -1\n")
-    with pytest.raises(DataError, match="all.txt:3: label -1, and classes are numbered from 0") as raised:
+    with pytest.raises(DataError, match="all.txt:3: label -1, but classes are numbered from 0") as raised:
         list_clips(DataConfig(path=str(base / "lists/all.txt")))
     assert "no label" in str(raised.value)
 
@@ -212,7 +212,7 @@ def test_percent_signs_of_addresses_are_resolved_where_that_file_is_there(base: 
 
 def test_paths_of_windows_are_explained_with_their_line(base: Path) -> None:
     (base / "lists/all.txt").write_text("../base/a/a0.mp4 1\nC:\\data\\b\\b0.mp4 2\n")
-    with pytest.raises(DataError, match=r"all.txt:2: .*is a path of Windows: write the path as this system has it"):
+    with pytest.raises(DataError, match=r"all.txt:2: .*is a Windows path: write the path as this system has it"):
         list_clips(DataConfig(path=str(base / "lists/all.txt")))
 
 

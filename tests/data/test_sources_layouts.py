@@ -200,7 +200,7 @@ def test_a_test_list_without_labels_is_left_out(tmp_path):
 @pytest.mark.parametrize("suffix", ["heic", "exr"])
 def test_a_set_of_pictures_that_are_not_read_says_that_they_must_be_converted(tmp_path, suffix):
     touch(tmp_path, *(f"{name}/one/{n}.{suffix}" for name in ("run", "jump") for n in range(3)))
-    with pytest.raises(DataError, match=f"(?s)of a kind that is not read.*{suffix}.*convert them"):
+    with pytest.raises(DataError, match=f"(?s)in a format that is not read.*{suffix}.*convert them"):
         listed(tmp_path)
 
 

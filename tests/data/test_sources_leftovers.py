@@ -9,7 +9,7 @@ import pytest
 
 from expand.config.schema import DataConfig
 from expand.data.sources import ClipList, list_clips
-from expand.data.sources.qualities import is_proxy, recording
+from expand.data.sources.proxies import is_proxy, recording_name
 from expand.errors import DataError
 from tests.data.test_sources import touch
 
@@ -136,7 +136,7 @@ def test_two_qualities_in_given_splits_are_said_and_equal_numbers_are_not(tmp_pa
     ("video_720", "video_1080", False), ("S001C001P001", "S001C001P002", False), ("a_hd_2", "a_sd_2", True),
     ("person01_walk_d1", "person01_walk_d2", False), ("GX010001", "GX010002", False), ("jump_high", "jump_low", False)])
 def test_names_tell_a_quality_from_another_recording(one, other, same):
-    assert (recording(one) == recording(other)) is same
+    assert (recording_name(one) == recording_name(other)) is same
 
 
 def test_a_group_of_the_users_own_goes_before_a_quality(tmp_path):

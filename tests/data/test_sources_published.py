@@ -11,7 +11,7 @@ import pytest
 
 from expand.config.schema import DataConfig
 from expand.data.sources import ClipList, list_clips
-from expand.data.sources.published.recordings import recording
+from expand.data.sources.published.ucf_and_hmdb import recording_of
 from expand.errors import DataError
 
 KINETICS = "label,youtube_id,time_start,time_end,split,is_cc\n"
@@ -204,7 +204,7 @@ def test_archives_that_were_unpacked_into_folders_of_their_own_names_are_found(t
 
 def test_a_single_file_of_hmdb51_is_sent_to_its_folder_and_wrong_lines_are_named(tmp_path):
     path = hmdb51(tmp_path) / "testTrainMulti_7030_splits" / "run_test_split1.txt"
-    with pytest.raises(DataError, match="HMDB51 has a file a class") as raised:
+    with pytest.raises(DataError, match="HMDB51 has one file for each class") as raised:
         list_clips(DataConfig(train=str(path)))
     assert "data.path" in str(raised.value)
     path.write_text(path.read_text() + "a_run_b.avi 3\n")
@@ -219,7 +219,7 @@ def test_a_single_file_of_hmdb51_is_sent_to_its_folder_and_wrong_lines_are_named
     ("The_run_home_run_f_cm_np1_ri_med_12.avi", "run", "The_run_home"),
     ("Film_sworddraw_f_cm_np1_ri_bad_0.avi", "draw_sword", "Film_sworddraw"), ("holiday.avi", "run", None)])
 def test_a_recording_is_told_from_the_files_name(name, label, expected):
-    assert recording(name, label) == expected
+    assert recording_of(name, label) == expected
 
 
 def ssv2(root: Path, prefix: str = "") -> Path:

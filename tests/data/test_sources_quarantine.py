@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expand.config.schema import BuiltinConfig, DataConfig
-from expand.data.sources import Clip, ClipList, keep_clips, kept_clips, list_clips, read_clips, write_clips
+from expand.data.sources import Clip, ClipList, list_clips, list_run_clips, read_clips, write_clips, write_run_list
 from expand.data.sources.quarantine import quarantine_file, read_quarantine, write_quarantine
 from expand.errors import DataError
 
@@ -132,13 +132,14 @@ def test_a_runs_list_is_a_source_with_its_own_order_of_classes(tmp_path, monkeyp
 def test_a_run_keeps_its_clips_but_not_the_built_in_ones(tmp_path):
     config, path = DataConfig(path=str(folder(tmp_path / "set"))), tmp_path / "clips.csv"
     listed = list_clips(config)
-    assert kept_clips(path, config) == listed
-    keep_clips(path, config, listed)
+    assert list_run_clips(path, config) == listed
+    write_run_list(path, config, listed)
     (tmp_path / "set/train/run/new.mp4").write_bytes(b"")
-    assert kept_clips(path, config).clips == listed.clips and len(list_clips(config).clips) == 6
+    assert list_run_clips(path, config).clips == listed.clips and len(list_clips(config).clips) == 6
     builtin = DataConfig(cache_dir=str(tmp_path))
-    keep_clips(tmp_path / "none.csv", builtin, list_clips(builtin))
-    assert not (tmp_path / "none.csv").exists() and kept_clips(tmp_path / "none.csv", builtin) == list_clips(builtin)
+    write_run_list(tmp_path / "none.csv", builtin, list_clips(builtin))
+    assert not (tmp_path / "none.csv").exists()
+    assert list_run_clips(tmp_path / "none.csv", builtin) == list_clips(builtin)
 
 
 def test_a_path_that_goes_up_from_a_link_is_kept_as_the_system_reads_it(tmp_path, monkeypatch):
@@ -149,20 +150,20 @@ def test_a_path_that_goes_up_from_a_link_is_kept_as_the_system_reads_it(tmp_path
                                             "../set/train/jump/c.mp4,jump,train\n../set/val/run/d.mp4,run,val\n")
     monkeypatch.chdir(tmp_path)
     config = DataConfig(path="lists/all.csv")
-    keep_clips(tmp_path / "clips.csv", config, list_clips(config))
+    write_run_list(tmp_path / "clips.csv", config, list_clips(config))
     monkeypatch.chdir(tmp_path / "disk")
-    assert all(clip.path.is_file() for clip in kept_clips(tmp_path / "clips.csv", config).clips)
+    assert all(clip.path.is_file() for clip in list_run_clips(tmp_path / "clips.csv", config).clips)
 
 
 def test_clips_that_were_moved_are_named_with_the_file_that_says_where_they_were(tmp_path):
     config, path = DataConfig(path=str(folder(tmp_path / "set"))), tmp_path / "clips.csv"
-    keep_clips(path, config, list_clips(config))
+    write_run_list(path, config, list_clips(config))
     (tmp_path / "set").rename(tmp_path / "new")
-    with pytest.raises(DataError, match="none of the 5 clips of this run is there any more") as raised:
-        kept_clips(path, config)
+    with pytest.raises(DataError, match="none of the 5 clips of this run exists any more") as raised:
+        list_run_clips(path, config)
     assert str(path) in str(raised.value) and "write their new places into that file" in str(raised.value)
     path.write_text(path.read_text().replace("/set/", "/new/"))
-    assert len(kept_clips(path, config).clips) == 5
+    assert len(list_run_clips(path, config).clips) == 5
 
 
 @pytest.mark.parametrize("text, what", [

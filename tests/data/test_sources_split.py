@@ -129,4 +129,4 @@ def test_a_small_class_still_has_a_clip_in_val_and_a_note_says_where_test_has_no
     listed = list_clips(DataConfig(path=str(tmp_path / "list.txt"), test_share=0.1))
     counts = Counter((listed.classes[clip.label], clip.split) for clip in listed.clips)
     assert counts["fly", "val"] == counts["fly", "train"] == 1 and counts["run", "val"] == 10
-    assert listed.notes[-1] == "1 class without a clip in test, too few to part: fly"
+    assert listed.notes[-1] == "1 class without a clip in test, too few to divide: fly"

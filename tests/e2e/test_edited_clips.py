@@ -238,7 +238,7 @@ def test_a_list_that_was_deleted_is_written_anew(run: Path) -> None:
         ),
         (
             lambda lines: [lines[0], "C:\\clips\\a.mp4,01,train,,0", *lines[2:]],
-            "clips.csv:2: 'C:\\\\clips\\\\a.mp4' is a path of Windows",
+            "clips.csv:2: 'C:\\\\clips\\\\a.mp4' is a Windows path",
         ),
         (
             lambda lines: ["to be done"],

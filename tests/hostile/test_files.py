@@ -16,7 +16,7 @@ from expand.bounded_files import read_bounded
 from expand.config import dump_config, parse_config
 from expand.config.schema import Config
 from expand.config.yaml_document import NotYaml, parse_values
-from expand.data.sources.run_clips import read_clips
+from expand.data.sources.run_list import read_clips
 from expand.errors import ExpandError, RunError
 from expand.exports.card import ENV, LATENCY
 from expand.rundir.files import read_json

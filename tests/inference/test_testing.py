@@ -10,7 +10,7 @@ import pytest
 import expand
 from expand.config import dump_config
 from expand.config.schema import Config, DataConfig
-from expand.data.sources import keep_clips, list_clips
+from expand.data.sources import list_clips, write_run_list
 from expand.errors import DataError, ExpandError, UsageError
 from expand.model.load import load_model
 from expand.rundir.files import read_json
@@ -143,7 +143,7 @@ def test_a_run_without_its_list_is_not_tested_on_what_it_was_trained_on(weights,
 
 def test_where_a_runs_clips_lie_may_be_said_but_not_how_they_were_parted(weights, clips, tmp_path):
     run = make_run(tmp_path / "run", weights, clips)
-    keep_clips(RunPaths(run).clips, DataConfig(path=str(clips)), list_clips(DataConfig(path=str(clips))))
+    write_run_list(RunPaths(run).clips, DataConfig(path=str(clips)), list_clips(DataConfig(path=str(clips))))
     (tmp_path / "q.csv").write_text(f"path\n{next((clips / 'test').glob('*/*'))}\n")
     assert expand.test(run, threads=1)["videos"] == 6
     assert expand.test(run, overrides=[f"data.quarantine={tmp_path / 'q.csv'}"], threads=1)["videos"] == 5

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from expand.config import yaml_document
-from expand.data.sources import run_clips as written
+from expand.data.sources import run_list
 from expand.data.sources.clip import Clip, ClipList
 from expand.errors import DataError, RunError, UsageError
 from expand.rundir import journal as journal_
@@ -49,10 +49,10 @@ def test_a_network_that_nobody_could_read_again_is_not_written() -> None:
 
 def test_a_list_of_clips_that_could_not_be_read_again_is_not_written(tmp_path: Path,
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(written, "LARGEST", 1000)
+    monkeypatch.setattr(run_list, "LARGEST", 1000)
     listed = ClipList(("run",), tuple(Clip(Path(f"/clips/{number}.mp4"), 0, "train") for number in range(100)))
     with pytest.raises(DataError, match="100 clips is larger than 1 kB"):
-        written.write_clips(tmp_path / "clips.csv", listed)
+        run_list.write_clips(tmp_path / "clips.csv", listed)
     assert not (tmp_path / "clips.csv").exists()
 
 

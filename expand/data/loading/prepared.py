@@ -16,9 +16,8 @@ from expand.data.frames.cache import CachedClip, FrameCache
 from expand.data.frames.decode import UnreadableClip
 from expand.data.loading.cache_estimate import estimate_bytes
 from expand.data.loading.sampling import median_length_s
-from expand.data.sources import PUT_BACK, SHOWN, SPLITS, Clip, ClipList, cache_dir, counted, list_clips, shown
+from expand.data.sources import PUT_BACK, SHOWN, SPLITS, Clip, ClipList, abbreviate, cache_dir, list_clips, quantity
 from expand.data.sources.balance import balance, balance_notes
-from expand.data.sources.checks import emptied
 from expand.data.sources.clip import CONTENT_DIGITS
 from expand.data.synthetic import rendering as synthetic
 from expand.errors import DataError
@@ -205,7 +204,7 @@ def _report_clips(found: _Found, cache: FrameCache, report: Callable[[str], None
         report(f"left out {len(unreadable) - SHOWN} more")
     damaged = [clip.path for _, clip in readable if clip.damaged]
     if damaged:
-        report(f"damaged and kept as far as they decode: {counted(len(damaged), 'clip')}, the first {damaged[0]}")
+        report(f"damaged and kept as far as they decode: {quantity(len(damaged), 'clip')}, the first {damaged[0]}")
     missing = sum(clip.store is None for _, clip in readable)
     if missing:
         because = cache.full_because or "each alone is larger than data.cache_gb"
@@ -214,7 +213,7 @@ def _report_clips(found: _Found, cache: FrameCache, report: Callable[[str], None
     train = {clip.content for split, clip in readable if split == "train"}
     shared = sum(clip.content in train for split, clip in readable if split != "train")
     if shared:
-        report(f"train shares {counted(shared, 'clip')} with val or test: accuracies on them say little")
+        report(f"train shares {quantity(shared, 'clip')} with val or test: accuracies on them say little")
 
 
 def _check_unreadable(config: DataConfig, found: _Found, run_list: Path | None) -> None:
@@ -223,7 +222,7 @@ def _check_unreadable(config: DataConfig, found: _Found, run_list: Path | None) 
     if not unreadable:
         return
     total = len(listed.clips)
-    lines = shown([f"{path}: {reason}" for path, reason in unreadable])
+    lines = abbreviate([f"{path}: {reason}" for path, reason in unreadable])
     is_over = len(unreadable) > config.max_unreadable * total
     if run_list is not None and (is_over or run_list.exists()):
         raise DataError(f"{len(unreadable)} of the {total} clips of this run cannot be read:\n{lines}",
@@ -236,7 +235,7 @@ def _check_unreadable(config: DataConfig, found: _Found, run_list: Path | None) 
                             + (", or go on without them: "
                                f"--set data.max_unreadable={len(unreadable) / total + 0.005:.2f}"
                                if found.readable else ""))
-    if gone := emptied(listed, (isinstance(outcome, CachedClip) for outcome in found.outcomes)):
+    if gone := listed.find_emptied(isinstance(outcome, CachedClip) for outcome in found.outcomes):
         raise DataError(f"no readable clip is left for {', '.join(gone)}:\n{lines}", fix="mend these clips, or take "
                         "the split or class away")
 
@@ -251,15 +250,15 @@ def _leave_out_stills(found: _Found, report: Callable[[str], None]) -> _Found:
     if not paths:
         return found
     if len(paths) == len(found.readable):
-        raise DataError(f"all {counted(len(paths), 'clip')} have a single frame: these are pictures and no videos, the "
-                        f"first is {paths[0]}", fix="a clip is a video file, or a folder with the pictures of one "
+        raise DataError(f"all {quantity(len(paths), 'clip')} have a single frame: these are pictures and no videos, "
+                        f"the first is {paths[0]}", fix="a clip is a video file, or a folder with the pictures of one "
                         "recording: <class>/<clip>/<picture>")
-    report(f"left out {counted(len(paths), 'clip')} of a single frame, which shows no motion: {paths[0]}"
+    report(f"left out {quantity(len(paths), 'clip')} of a single frame, which shows no motion: {paths[0]}"
            + (" and others" if len(paths) > 1 else ""))
     outcomes: list[CachedClip | str] = ["has one frame only" if is_single else outcome
                                        for outcome, is_single in zip(found.outcomes, single, strict=True)]
-    if gone := emptied(found.listed, (isinstance(outcome, CachedClip) for outcome in outcomes)):
-        lines = shown([str(path) for path in paths])
+    if gone := found.listed.find_emptied(isinstance(outcome, CachedClip) for outcome in outcomes):
+        lines = abbreviate([str(path) for path in paths])
         raise DataError(f"no clip of more than a single frame is left for {', '.join(gone)}:\n{lines}",
                         fix="move these files out of the clips' folders (a split that is made is then drawn without "
                         "them), or take the split or class away")

@@ -1,4 +1,4 @@
-"""What the columns of a list may be called, and what their values for a split may be."""
+"""The usual names of the columns of a list, and the values that mean a split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATHS = ("path", "video_path", "clip_path", "file_path", "full_path", "relative_
 blanks, hyphens and underscores: `file_name` is also `filename`, `File Name` and `fileName`."""
 IDS = ("name", "video_id", "clip_id", "youtube_id", "yt_id", "vid", "vid_id", "id", "uid", "key", "uri", "url", "link",
        "video_url")
-"""Columns that name a clip in some other way, often without a suffix; its file is looked for by that name."""
+"""Columns that name a clip in another way, often without a suffix; its file is looked for by that name."""
 LABELS = ("label_name", "class_name", "label", "class", "category_name", "action_name", "activity_name", "tag_name",
           "target_name", "category", "action", "activity", "tag", "target", "gesture", "sign", "gloss", "emotion",
           "event", "label_text", "class_label", "action_label", "ground_truth_label", "gt_label", "true_label",
@@ -28,12 +28,12 @@ LABELS = ("label_name", "class_name", "label", "class", "category_name", "action
 LABEL_NUMBERS = ("label_id", "class_id", "category_id", "action_id", "activity_id", "target_id", "tag_id", "label_idx",
                  "class_idx", "category_idx", "label_index", "class_index", "label_number", "class_number", "label_num",
                  "class_num", "label_encoded", "y")
-"""Columns that say a class by number; one with its name comes before them."""
+"""Columns with the number of a class; a column with its name goes before them."""
 SPLITS = ("split", "subset", "set", "partition", "usage", "phase", "data_split", "split_name", "train_test",
           "train_val_test", "train_val")
-"""Columns that say a clip's split, so that any other value in them is a mistake."""
+"""Columns with a clip's split; any other value in them is a mistake."""
 MAYBE_SPLITS = ("fold", "type", "mode", "stage", "dataset")
-"""Columns that say it if all their values are splits."""
+"""Columns with a clip's split if all their values are splits."""
 FLAGS = {"train": ("is_train", "is_training", "train", "training"),
          "val": ("is_val", "is_valid", "is_validation", "val", "valid", "validation"), "test": ("is_test", "test")}
 """Columns of yes and no."""
@@ -50,7 +50,7 @@ SPLIT_LIKE = re.compile(r".+(?:subset|split|partition)")
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a list's columns are; None for those that it lacks."""
+    """The places of a list's columns; None for columns that it lacks."""
 
     path: int | None
     label: int | None
@@ -62,20 +62,20 @@ class Columns:
     number: int | None = None
     """The class's place among the classes."""
     by_id: bool = False
-    """Whether the path column is one of `IDS`."""
+    """True if the path column is one of `IDS`."""
 
 
-def normal(name: str) -> str:
-    """`name` as the names of columns are compared."""
+def normalise(name: str) -> str:
+    """Return `name` in the form in which names of columns are compared."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
 def find_columns(header: Sequence[str]) -> Columns:
-    """Where the columns are in a list that begins with `header`."""
-    names = [normal(name) for name in header]
+    """Return the places of the columns of a list that begins with `header`."""
+    names = [normalise(name) for name in header]
 
     def first(known: Sequence[str], pattern: re.Pattern[str] | None = None, taken: int | None = None) -> int | None:
-        wanted = [normal(name) for name in known]
+        wanted = [normalise(name) for name in known]
         found = next((names.index(name) for name in wanted if name in names and names.index(name) != taken), None)
         if found is None and pattern:
             fitting = (place for place, name in enumerate(names) if place != taken and pattern.fullmatch(name))
@@ -91,19 +91,19 @@ def find_columns(header: Sequence[str]) -> Columns:
                    first(("number",)), by_id and path is not None)
 
 
-def is_known(name: str) -> bool:
-    """Whether a column may be called `name` because it holds clips or classes."""
+def is_column_name(name: str) -> bool:
+    """Return true if `name` is a usual name of a column with clips or classes."""
     found = find_columns([name])
     return found.path is not None or found.label is not None
 
 
-def split_of(text: str) -> str | None:
-    """The split that the value `text` of a column says; None: it is no split's name."""
-    return SPLIT_VALUES.get(normal(text))
+def split_of_value(text: str) -> str | None:
+    """Return the split that the value `text` of a column means; None if it is no name of a split."""
+    return SPLIT_VALUES.get(normalise(text))
 
 
-def flagged_split(values: dict[str, str]) -> str | None:
-    """The split by yes and no of columns {split: value}; None where they do not say it."""
+def split_of_flags(values: dict[str, str]) -> str | None:
+    """Return the split by the yes or no of columns, {split: value}; None if they do not tell."""
     answers = {}
     for split, value in values.items():
         text = value.strip().casefold()

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 
 from expand.data.file_kinds import ABOUT_FRAMES, FRAME_FOLDERS, PICTURE_FOLDERS, PROXY_FOLDERS
-from expand.data.sources.clip import SHOWN, SPLIT_NAMES, Entry, Found, in_order, shown, split_named
-from expand.data.sources.qualities import without_proxies
+from expand.data.sources.clip import SHOWN, SPLIT_NAMES, Source, SourceClip, abbreviate, order_splits, split_of_folder
+from expand.data.sources.proxies import remove_proxies
 from expand.data.sources.walk import PassedOver, clips_below, count_system_folders, files_in, folders_in
 from expand.errors import DataError
 
@@ -18,23 +18,23 @@ MOVE = "put all clips as {train,val}/<class>/<clip>, or as <class>/{train,val}/<
 CLASSES = "if they are classes: --set data.format=folders"
 PART = re.compile(r"(?:k?[ _-]?folds?|splits?|parts?|shards?|chunks?|batch(?:es)?|cv)[ ._-]*(?:\d{1,3}|[a-e])",
                   re.IGNORECASE)
-"""Folders that part a set, by number: folds of a cross-validation, pieces of a download."""
+"""Numbered parts of a set: folds of a cross-validation, pieces of a download."""
 FORM = re.compile(r"(?:raw|resized|cropped|original|processed|all)?[ _-]?"
                   r"(?:videos?|clips?|data|datasets?|mp4|avi|media)"
                   r"(?:[ _-](?:raw|resized|cropped|original|processed|rgb|\d+p?))?", re.IGNORECASE)
 """Folders that hold all of a set, in one form."""
 Splits = dict[str, str]
-"""The folders that are splits, by split."""
+"""{split: name of its folder}."""
 
 
 def split_folders(root: str, *, loosely: bool = False) -> Splits:
-    """The names of the folders in `root` that are splits, by split; none where no such folder holds class folders.
+    """Return the split folders in `root`; none if no such folder holds class folders.
 
-    `loosely`: where none is called by a split alone, as in `train_videos` and `val_videos`; a train and another one are
-    needed then. Raises `DataError` where two of them are the same split.
+    `loosely`: if no folder has exactly a split's name, accept names such as `train_videos` and `val_videos`; a train
+    and another one are needed then. Raises `DataError` if two folders are the same split.
     """
     names = folders_in(root)
-    found = _splits_among(names, root) if _exact(names) else {}
+    found = _splits_among(names, root) if _exact_names(names) else {}
     if not found and loosely:
         found = _splits_among(names, root)
         found = found if len(found) > 1 and "train" in found else {}
@@ -43,89 +43,89 @@ def split_folders(root: str, *, loosely: bool = False) -> Splits:
     return found
 
 
-def _exact(names: Iterable[str]) -> list[str]:
-    """Those of `names` that are a split's alone."""
+def _exact_names(names: Iterable[str]) -> list[str]:
+    """Those of `names` that are exactly the name of a split."""
     return [name for name in names if name.lower() in SPLIT_NAMES]
 
 
 def _splits_among(names: Iterable[str], where: str) -> Splits:
-    """The folders that are splits; those that are called by a split alone, where there are such."""
+    """The folders that are splits: those with exactly a split's name, else those with it in their name."""
     named: dict[str, list[str]] = {}
-    for name in _exact(names) or names:
-        if split := split_named(name):
+    for name in _exact_names(names) or names:
+        if split := split_of_folder(name):
             named.setdefault(split, []).append(name)
     for split, own in named.items():
         if len(own) > 1:
             raise DataError(f"both {' and '.join(own)} are {split}", where=where,
                             fix="keep one of them, or name lists with data.train and data.val")
-    return {split: named[split][0] for split in in_order(named)}
+    return {split: named[split][0] for split in order_splits(named)}
 
 
 def has_splits(root: str) -> bool:
-    """Whether `root` holds class folders for both train and val: what leaves no doubt about the layout."""
+    """Return true if `root` holds class folders for both train and val, so that the layout is clear."""
     folders = split_folders(root)
     return all(split in folders and folders_in(os.path.join(root, folders[split])) for split in ("train", "val"))
 
 
 def looks_like_classes(root: str) -> bool:
-    """Whether `root` has split folders with classes, or two folders with clips that are no splits: what a list beside
-    them does not put in doubt."""
+    """Return true if `root` has split folders with classes, or two folders with clips that are no splits, so that a
+    list beside them leaves no doubt about the layout."""
     if split_folders(root, loosely=True):
         return True
     holding = [name for name in folders_in(root) if not FORM.fullmatch(name) and clips_below(os.path.join(root, name))]
-    return len(holding) > 1 and any(split_named(name) is None for name in holding)
+    return len(holding) > 1 and any(split_of_folder(name) is None for name in holding)
 
 
-def read_folders(root: str, *, surely: bool = False) -> Found:
-    """The clips of the class folders in `root`: by split where it has split folders or they have, else all as train.
+def read_folders(root: str, *, are_classes: bool = False) -> Source:
+    """Return the clips of the class folders in `root`.
 
-    `surely`: the user says that they are classes, also where they look like parts of a set. Raises `DataError` where
-    there are neither, no clips in class folders, splits a level down, or clips both in the split folders of classes and
-    beside them.
+    Split folders may lie above or below the class folders; without any, all clips are train. `are_classes`: read the
+    folders as classes even if they look like parts of a set. Raises `DataError` for other layouts: no class folders,
+    no clips in them, a data set in a folder of its own, or clips both in the split folders of classes and beside them.
     """
     names, passed = folders_in(root), PassedOver()
     count_system_folders(root, passed)
     inner = None if _are_splits_of_splits(root, names) else _splits_of_classes(root, names)
     if inner is not None:
-        found = _read_splits_of_classes(root, inner, passed)
+        source = _read_splits_of_classes(root, inner, passed)
     elif splits := split_folders(root, loosely=True):
-        found = _read_splits(root, names, splits, passed)
+        source = _read_splits(root, names, splits, passed)
     else:
-        found = _read_classes(root, names, passed, surely)
+        source = _read_classes(root, names, passed, are_classes)
     _refuse_unread(root, passed)
-    found.entries = without_proxies(found.entries, passed)
-    found.notes += passed.notes()
-    return found
+    source.clips = remove_proxies(source.clips, passed)
+    source.notes += passed.notes()
+    return source
 
 
 def _refuse_unread(root: str, passed: PassedOver) -> None:
     if passed.unread:
         lines = [f"{folder}: {suffix}" for folder, suffix in passed.unread.items()]
-        raise DataError(f"folders of pictures of a kind that is not read:\n{shown(lines)}", where=root,
-                        fix="convert them to JPEG or PNG, or take them away")
+        raise DataError(f"folders of pictures in a format that is not read:\n{abbreviate(lines)}", where=root,
+                        fix="convert them to JPEG or PNG, or remove them")
 
 
 def _are_splits_of_splits(root: str, names: list[str]) -> bool:
-    """Whether splits hold classes that are called like splits: `{train,val}/{train,test}/<clip>`, of vehicles, say."""
+    """True if splits hold classes that are named like splits, such as `{train,val}/{train,test}/<clip>` of vehicles."""
     outer = {SPLIT_NAMES.get(name.lower()) for name in names}
     return ("train" in outer and len(outer) == len(names) > 1 and None not in outer
             and all(len(folders_in(os.path.join(root, name))) > 1 for name in names))
 
 
-def _read_splits(root: str, names: list[str], splits: Splits, passed: PassedOver) -> Found:
+def _read_splits(root: str, names: list[str], splits: Splits, passed: PassedOver) -> Source:
     """The clips of `{train,val[,test]}/<class>/<clip>`."""
     for name in splits.values():
         count_system_folders(os.path.join(root, name), passed)
-    entries = [entry for split, name in splits.items() for entry in _entries(root, name + "/", split, passed)]
+    clips = [clip for split, name in splits.items() for clip in _read_class_folders(root, name + "/", split, passed)]
     others = [name for name in names if name not in splits.values()]
     unused = f"; not used: {', '.join(others[:SHOWN])}" if others else ""
     is_plain = not others and all(split == name for split, name in splits.items())
     notes = [] if is_plain else [f"read as folders {', '.join(splits.values())}{unused}"]
-    return Found(root, tuple(splits), entries, notes=notes,
+    return Source(root, tuple(splits), clips, notes=notes,
                  lacks=f"has no folder {{splits}}; found {', '.join(names[:SHOWN]) or 'none'}")
 
 
-def _read_classes(root: str, names: list[str], passed: PassedOver, surely: bool) -> Found:
+def _read_classes(root: str, names: list[str], passed: PassedOver, are_classes: bool) -> Source:
     """The clips of `<class>/<clip>`, all of them as train."""
     if all(name.lower() in SPLIT_NAMES for name in names):
         found = (f"only {', '.join(names)}, and no class folders in them" if names else
@@ -135,18 +135,22 @@ def _read_classes(root: str, names: list[str], passed: PassedOver, surely: bool)
         if split_folders(inner := os.path.join(root, name)):
             raise DataError(f"{name} is no class: it has splits of its own", where=root, fix=f"is data.path={inner} "
                             "meant?")
-    if not surely:
+    if not are_classes:
         _refuse_parts(root, names)
-    entries = _entries(root, "", "train", passed)
-    if not entries:
+    clips = _read_class_folders(root, "", "train", passed)
+    if not clips:
         _refuse_unread(root, passed)
         what = "; ".join([f"has no clips in its folders {', '.join(names[:SHOWN])}", *passed.notes()])
         raise DataError(what, where=root, fix=LAYOUT)
-    return Found(root, ("train",), entries, notes=["read as class folders", *_without_clips(names, entries, passed)])
+    notes, used = ["read as class folders"], {clip.label for clip in clips}
+    if empty := [name for name in names if name not in used and f"in {name}" not in passed.counts]:
+        some = ", ".join(empty[:SHOWN]) + (", ..." if len(empty) > SHOWN else "")
+        notes.append(f"no clips in {some}: not among the classes")
+    return Source(root, ("train",), clips, notes=notes)
 
 
 def _refuse_parts(root: str, names: list[str]) -> None:
-    """Raises `DataError` where the folders are not classes but parts or forms of one set, with the classes in each:
+    """Raise `DataError` if the folders are no classes but parts or forms of one set, each with the classes in it:
     `fold1/<class>/<clip>`, or `videos/<class>/<clip>` beside `frames/<class>/<clip>`."""
     inside = {name: set(folders_in(os.path.join(root, name))) for name in names}
     parts = [name for name in names if PART.fullmatch(name) and inside[name]]
@@ -154,7 +158,7 @@ def _refuse_parts(root: str, names: list[str]) -> None:
              if (FORM.fullmatch(name) or name.lower() in FRAME_FOLDERS or ABOUT_FRAMES.fullmatch(name))
              and any(clips_below(os.path.join(root, name, folder)) for folder in inside[name])]
     if not forms and len(parts) < 2:
-        return  # nothing more is listed: a set may have many clips
+        return  # no more folders are listed: a set may have many clips
     having = {name for name in names if inside[name] or clips_below(os.path.join(root, name))}
     if len(parts) > 1 and having == set(parts) and _are_alike([inside[name] for name in parts]):
         raise DataError(f"{', '.join(parts[:SHOWN])} hold the same folders ({', '.join(sorted(inside[parts[0]])[:3])}, "
@@ -174,72 +178,50 @@ def _refuse_parts(root: str, names: list[str]) -> None:
 
 
 def _are_alike(sets: list[set[str]]) -> bool:
-    """Whether the folders in all of them are more or less the same, as classes would be."""
+    """True if the folders in all `sets` are more or less the same, as classes would be."""
     return all(2 * len(some & sets[0]) > max(len(some), len(sets[0])) and len(some) > 1 for some in sets)
 
 
-def _without_clips(names: list[str], entries: list[Entry], passed: PassedOver) -> list[str]:
-    """A line about the folders that were expected to be classes and have no clip."""
-    used = {entry.label for entry in entries}
-    empty = [name for name in names if name not in used and f"in {name}" not in passed.counts]
-    some = ", ".join(empty[:SHOWN]) + (", ..." if len(empty) > SHOWN else "")
-    return [f"no clips in {some}: not among the classes"] if empty else []
-
-
 def _splits_of_classes(root: str, names: list[str]) -> dict[str, Splits] | None:
-    """The split folders in each class folder of `root`, where it is `<class>/{train,val[,test]}/<clip>`; else None.
+    """The split folders of each class folder of `root`; None if the layout is not `<class>/{train,val[,test]}/<clip>`.
 
-    A folder `train` alone is no sign of that (a class of vehicles may have one), and neither is a folder of which a
-    data set was meant. Raises `DataError` where it cannot be told which, or where only some of the classes have them.
+    A folder `train` alone is no sign of that (a class of vehicles may have one), and neither is a data set in a folder
+    of its own. Raises `DataError` if the layout has two readings, or if only some of the classes have split folders.
     """
     below = {name: folders_in(os.path.join(root, name)) for name in names}
-    splits = {name: _splits_of_class(inner, os.path.join(root, name)) for name, inner in below.items()}
+    splits: dict[str, Splits] = {}
+    for name, inner in below.items():
+        own = _splits_among(inner, os.path.join(root, name))
+        # `train_videos` and the like count only beside another split
+        splits[name] = own if _exact_names(inner) or "train" in own and len(own) > 1 else {}
     if not any({"val", "test"} & set(own) for own in splits.values()):
         return None
-    outer = _exact(names)
-    if outer and any(set(below[name]) - set(_exact(below[name])) for name in outer):
+    outer = _exact_names(names)
+    if outer and any(set(below[name]) - set(_exact_names(below[name])) for name in outer):
         return None  # {train,val}/<class>/<clip>, with classes that may have any name
     holding = [name for name in names if {"val", "test"} & set(splits[name])]
-    direct = [name for name in holding if _has_clips_of_its_own(os.path.join(root, name), splits[name])]
+    has_clips_directly = any("/" not in clip for name in holding for folder in splits[name].values()
+                             for clip in clips_below(os.path.join(root, name, folder)))
     if len(names) == 1:
         raise DataError(f"{names[0]} is no class: it has splits of its own", where=root,
                         fix=f"is data.path={os.path.join(root, names[0])} meant?")
-    if not direct:
+    if not has_clips_directly:
         if len(holding) == 1:
             return None  # a data set within a folder
-        if all(_are_classes(os.path.join(root, name), splits[name]) for name in holding):
+        inside = {name: [set(folders_in(os.path.join(root, name, folder))) for folder in splits[name].values()]
+                  for name in holding}
+        if all(len(each) > 1 and all(some and some <= each[0] for some in each[1:]) for each in inside.values()):
             raise DataError(f"{', '.join(holding[:SHOWN])} have {' and '.join(splits[holding[0]].values())} each, with "
                             "the same folders in both: they may be classes or data sets", where=root,
                             fix=f"if they are data sets, name one: --data {os.path.join(root, holding[0])}; if they "
                             "are classes, put all clips as {train,val}/<class>/<clip>")
-    return _all_split(root, below, splits)
+    return _require_splits(root, splits)
 
 
-def _splits_of_class(names: list[str], where: str) -> Splits:
-    """The split folders among the folders of a class; `train_videos` and the like only with another one."""
-    found = _splits_among(names, where)
-    return found if _exact(names) or "train" in found and len(found) > 1 else {}
-
-
-def _has_clips_of_its_own(folder: str, splits: Splits) -> bool:
-    """Whether clips, or folders of pictures, lie directly in the split folders of `folder`."""
-    for name in splits.values():
-        inside = os.path.join(folder, name)
-        clips = clips_below(inside)
-        if any("/" not in clip for clip in clips):
-            return True
-    return False
-
-
-def _are_classes(folder: str, splits: Splits) -> bool:
-    """Whether the folders in one split are those of another one, as classes would be, and not groups of clips."""
-    each = [set(folders_in(os.path.join(folder, name))) for name in splits.values()]
-    return len(each) > 1 and all(some and some <= each[0] for some in each[1:])
-
-
-def _all_split(root: str, below: dict[str, list[str]], splits: dict[str, Splits]) -> dict[str, Splits]:
-    """`splits` of the folders that have clips. Raises `DataError` where some have no splits, or clips beside them."""
-    whole, wrong = {}, []
+def _require_splits(root: str, splits: dict[str, Splits]) -> dict[str, Splits]:
+    """The `splits` of the classes that have clips. Raises `DataError` if one of them has clips outside of splits."""
+    whole: dict[str, Splits] = {}
+    wrong: list[str] = []
     for name, own in splits.items():
         clips = clips_below(os.path.join(root, name))
         if not clips:
@@ -257,41 +239,34 @@ def _all_split(root: str, below: dict[str, list[str]], splits: dict[str, Splits]
     if wrong:
         having = [name for name, own in splits.items() if own]
         raise DataError(f"{', '.join(having[:SHOWN])} have folders of splits, but not all clips lie in such:\n"
-                        f"{shown(wrong)}", where=root, fix=MOVE)
+                        f"{abbreviate(wrong)}", where=root, fix=MOVE)
     return whole
 
 
-def _read_splits_of_classes(root: str, classes: dict[str, Splits], passed: PassedOver) -> Found:
+def _read_splits_of_classes(root: str, classes: dict[str, Splits], passed: PassedOver) -> Source:
     """The clips of `<class>/{train,val[,test]}/<clip>`."""
-    entries = []
-    for name, splits in classes.items():
+    clips: list[SourceClip] = []
+    for name, folders in classes.items():
         count_system_folders(os.path.join(root, name), passed)
-        for split, folder in splits.items():
+        for split, folder in folders.items():
             place = os.path.join(root, name, folder)
-            entries += [Entry(f"{place}/{clip}", name, split, place, f"{name}/{folder}/{clip}")
-                        for clip in clips_below(place, passed)]
-    splits = in_order(split for own in classes.values() for split in own)
-    return Found(root, splits, entries, notes=[f"read as class folders with {', '.join(splits)} in each"],
+            clips += [SourceClip(f"{place}/{clip}", name, split, place, f"{name}/{folder}/{clip}")
+                      for clip in clips_below(place, passed)]
+    splits = order_splits(split for own in classes.values() for split in own)
+    return Source(root, splits, clips, notes=[f"read as class folders with {', '.join(splits)} in each"],
                  lacks="has no folder {splits} in its class folders")
 
 
-def _entries(root: str, prefix: str, split: str, passed: PassedOver) -> list[Entry]:
+def _read_class_folders(root: str, prefix: str, split: str, passed: PassedOver) -> list[SourceClip]:
     """The clips of the class folders in `root`/`prefix`, which ends in a slash or is empty."""
-    found = []
+    found: list[SourceClip] = []
     names = folders_in(os.path.join(root, prefix))
     for name in names:
         place = os.path.join(root, prefix + name)
-        if _mirrors_classes(place, names):
+        inside = folders_in(place) if name.lower() in PICTURE_FOLDERS | PROXY_FOLDERS else []
+        if inside and set(inside) <= set(names):  # thumbnails or proxies of each class
             passed.counts[f"in {name}"] += len(clips_below(place, passed))
             continue
-        found += [Entry(f"{place}/{clip}", name, split, place, f"{prefix}{name}/{clip}")
+        found += [SourceClip(f"{place}/{clip}", name, split, place, f"{prefix}{name}/{clip}")
                   for clip in clips_below(place, passed)]
     return found
-
-
-def _mirrors_classes(folder: str, names: list[str]) -> bool:
-    """Whether a folder of thumbnails or proxies beside class folders has one for each of them, and so is no class."""
-    if os.path.basename(folder).lower() not in PICTURE_FOLDERS | PROXY_FOLDERS:
-        return False
-    inside = folders_in(folder)
-    return bool(inside) and set(inside) <= set(names)

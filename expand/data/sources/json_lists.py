@@ -1,4 +1,4 @@
-"""The clips in JSON as programs write it: one object a clip, a table by columns, or clips and classes by name."""
+"""Find the clips in the JSON of usual programs: an object for each clip, a table by columns, or paths and classes."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from expand.data.file_kinds import VIDEOS
-from expand.data.sources.columns import find_columns, split_of
+from expand.data.sources.columns import find_columns, split_of_value
 
 WRAPPERS = ("database", "data", "videos", "clips", "samples", "items", "annotations", "images", "root")
-"""Under what a file may keep all of its clips."""
+"""Usual keys of the value with all clips."""
 DEEPEST = 6
 
 
 def clip_objects(value: Any, depth: int = 0) -> list[dict[str, Any]] | None:
-    """An object with named fields for each clip that `value` speaks of; None where it has no form that is known.
+    """Return an object with named fields for each clip in `value`; None if it has no known form.
 
-    Known are: arrays of objects; {split: any of these}; {"database": ...} and the like; tables by columns, as pandas
+    Known forms: arrays of objects; {split: any of these}; {"database": ...} and the like; tables by columns, as pandas
     writes them; {path: class}; {path: object}; {class: [paths]}; {"classes": [names], "labels": {name: number}}.
     """
     if depth > DEEPEST:
         return None
     if isinstance(value, list):
-        return [_flat(item) for item in value] if all(isinstance(item, dict) for item in value) else None
+        return [_flatten(item) for item in value] if all(isinstance(item, dict) for item in value) else None
     if not isinstance(value, dict) or not value:
         return None
     columns, kinds = find_columns(list(value)), {type(item) for item in value.values()}
     if columns.path is not None and columns.label is not None:
         return _by_columns(value) if kinds & {list, dict} else [value]
     if isinstance(value.get("classes"), list) and isinstance(value.get("labels"), dict):
-        return _numbered(value["classes"], value["labels"])
-    if kinds <= {list, dict} and all(split_of(name) for name in value):
-        return _joined([(clip_objects(item, depth + 1), {"split": name}) for name, item in value.items()])
+        return _name_numbers(value["classes"], value["labels"])
+    if kinds <= {list, dict} and all(split_of_value(name) for name in value):
+        return _join([(clip_objects(item, depth + 1), {"split": name}) for name, item in value.items()])
     if inside := next((value[name] for name in WRAPPERS if isinstance(value.get(name), list | dict)), None):
         return clip_objects(inside, depth + 1)
     if kinds == {dict}:
-        return [_flat(item) if find_columns(list(item)).path is not None else {"file_name": name} | _flat(item)
+        return [_flatten(item) if find_columns(list(item)).path is not None else {"file_name": name} | _flatten(item)
                 for name, item in value.items()]
     if kinds == {list}:
         items = [(path, name) for name, paths in value.items() for path in paths]
@@ -67,20 +67,20 @@ def _by_columns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     return [{name: column[row] for name, column in value.items()} for row in rows]
 
 
-def _numbered(classes: list[Any], labels: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+def _name_numbers(classes: list[Any], labels: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     if not all(isinstance(number, int) and 0 <= number < len(classes) for number in labels.values()):
         return None
     return [{"file_name": name, "label": str(classes[number])} for name, number in labels.items()]
 
 
-def _joined(parts: Sequence[tuple[list[dict[str, Any]] | None, dict[str, str]]]) -> list[dict[str, Any]] | None:
+def _join(parts: Sequence[tuple[list[dict[str, Any]] | None, dict[str, str]]]) -> list[dict[str, Any]] | None:
     if any(objects is None for objects, _ in parts):
         return None
-    return [item | more for objects, more in parts for item in objects]
+    return [item | more for objects, more in parts for item in objects or ()]
 
 
-def _flat(item: Mapping[str, Any]) -> dict[str, Any]:
-    """`item` with the fields of the objects in it, and the one choice of an annotation of Label Studio, as its own."""
+def _flatten(item: Mapping[str, Any]) -> dict[str, Any]:
+    """`item` with the fields of its inner objects, and the single choice of a Label Studio annotation, as its own."""
     flat: dict[str, Any] = {}
     for name, value in item.items():
         if isinstance(value, dict):
@@ -95,7 +95,7 @@ def _flat(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _choice(annotations: Sequence[Any]) -> dict[str, Any]:
-    """{"label": what was chosen}: several where there are several, which is no label of a clip; {}: none is."""
+    """{"label": choice}; several choices stay a list, which is no label of a clip; {} without a choice."""
     chosen: list[Any] = []
     for annotation in annotations:
         if isinstance(annotation, dict) and "label" in annotation:

@@ -1,4 +1,4 @@
-"""Which file a path in a list means, where it is not written as this system has it."""
+"""Paths: of the lists and the cache that a configuration names, and of clips that are not written as on this system."""
 
 from __future__ import annotations
 
@@ -6,43 +6,66 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from expand.config.schema import DataConfig
 from expand.data.file_kinds import is_clip_file
-from expand.data.sources.walk import files_in, folders_in, stem_of
+from expand.data.sources.clip import SPLITS
+from expand.data.sources.walk import clips_below, files_in, folders_in, stem_of
 from expand.errors import DataError
-from expand.home import expand_home_if_any
+from expand.home import expand_home, expand_home_if_any, user_cache
 
 SUFFIX = re.compile(r"\.[A-Za-z]\w{1,4}$")
-"""How a file's name ends."""
+"""The end of a file's name."""
 DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\\w")
-"""How a path begins that has a drive or a server of Windows."""
+"""The beginning of a path with a Windows drive or server."""
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 INVISIBLE = "\u200b\u2060\ufeff\u200e\u200f"
-"""Characters that show nothing and come along when text is copied from web pages and documents."""
+"""Invisible characters that come along when text is copied from web pages and documents."""
 DEPTH = 3
 """Levels of folders in which a clip is looked for by its name alone."""
 PLAIN = re.compile(r"(?!/|~)(?=[^/]*/)[A-Za-z0-9_./ +=,@-]*[A-Za-z0-9_]\.[A-Za-z]\w{1,4}")
-"""Relative paths through a folder that can be written in one way only: nothing is looked up for them."""
+"""Relative paths through a folder that can be written in one way only: they are not looked up."""
+
+
+def lists_of(config: DataConfig) -> dict[str, Path]:
+    """Return the lists that `data.train`, `.val` and `.test` name, by split."""
+    return {split: expand_home(getattr(config, split), f"data.{split}") for split in SPLITS if getattr(config, split)}
+
+
+def cache_dir(config: DataConfig) -> Path:
+    """Return the folder of rendered clips and decoded frames."""
+    return expand_home(config.cache_dir, "data.cache_dir") if config.cache_dir else user_cache()
 
 
 def trim(text: str) -> str:
-    """`text` without blanks and characters that show nothing around it."""
+    """Return `text` without blanks and invisible characters around it."""
     return text.strip().strip(INVISIBLE).strip()
 
 
-def unquoted(text: str) -> str:
-    """`text` without a pair of quotes around it."""
+def strip_quotes(text: str) -> str:
+    """Return `text` without a pair of quotes around it."""
     return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def spellings(text: str) -> Iterator[str]:
-    """What the path `text` may stand for, the likeliest first: itself; then without what surrounds it, as the path in
-    a `file:` address, with slashes for backslashes, with `%20` and the like resolved, in the encoding of Windows."""
+    """Yield the paths that `text` may stand for, the likeliest first.
+
+    First `text` itself. Then, each step on the result of the one before: without surrounding blanks, without quotes,
+    as the path in a `file:` address, with slashes for backslashes, with `%20` and the like resolved, in the encoding
+    of Windows.
+    """
+    def from_address(path: str) -> str:
+        return unquote(urlsplit(path).path) if path.lower().startswith("file:") else path
+
+    def from_windows_text(path: str) -> str:  # bytes that are no UTF-8 are read as Western Windows
+        is_utf8 = not any("\udc80" <= letter <= "\udcff" for letter in path)
+        return path if is_utf8 else path.encode("utf-8", "surrogateescape").decode("cp1252")
+
     seen = {text}
     yield text
-    steps = (trim, unquoted, _from_address, lambda path: path.replace("\\", "/"), unquote, _from_windows_text)
-    for step in steps:
+    for step in (trim, strip_quotes, from_address, lambda path: path.replace("\\", "/"), unquote, from_windows_text):
         try:
             changed = step(text)
         except ValueError:
@@ -53,30 +76,22 @@ def spellings(text: str) -> Iterator[str]:
             text = changed
 
 
-def _from_address(text: str) -> str:
-    return unquote(urlsplit(text).path) if text.lower().startswith("file:") else text
-
-
-def _from_windows_text(text: str) -> str:
-    """`text` whose bytes were no UTF-8, read as the encoding of Western Windows."""
-    if not any("\udc80" <= letter <= "\udcff" for letter in text):
-        return text
-    return text.encode("utf-8", "surrogateescape").decode("cp1252")
-
-
-def foreign(text: str) -> str | None:
-    """What is wrong with a path that no spelling makes a file here; None where it may simply be missing."""
-    text = unquoted(trim(text))
+def foreign_reason(text: str) -> str | None:
+    """Return why no file of this machine can have the path `text`; None if the file may simply be missing."""
+    text = strip_quotes(trim(text))
     if ADDRESS.match(text) and not text.lower().startswith("file:"):
-        return "is an address on a network: clips must be files on this machine; load them down and name the files"
+        return "is a network address: clips must be files on this machine; download them and name the files"
     if DRIVE.match(text):
-        return ("is a path of Windows: write the path as this system has it, or relative to the list's folder "
+        return ("is a Windows path: write the path as this system has it, or relative to the list's folder "
                 "(`/mnt/c/...` under WSL)")
     return None
 
 
 class ClipPaths:
-    """Finds the files that paths mean; relative ones start at the folder `start`. A folder is listed once."""
+    """Finds the files that the paths of a list mean. Relative paths start at the folder `start`.
+
+    A folder is listed once.
+    """
 
     def __init__(self, start: str) -> None:
         self.start = start
@@ -85,29 +100,29 @@ class ClipPaths:
         self._index: dict[str, list[str]] | None = None
 
     def find(self, text: str, hints: Sequence[str] = ()) -> str | None:
-        """The path of the clip that `text` means, beginning with `start` where it is relative; None where there is
-        none. One that lacks its suffix, or its folder, is looked for; `hints` are folders' names on the way to it."""
-        if found := self.as_spelled(text):
+        """Return the path of the clip that `text` means, which begins with `start` if it is relative; None if there is
+        no such clip. A missing suffix or folder is looked for; `hints` are names of folders on the way to the clip."""
+        if found := self.find_spelled(text):
             return found
         for path in map(trim, spellings(text)):
-            if found := self._by_name(path, hints):
+            if found := self._find_by_name(path, hints):
                 return found
         return None
 
-    def as_spelled(self, text: str) -> str | None:
-        """The path of what `text` names in any of its spellings, where it is; None where there is nothing."""
-        return next((found for path in spellings(text) if (found := self._there(self._full(path)))), None)
+    def find_spelled(self, text: str) -> str | None:
+        """Return the existing path that `text` names in one of its spellings; None if there is none."""
+        return next((found for path in spellings(text) if (found := self._find_exact(self._full(path)))), None)
 
     def exists(self, text: str) -> bool:
-        """Whether `text`, as it is written or without its suffix, is the path of something."""
+        """Return true if `text`, as it is written or without its suffix, is the path of a file or folder."""
         full = self._full(text)
-        return self._there(full) is not None or self._with_suffix(full) is not None
+        return self._find_exact(full) is not None or self._find_with_suffix(full) is not None
 
     def _full(self, path: str) -> str:
         return os.path.join(self.start, expand_home_if_any(path))
 
-    def _listing(self, folder: str) -> frozenset[str] | None:
-        """The names in `folder`; None where it cannot be listed, but may have some."""
+    def _names_in(self, folder: str) -> frozenset[str] | None:
+        """The names in `folder`; None if it cannot be listed, but may have some."""
         if folder not in self._names:
             try:
                 self._names[folder] = frozenset(os.listdir(folder or "."))
@@ -120,11 +135,11 @@ class ClipPaths:
     def _has(self, folder: str, name: str) -> bool:
         if name in ("", ".", ".."):
             return os.path.isdir(os.path.join(folder, name))
-        names = self._listing(folder)
+        names = self._names_in(folder)
         return os.path.lexists(os.path.join(folder, name)) if names is None else name in names
 
-    def _there(self, full: str) -> str | None:
-        """`full` if it is there; else the path that differs from it in how letters with accents are composed."""
+    def _find_exact(self, full: str) -> str | None:
+        """`full` if it exists; else the path that differs from it only in how accented letters are composed."""
         if "\0" in full:
             return None
         folder, name = os.path.split(full)
@@ -134,65 +149,126 @@ class ClipPaths:
             return None
         way = "/" if full.startswith("/") else ""
         for part in filter(None, full.split("/")):
-            if not self._has(way, part):
-                wanted = unicodedata.normalize("NFC", part)
-                part = next((name for name in sorted(self._listing(way) or ())
-                             if unicodedata.normalize("NFC", name) == wanted), None)
-                if part is None:
-                    return None
-            way = os.path.join(way, part)
+            if self._has(way, part):
+                way = os.path.join(way, part)
+                continue
+            wanted = unicodedata.normalize("NFC", part)
+            alike = [name for name in sorted(self._names_in(way) or ())
+                     if unicodedata.normalize("NFC", name) == wanted]
+            if not alike:
+                return None
+            way = os.path.join(way, alike[0])
         return way
 
-    def _with_suffix(self, full: str) -> str | None:
+    def _find_with_suffix(self, full: str) -> str | None:
         """The video file that is `full` but for its suffix."""
         folder, name = os.path.split(full)
         if folder not in self._stems:
-            names = sorted(self._listing(folder) or ())
+            names = sorted(self._names_in(folder) or ())
             self._stems[folder] = {stem_of(file): file for file in reversed(names) if SUFFIX.search(file)
                                    and is_clip_file(file)}
         file = self._stems[folder].get(name)
         return os.path.join(folder, file) if file else None
 
-    def _by_name(self, path: str, hints: Sequence[str]) -> str | None:
+    def _find_by_name(self, path: str, hints: Sequence[str]) -> str | None:
         """The file for a path that lacks its suffix, starts at the data's folder although it begins with a slash, or
         is a bare name."""
         if not path or path.endswith("/"):
             return None
-        if found := self._with_suffix(self._full(path)):
+        if found := self._find_with_suffix(self._full(path)):
             return found
         inside = path.lstrip("/")
-        if path.startswith("/"):
-            full = os.path.join(self.start, inside)
-            if found := self._there(full) or self._with_suffix(full):
+        folders = [""] if path.startswith("/") else []
+        folders += hints if "/" not in inside else []
+        for folder in folders:
+            full = os.path.join(self.start, folder, inside)
+            if found := self._find_exact(full) or self._find_with_suffix(full):
                 return found
         if "/" in inside:
             return None
-        for folder in hints:
-            full = os.path.join(self.start, folder, inside)
-            if found := self._there(full) or self._with_suffix(full):
-                return found
-        return self._anywhere(inside, hints)
-
-    def _anywhere(self, name: str, hints: Sequence[str]) -> str | None:
-        """The only file of that name below `start`, or the only one whose folders are called like most `hints`."""
         if self._index is None:
             self._index = {}
-            self._survey("", DEPTH)
-        places = self._index.get(name, [])
-        expected = {part for hint in hints for part in hint.split("/")}
-        scores = [len(expected.intersection(place.split("/")[:-1])) for place in places]
-        best = [place for place, score in zip(places, scores) if score == max(scores)]
+            self._add_to_index(self._index, "", DEPTH)
+        best = best_places(self._index.get(inside, []), hints)
         return os.path.join(self.start, best[0]) if len(best) == 1 else None
 
-    def _survey(self, folder: str, depth: int) -> None:
+    def _add_to_index(self, index: dict[str, list[str]], folder: str, depth: int) -> None:
         full = os.path.join(self.start, folder)
         try:
             files, folders = files_in(full), folders_in(full)
-        except DataError:  # of a folder that may not be read, nothing is known
+        except DataError:  # the content of a folder without read permission is unknown
             return
         for name in files:
             if is_clip_file(name):
                 for key in {name, stem_of(name)}:
-                    self._index.setdefault(key, []).append(os.path.join(folder, name))
+                    index.setdefault(key, []).append(os.path.join(folder, name))
         for name in folders if depth else ():
-            self._survey(os.path.join(folder, name), depth - 1)
+            self._add_to_index(index, os.path.join(folder, name), depth - 1)
+
+
+def best_places(places: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """Return those of the paths `places` that have the most names of `folders` among their folders."""
+    expected = {part for folder in folders for part in folder.split("/") if part}
+    scores = [len(expected.intersection(place.split("/")[:-1])) for place in places]
+    most = max(scores, default=0)
+    return [place for place, score in zip(places, scores, strict=True) if score == most]
+
+
+class PublishedPaths:
+    """Finds the clips of a published set below `root`: in the usual folders, else anywhere by name without suffix.
+
+    A folder is listed once, and all of `root` only when a clip is not in its usual place.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.missing = 0
+        self._files: dict[str, dict[str, str]] = {}
+        self._usual: dict[tuple[str, ...], list[tuple[str, dict[str, str]]]] = {}
+        self._index: dict[str, list[str]] | None = None
+
+    def find(self, folders: tuple[str, ...], names: Sequence[str], suffix: str = "") -> str:
+        """Return the path of the clip that is called one of `names` (with or without suffix).
+
+        It is looked for in `folders` (relative to the root, the likeliest first), then anywhere; there `folders` also
+        tell clips of the same name apart. If there is none, the path where it should be is returned, with `suffix`;
+        `missing` counts those.
+        """
+        if folders not in self._usual:
+            self._usual[folders] = [(folder, files) for folder in folders if (files := self._files_in(folder))]
+        for folder, files in self._usual[folders]:
+            for name in names:
+                if name in files:
+                    return os.path.join(self.root, folder, files[name])
+        if self._index is None:
+            self._index = {}
+            for path in clips_below(self.root) if os.path.isdir(self.root) else ():
+                base = os.path.basename(path)
+                for key in {base, stem_of(base)}:
+                    self._index.setdefault(key, []).append(path)
+        for name in names:
+            if places := self._index.get(name):
+                return os.path.join(self.root, best_places(places, folders)[0])
+        self.missing += 1
+        fullest = max(self._usual[folders], key=lambda found: len(found[1]), default=(folders[0], {}))[0]
+        return os.path.join(self.root, fullest, names[0] + suffix)
+
+    def _files_in(self, folder: str) -> dict[str, str]:
+        """{name, with and without suffix: name} of the files and folders in a folder below the root."""
+        if folder not in self._files:
+            full = os.path.join(self.root, folder)
+            found: dict[str, str] = {}
+            if os.path.isdir(full):
+                files = [name for name in files_in(full) if is_clip_file(name)]
+                found = {name: name for name in folders_in(full)}
+                found |= {stem_of(name): name for name in files}  # a video goes before a folder of its frames
+                found |= {name: name for name in files}
+            self._files[folder] = found
+        return self._files[folder]
+
+    def missing_notes(self, total: int) -> list[str]:
+        """Return a line with the number of the `total` annotated clips that are not on the disk, if any."""
+        if not self.missing:
+            return []
+        return [f"{self.missing} of {total} annotated clips are not in {self.root}"
+                + ("; data.root says where they lie" if self.missing == total else "")]

@@ -1,4 +1,4 @@
-"""Clips that are left out: a CSV `path,kind,reason` beside the clips, which `x3d-expand data check` writes."""
+"""The quarantine list: a CSV `path,kind,reason` of clips to leave out, which `x3d-expand data check` writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from expand.config.schema import DataConfig
 from expand.data.sources.clip import absolute
-from expand.data.sources.location import cache_dir, lists_of
+from expand.data.sources.paths import cache_dir, lists_of
 from expand.data.sources.text_files import csv_bytes, csv_rows
 from expand.errors import DataError
 from expand.home import expand_home, expand_home_if_any
@@ -20,7 +20,7 @@ FIX = "it is a CSV with the header path,kind,reason; mend it, or write it anew w
 
 
 def quarantine_file(config: DataConfig) -> Path:
-    """Where the clips to leave out are looked for and written: `data.quarantine`, else beside the clips."""
+    """Return the path of the quarantine list: `data.quarantine`, else a file beside the clips."""
     if config.quarantine:
         return expand_home(config.quarantine, "data.quarantine")
     if config.path:
@@ -31,9 +31,9 @@ def quarantine_file(config: DataConfig) -> Path:
 
 
 def read_quarantine(path: Path) -> dict[Path, tuple[str, str]]:
-    """(kind, reason) by the absolute paths in the quarantine `path`; relative ones start at its folder.
+    """Return {absolute path: (kind, reason)} of the quarantine list `path`; relative paths start at its folder.
 
-    Raises `DataError` for a file that cannot be read or is none.
+    Raises `DataError` for a file that cannot be read or is no such list.
     """
     folder = os.path.dirname(absolute(path))
     rows = csv_rows(path)
@@ -46,17 +46,17 @@ def read_quarantine(path: Path) -> dict[Path, tuple[str, str]]:
             continue
         if len(row) <= column or not row[column].strip():
             raise DataError("a line without a path", where=f"{path}:{number}", fix=FIX)
-        named = dict(zip(header, row))
+        named = dict(zip(header, row, strict=False))
         found[Path(absolute(os.path.join(folder, expand_home_if_any(row[column]))))] = (named.get("kind", ""),
                                                                                         named.get("reason", ""))
     return found
 
 
 def write_quarantine(path: Path, rows: Iterable[tuple[Path, str, str]]) -> None:
-    """Writes (clip, kind, reason) as the quarantine `path`, at once or not at all.
+    """Write (clip, kind, reason) as the quarantine list `path`, at once or not at all.
 
-    Clips below its folder are written relative to it, so that both may be moved together. Raises `RunError` where the
-    disk refuses.
+    Clips below its folder are written relative to it, so that both may be moved together. Raises `RunError` if the
+    file cannot be written.
     """
     folder = os.path.dirname(absolute(path))
     lines: list[tuple[str, ...]] = [HEADER]
@@ -67,10 +67,10 @@ def write_quarantine(path: Path, rows: Iterable[tuple[Path, str, str]]) -> None:
     write_atomic(Path(path), csv_bytes(lines))
 
 
-def left_out(config: DataConfig) -> tuple[Path, set[str]]:
-    """The quarantine that holds for `config` and the absolute paths in it; none where there is no such file.
+def read_exclusions(config: DataConfig) -> tuple[Path, set[str]]:
+    """Return the path of the quarantine list for `config` and the absolute paths in it; none if there is no such file.
 
-    Raises `DataError` where `data.quarantine` names a file that is not there.
+    Raises `DataError` if `data.quarantine` names a missing file.
     """
     path = quarantine_file(config)
     if not path.is_file():

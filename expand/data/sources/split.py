@@ -1,8 +1,8 @@
-"""Splits made from the train clips: by class, by group, and by a hash, so that a clip elsewhere moves nothing.
+"""Make val and test splits from the train clips.
 
-A unit of drawing is a group of clips (a person, a recording), else a single clip. Units are ranked by a hash of the
-seed and their name, and taken in that order as long as that brings the classes nearer to the wanted share. So a split
-depends neither on the order of the clips nor on those of other classes, and another seed gives another split.
+Groups of clips (a person, a recording), or single clips without a group, are ranked by a hash of the seed and their
+name, and taken in that order as long as that brings the classes nearer to the wanted share. So a split depends neither
+on the order of the clips nor on those of other classes, and another seed gives another split.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from expand.data.sources.clip import SPLITS, Entry, Found, counted, in_order, shown
+from expand.data.sources.clip import SPLITS, Source, SourceClip, abbreviate, order_splits, quantity
 from expand.errors import DataError
 
 Groups = dict[str, dict[str, int]]
@@ -19,32 +19,38 @@ Groups = dict[str, dict[str, int]]
 
 
 def assign(units: Sequence[tuple[str, str]], shares: Mapping[str, float], seed: int) -> list[str]:
-    """The split of every clip of `units` = (class, group): one of `shares`, or "train".
+    """Return the split of every clip of `units` = (class, group): one of `shares`, or "train".
 
-    A group is never parted. Every class keeps a clip in train. A class of n clips gives a split within half of its
-    largest group of share x n clips where groups stay within classes, and at least one group where it has enough of
-    them. Groups that span classes are taken where that lowers the sum of the classes' distances from the wanted count.
+    A group is never divided. Every class keeps a clip in train. A class of n clips gives a split within half of its
+    largest group of share x n clips if no group spans classes, and at least one group if it has enough of them. Groups
+    that span classes are taken if that lowers the sum of the classes' distances from the wanted count.
     """
     groups: Groups = {}
     for name, group in units:
         counts = groups.setdefault(group, {})
         counts[name] = counts.get(name, 0) + 1
     total = Counter(name for name, _ in units)
-    ranked = sorted(groups, key=lambda group: (_rank(seed, group), group))
-    left, chosen = Counter(total), {}
+    def rank(group: str) -> tuple[bytes, str]:
+        text = f"{seed}\0{group}".encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(text, digest_size=12).digest(), group
+
+    ranked = sorted(groups, key=rank)
+    left = Counter(total)
+    chosen: dict[str, str] = {}
     for split, share in shares.items():
         if share > 0:
-            _fill(split, {name: share * count for name, count in total.items()}, ranked, groups, left, chosen)
+            _choose_groups(split, {name: share * count for name, count in total.items()}, ranked, groups, left, chosen)
     return [chosen.get(group, "train") for _, group in units]
 
 
-def _fill(split: str, wanted: Mapping[str, float], ranked: Sequence[str], groups: Groups, left: Counter,
-          chosen: dict[str, str]) -> None:
-    """Takes groups out of train for `split`; `left` counts what stays in train, `chosen` where groups went."""
-    taken: Counter = Counter()
+def _choose_groups(split: str, wanted: Mapping[str, float], ranked: Sequence[str], groups: Groups, left: Counter[str],
+                   chosen: dict[str, str]) -> None:
+    """Take groups out of train for `split`. `left` counts the clips that stay in train, by class; `chosen` gets the
+    split of each group that is taken."""
+    taken: Counter[str] = Counter()
 
     def change(group: str) -> float:
-        """By how much taking `group` would move the classes away from what is wanted."""
+        """The change of the classes' distance from the wanted counts if `group` is taken."""
         return sum(abs(taken[name] + count - wanted[name]) - abs(taken[name] - wanted[name])
                    for name, count in groups[group].items())
 
@@ -59,46 +65,33 @@ def _fill(split: str, wanted: Mapping[str, float], ranked: Sequence[str], groups
     for group in ranked:
         if is_free(group) and change(group) < 0:
             take(group)
-    for name, candidates in _of_empty(ranked, groups, set(wanted) - taken.keys()).items():
+    empty: dict[str, list[str]] = {name: [] for name in sorted(set(wanted) - taken.keys())}
+    for group in ranked if empty else ():
+        for name in groups[group].keys() & empty.keys():
+            empty[name].append(group)
+    for name, candidates in empty.items():
         candidates = [group for group in candidates if is_free(group)]
-        if candidates and not taken[name]:  # small classes, whose share rounds to nothing, need a clip to be judged by
+        if candidates and not taken[name]:  # small classes, whose share rounds to nothing, need a clip in it too
             take(min(candidates, key=change))  # the first in rank among the least
 
 
-def _of_empty(ranked: Sequence[str], groups: Groups, names: set[str]) -> dict[str, list[str]]:
-    """The groups of the classes `names`, in rank."""
-    found: dict[str, list[str]] = {name: [] for name in sorted(names)}
-    for group in ranked if names else ():
-        for name in groups[group].keys() & names:
-            found[name].append(group)
-    return found
-
-
-def _rank(seed: int, group: str) -> bytes:
-    return hashlib.blake2b(f"{seed}\0{group}".encode("utf-8", "surrogateescape"), digest_size=12).digest()
-
-
-def make_splits(found: Found, *, val_share: float, test_share: float, seed: int) -> None:
-    """Makes the splits that `found` lacks from its train clips, in place: val always, test where a share is asked for.
+def make_splits(source: Source, *, val_share: float, test_share: float, seed: int) -> None:
+    """Make the splits that `source` lacks from its train clips, in place: val always, test if its share is above 0.
 
     Raises `DataError` with the classes that cannot be split.
     """
     shares = {split: share for split, share in (("val", val_share), ("test", test_share))
-              if split not in found.splits and share > 0}
-    if "train" not in found.splits or not shares:
+              if split not in source.splits and share > 0}
+    if "train" not in source.splits or not shares:
         return
-    drawn = [entry for entry in found.entries if entry.split == "train"]
-    units = [(entry.label, _unit(entry)) for entry in drawn]
-    _check_divisible(units, found.where, tuple(shares))
-    for entry, split in zip(drawn, assign(units, shares, seed)):
-        entry.split = split
-    found.splits = in_order((*found.splits, *shares))
-    found.notes += _described(found, drawn, shares, seed)
-
-
-def _unit(entry: Entry) -> str:
-    """What stays together: the group, else the clip itself; no clip's path can be taken for a group."""
-    return f"clip\0{entry.key}" if entry.group is None else f"group\0{entry.group}"
+    drawn = [clip for clip in source.clips if clip.split == "train"]
+    # no path of a clip can be taken for the name of a group
+    units = [(clip.label, f"clip\0{clip.key}" if clip.group is None else f"group\0{clip.group}") for clip in drawn]
+    _check_divisible(units, source.where, tuple(shares))
+    for clip, split in zip(drawn, assign(units, shares, seed), strict=True):
+        clip.split = split
+    source.splits = order_splits((*source.splits, *shares))
+    source.notes += _split_notes(source, drawn, shares, seed)
 
 
 def _check_divisible(units: Sequence[tuple[str, str]], where: str, made: tuple[str, ...]) -> None:
@@ -113,23 +106,23 @@ def _check_divisible(units: Sequence[tuple[str, str]], where: str, made: tuple[s
                                           else f"a single clip, {text}"))
     if lines:
         few = "this class cannot" if len(lines) == 1 else "these classes cannot"
-        raise DataError(f"{' and '.join(made)} must be made from train, and {few} be split:\n{shown(lines)}",
-                        where=where, fix="add clips (of another group) to them, give a val split of your own, or take "
-                                         "the class away")
+        raise DataError(f"{' and '.join(made)} must be made from train, and {few} be split:\n{abbreviate(lines)}",
+                        where=where, fix="add clips (of another group) to them, give a val split of your own, or "
+                                         "remove the class")
 
 
-def _described(found: Found, drawn: Sequence[Entry], shares: Mapping[str, float], seed: int) -> list[str]:
-    """What was made, and which classes go without."""
-    counts = Counter(entry.split for entry in drawn)
-    groups = {entry.group for entry in drawn if entry.group is not None}
-    kept = f", {counted(len(groups), 'group')} kept whole" if groups else ""
+def _split_notes(source: Source, drawn: Sequence[SourceClip], shares: Mapping[str, float], seed: int) -> list[str]:
+    """Notes about the new splits, and the classes that have no clip in one of them."""
+    counts = Counter(clip.split for clip in drawn)
+    groups = {clip.group for clip in drawn if clip.group is not None}
+    kept = f", {quantity(len(groups), 'group')} kept whole" if groups else ""
     parts = " and ".join(f"{split} ({share:.0%})" for split, share in shares.items())
     sizes = ", ".join(f"{split} {counts[split]}" for split in SPLITS if split == "train" or split in shares)
     notes = [f"{parts} made from the train clips, class by class{kept}, seed {seed}: {sizes} clips"]
-    names = {entry.label for entry in drawn}
+    names = {clip.label for clip in drawn}
     for split in shares:
-        without = sorted(names - {entry.label for entry in drawn if entry.split == split})
+        without = sorted(names - {clip.label for clip in drawn if clip.split == split})
         if without:
             some = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
-            notes.append(f"{counted(len(without), 'class')} without a clip in {split}, too few to part: {some}")
+            notes.append(f"{quantity(len(without), 'class')} without a clip in {split}, too few to divide: {some}")
     return notes

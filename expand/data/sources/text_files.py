@@ -1,4 +1,4 @@
-"""Text, lines, CSV and JSON as people and programs of all systems write them; and CSV written."""
+"""Reading text, lines, CSV and JSON in the encodings and forms that programs write; writing CSV."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from expand.errors import DataError
 LARGEST = 1 << 30
 """Bytes of a list; one of a million clips has a tenth of that."""
 LONGEST = 10_000
-"""Characters of a line; a path has 4,096 bytes at most, and patterns take long to find that they do not fit."""
+"""Characters of a line. A path has at most 4,096 bytes, and regular expressions are slow on long lines."""
 PEEK = 1 << 16
-"""Bytes or characters that are read to tell what a file is; a clip of Something-Something takes a few hundred."""
-
-
+"""Bytes or characters that are read to detect the format of a file."""
 BOMS = ((codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF16_LE, "utf-16-le"),
         (codecs.BOM_UTF16_BE, "utf-16-be"), (codecs.BOM_UTF8, "utf-8"))
-"""What spreadsheets and editors put at the beginning of a text, and its encoding."""
+"""Byte order marks at the beginning of a text, and its encoding."""
 
 
 def decode_text(content: bytes) -> str | None:
-    """The text that `content` is: UTF-8 with or without a mark at its beginning, or UTF-16 or UTF-32, as spreadsheets
-    save "Unicode text". Bytes that are not UTF-8 survive as in file names. None: it is no text."""
+    """Return the text in `content`, UTF-8, UTF-16, or UTF-32 with a byte order mark; None if it is no text.
+
+    Bytes that are not UTF-8 become surrogates, as in file names.
+    """
     for mark, encoding in BOMS:
         if content.startswith(mark):
             try:
@@ -49,12 +49,12 @@ def decode_text(content: bytes) -> str | None:
 
 
 def read_text(path: Path) -> str:
-    """The text of `path`, as `decode_text` understands it. Raises `DataError` where there is none."""
+    """Return the text of `path`, decoded by `decode_text`. Raises `DataError` for a file that is no text."""
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > LARGEST:
-                raise DataError("is larger than any list", where=str(path), fix="a list has a line a clip; clips "
-                                "themselves are named by their folder")
+                raise DataError("is larger than any list", where=str(path), fix="a list has one line for each "
+                                "clip; to use clips without a list, name their folder")
             head = file.read(PEEK)
             is_binary = b"\0" in head and decode_text(head[:len(head) // 4 * 4]) is None
             text = None if is_binary else decode_text(head + file.read())
@@ -67,9 +67,9 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """The number and the text of every line that is not blank, without the blanks around it, whatever ends it.
+    """Return number and text of every line that is not blank, without the blanks around it; any line end will do.
 
-    Raises `DataError` as `read_text`, and for a line that is too long to be one of a list; JSON may be one line.
+    Raises `DataError` as `read_text`, and for a line that is too long for a list; JSON may be one line.
     """
     ended = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     lines = [(number, line.strip()) for number, line in enumerate(ended.split("\n"), 1)]
@@ -77,13 +77,13 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     for number, line in lines:
         if len(line) > LONGEST and not is_json:
             raise DataError(f"a line of {len(line):,} characters", where=f"{path}:{number}",
-                            fix="a list has a line a clip")
+                            fix="a list has one line for each clip")
     return [(number, line) for number, line in lines if line]
 
 
 def csv_rows(path: Path, delimiter: str = ",", quote: str = '"') -> Iterator[tuple[int, list[str]]]:
-    """The number of the last line and the fields of each record of a CSV. Raises `DataError` as `read_text`, and for a
-    quote without its end, which takes in all that follows."""
+    """Yield (number of its last line, fields) of each record of a CSV. Raises `DataError` as `read_text`, and for a
+    quote that is not closed."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, quotechar=quote,
                         skipinitialspace=True)
     try:
@@ -95,31 +95,30 @@ def csv_rows(path: Path, delimiter: str = ",", quote: str = '"') -> Iterator[tup
 
 
 def read_json(path: Path, fix: str) -> Any:
-    """The value of the JSON `path`. Raises `DataError` as `read_text`, with `fix` for what is no JSON, and for escapes
-    of characters that no file name can have."""
+    """Return the value in the JSON file `path`. Raises `DataError` as `read_text`, and with `fix` for text that is no
+    JSON or escapes a character that no file name can have."""
     text = read_text(path)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"is no JSON: {error}", where=str(path), fix=fix) from error
-    if "\\u" in text and not _can_be_written(json.dumps(value, ensure_ascii=False)):
-        raise DataError("has an escape that stands for no character", where=str(path), fix=fix)
+    if "\\u" in text:
+        written = json.dumps(value, ensure_ascii=False)
+        try:
+            written.encode("utf-8", "surrogateescape")
+            is_writable = "\\u0000" not in written
+        except UnicodeEncodeError:
+            is_writable = False
+        if not is_writable:
+            raise DataError("has an escape that stands for no character", where=str(path), fix=fix)
     return value
 
 
-def _can_be_written(text: str) -> bool:
-    try:
-        text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return False
-    return "\\u0000" not in text
-
-
 def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
-    """`rows` as a CSV with line feeds; undecodable bytes of file names are written as they were."""
+    """Return `rows` as a CSV with line feeds; undecodable bytes of file names stay as they are."""
     text = io.StringIO(newline="")
     plain = csv.writer(text, lineterminator="\n")
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    for row in rows:  # a plain writer would leave a carriage return bare, and it would be read as the line's end
+    for row in rows:  # unquoted, a carriage return would be read as the end of a line
         (quoted if any("\r" in str(field) for field in row) else plain).writerow(row)
     return text.getvalue().encode("utf-8", "surrogateescape")

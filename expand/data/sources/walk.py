@@ -1,6 +1,7 @@
-"""Finding clips in folders: files, and folders of frames; one `scandir` a folder and no `stat` a file.
+"""Find clips in folders: video files, and folders of frames.
 
-240,000 clips are listed in a second or two, also where the disk is far away.
+One `scandir` for each folder and no `stat` of a file, so that 240,000 clips are listed in a second or two, also on a
+network disk.
 """
 
 from __future__ import annotations
@@ -17,30 +18,30 @@ from expand.data.file_kinds import (
     PICTURE_FOLDERS,
     PICTURES,
     VIDEOS,
-    is_no_recordings,
+    has_no_recordings,
     is_system_folder,
-    no_clip,
+    other_kind,
     suffix_of,
 )
 from expand.errors import DataError
 
 KINDS_SHOWN = 6
-"""Kinds of files that are no clips which a note names; the rest are counted."""
+"""Kinds of skipped files that a note names; the others are counted."""
 MOST_COUNTED = 1_000_000
-"""Files in a system's folder that are counted; a recycle bin may be larger than the set."""
+"""Files in a system folder that are counted at most; a recycle bin may be larger than the data set."""
 
 
 @dataclass
 class PassedOver:
-    """What was met on the search for clips and is none."""
+    """Files and folders that are no clips."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    """Files by what they are, such as ".thm (thumbnails)" or "in @eaDir"."""
+    """Number of files by kind, such as ".thm (thumbnails)" or "in @eaDir"."""
     unread: dict[str, str] = field(default_factory=dict)
-    """Folders of pictures that would be a clip if their kind, the suffix, were one that is read."""
+    """{folder: suffix} of folders of pictures that would be clips if their format were one that is read."""
 
     def notes(self) -> list[str]:
-        """A line for people, or none where nothing was passed over."""
+        """Return a line for the log, or nothing if no file was passed over."""
         counts = +self.counts  # without kinds that count nothing
         if not counts:
             return []
@@ -53,43 +54,47 @@ class PassedOver:
 
 
 def folders_in(folder: str) -> list[str]:
-    """The names of the folders in `folder`, in order; but hidden ones and those of systems and NAS."""
+    """Return the sorted names of the folders in `folder`, without hidden ones and those of systems and NAS."""
     return sorted(entry.name for entry in _entries(folder) if _is_dir(entry) and not is_system_folder(entry.name))
 
 
 def files_in(folder: str) -> list[str]:
-    """The names of what is no folder in `folder`, hidden ones aside, in order."""
+    """Return the sorted names of the files in `folder`, without hidden ones."""
     return sorted(entry.name for entry in _entries(folder) if not entry.name.startswith(".") and not _is_dir(entry))
 
 
 def count_system_folders(folder: str, passed: PassedOver) -> None:
-    """Counts the files in the folders of systems and NAS that lie directly in `folder`."""
+    """Count the files in the folders of systems and NAS that lie directly in `folder`."""
     for entry in _entries(folder):
         if not entry.name.startswith(".") and is_system_folder(entry.name) and _is_dir(entry):
             _count_all(entry, passed)
 
 
 def clips_below(folder: str, passed: PassedOver | None = None) -> list[str]:
-    """Clips at any depth below `folder`, as paths relative to it, in a fixed order.
+    """Return the clips at any depth below `folder`, as paths relative to it, in a fixed order.
 
     A clip is a file that `file_kinds` does not name as something else, or a folder below `folder` that holds pictures
     of a kind that is read and no clip file at any depth. Pictures beside clip files are thumbnails, and so is a folder
-    of pictures that is named like a clip file beside it; a folder `depth` and the like beside `rgb` is about it. What
-    is no clip goes into `passed`. Raises `DataError` for a folder that cannot be read.
+    of pictures that is named like a clip file beside it. A folder `depth` or the like beside `rgb` is no clip either.
+    `passed` counts the files that are no clips. Raises
+    `DataError` for a folder that cannot be read.
     """
     files, frames = _walk(folder, "", passed if passed is not None else PassedOver())
     return sorted(files + frames, key=lambda path: path.replace("/", "\0"))  # as paths are ordered: part by part
 
 
 def stem_of(name: str) -> str:
-    """`name` without its last suffix."""
+    """Return `name` without its last suffix."""
     return name.rpartition(".")[0] or name
 
 
 def _walk(folder: str, prefix: str, passed: PassedOver, left: tuple[str, ...] = ()) -> tuple[list[str], list[str]]:
     """Clip files and folders of frames below `folder`, each with `prefix` before it; `left`: the folders that links
     were followed out of on the way here."""
-    files, frames, below, pictures, unread = [], [], [], 0, Counter()
+    files: list[str] = []
+    frames: list[str] = []
+    below: list[os.DirEntry[str]] = []
+    pictures, unread = 0, Counter[str]()
     for entry in _entries(folder):
         name, suffix = entry.name, suffix_of(entry.name)
         if _is_dir(entry):
@@ -98,7 +103,7 @@ def _walk(folder: str, prefix: str, passed: PassedOver, left: tuple[str, ...] = 
             passed.counts["hidden files"] += suffix in VIDEOS or suffix == ".icloud"
         elif suffix in PICTURES:
             pictures += 1
-        elif kind := no_clip(name):
+        elif kind := other_kind(name):
             passed.counts[kind] += 1
             unread[suffix] += suffix in OTHER_PICTURES
         else:
@@ -109,12 +114,14 @@ def _walk(folder: str, prefix: str, passed: PassedOver, left: tuple[str, ...] = 
     for entry in below:
         if entry.name.startswith("."):
             continue
-        if is_system_folder(entry.name) or is_no_recordings(os.path.basename(folder), entry.name, beside):
+        if is_system_folder(entry.name) or has_no_recordings(os.path.basename(folder), entry.name, beside):
             _count_all(entry, passed)
             continue
         way = (*left, os.path.realpath(folder)) if entry.is_symlink() else left
-        if entry.is_symlink() and _leads_back(entry.path, way):
-            continue
+        if entry.is_symlink():
+            target = os.path.realpath(entry.path).rstrip("/") + "/"
+            if any(f"{parent}/".startswith(target) for parent in way):
+                continue  # it leads back to a folder on the way here, and the walk would not end
         more_files, more_frames = _walk(entry.path, f"{prefix}{entry.name}/", passed, way)
         files += more_files
         if has_frames and ABOUT_FRAMES.fullmatch(entry.name):
@@ -133,28 +140,22 @@ def _walk(folder: str, prefix: str, passed: PassedOver, left: tuple[str, ...] = 
     return files, frames
 
 
-def _count_all(entry: os.DirEntry, passed: PassedOver) -> None:
-    """Counts the files of a folder that is not searched; what cannot be read in it is left."""
+def _count_all(entry: os.DirEntry[str], passed: PassedOver) -> None:
+    """Count the files of a folder that is not searched; parts that cannot be read are ignored."""
     inside = (name for _, _, names in os.walk(entry.path) for name in names)
     if count := sum(1 for _ in islice(inside, MOST_COUNTED)):
         passed.counts[f"in {entry.name}"] += count
 
 
-def _leads_back(link: str, way: tuple[str, ...]) -> bool:
-    """Whether a link to a folder holds one of the folders on the `way` to it, so that a walk would never end."""
-    target = os.path.realpath(link).rstrip("/") + "/"
-    return any(f"{folder}/".startswith(target) for folder in way)
-
-
-def _is_dir(entry: os.DirEntry) -> bool:
-    """Whether it is a folder; a link that leads nowhere, also in a circle, is none."""
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    """True for a folder; a broken or circular link is none."""
     try:
         return entry.is_dir()
     except OSError:
         return False
 
 
-def _entries(folder: str) -> list[os.DirEntry]:
+def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)

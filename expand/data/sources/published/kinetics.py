@@ -7,88 +7,81 @@ Clips are named `<youtube_id>_<start>_<end>` with six digits a second, as the us
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from expand.data.sources.clip import SPLIT_NAMES, Entry, Found, counted, in_order, mistakes_error
-from expand.data.sources.finder import Finder
+from expand.data.sources.clip import (
+    SPLIT_NAMES,
+    Files,
+    Source,
+    SourceClip,
+    clips_of_file,
+    order_splits,
+    quantity,
+    unreadable_lines,
+)
+from expand.data.sources.paths import PublishedPaths
 from expand.data.sources.text_files import csv_rows
 from expand.errors import DataError
 
 NEEDED = ("youtube_id", "time_start", "time_end")
-FIX = "these are the published files; take them anew"
-
-
-@dataclass(slots=True)
-class _Row:
-    label: str
-    names: tuple[str, ...]
-    split: str
-    place: str
+FIX = "these are official files; download them again"
 
 
 def is_kinetics(head: str) -> bool:
-    """Whether a file that begins with `head` has the columns of Kinetics."""
+    """Return true if a file that begins with `head` has the columns of Kinetics."""
     columns = [name.strip().strip('"').lower() for name in head.split("\n", 1)[0].split(",")]
     return all(name in columns for name in NEEDED)
 
 
-def read_kinetics(files: Sequence[tuple[str | None, Path]], root: str) -> Found:
-    """The clips of (split, file), None where the file's own column or name says the split.
+def read_kinetics(files: Files, root: str) -> Source:
+    """Return the clips of `files`, whose own column or name may say the split.
 
     A file without labels (a test split) is left out with a note. Raises `DataError` for lines that cannot be read.
     """
-    rows, mistakes, notes = [], [], []
+    listed: list[SourceClip] = []
+    mistakes: list[str] = []
+    notes = ["read as Kinetics"]
     for split, path in files:
         own, wrong, unlabelled = _parse(path, split)
         mistakes += wrong
-        rows += _of_split(own, split, alone=len(files) == 1)
+        listed += clips_of_file(own, split, is_alone=len(files) == 1)
         if unlabelled:
-            notes.append(f"left out {counted(unlabelled, 'clip')} of {path.name} without a label")
+            notes.append(f"left out {quantity(unlabelled, 'clip')} of {path.name} without a label")
     if mistakes:
-        raise mistakes_error(mistakes, FIX)
+        raise unreadable_lines(mistakes, FIX)
     where = ", ".join(str(path) for _, path in files)
-    if not rows:
+    if not listed:
         raise DataError("no clip with a label", where=where, fix="Kinetics' test split may lack labels; name train and "
                                                                  "validation too")
-    finder = Finder(root)
-    entries = [_entry(row, finder) for row in {(row.names[0], row.split): row for row in rows}.values()]
-    notes = ["read as Kinetics", *notes, *missing_note(finder, len(entries))]
-    return Found(where, in_order(row.split for row in rows), entries, None, notes, "no annotations for {splits}")
+    paths = PublishedPaths(root)
+    clips = list({(clip.key, clip.split): clip for clip in listed}.values())
+    for clip in clips:
+        clip.path = paths.find(_usual_folders(clip.label, clip.split), (clip.key, clip.path), ".mp4")
+    return Source(where, order_splits(clip.split for clip in clips), clips, None,
+                  notes + paths.missing_notes(len(clips)), "no annotations for {splits}")
 
 
-def _of_split(rows: list[_Row], split: str | None, alone: bool) -> list[_Row]:
-    """The rows that count where their file was named for `split`: as in other lists, several values of the column hold
-    in a file that is alone, and pick the split's own rows else."""
-    if split is None or alone and len({row.split for row in rows}) > 1:
-        return rows
-    chosen = [row for row in rows if row.split == split] if len({row.split for row in rows}) > 1 else rows
-    for row in chosen:
-        row.split = split
-    return chosen
+def _parse(path: Path, split: str | None) -> tuple[list[SourceClip], list[str], int]:
+    """The clips of a file, its mistakes, and the number of rows without a label.
 
-
-def missing_note(finder: Finder, total: int) -> Iterator[str]:
-    """How many of `total` annotated clips are not on the disk."""
-    if finder.missing:
-        yield (f"{finder.missing} of {total} annotated clips are not in {finder.root}"
-               + ("; data.root says where they lie" if finder.missing == total else ""))
-
-
-def _parse(path: Path, split: str | None) -> tuple[list[_Row], list[str], int]:
-    """Good rows, mistakes, and how many rows have no label."""
+    A clip's key is its name with its times; its path is only its YouTube id.
+    """
     records = csv_rows(path)
     header = [name.strip().lower() for name in next(records)[1]]
-    rows, mistakes, unlabelled = [], [], 0
+    clips: list[SourceClip] = []
+    mistakes: list[str] = []
+    unlabelled = 0
     for number, values in records:
         if not any(values):
             continue
-        where, fields = f"{path}:{number}", dict(zip(header, values))
+        where, fields = f"{path}:{number}", dict(zip(header, values, strict=False))
         try:
-            names = _names(fields)
+            name, start, end = (fields[column].strip() for column in NEEDED)
+            key = f"{name}_{int(float(start)):06d}_{int(float(end)):06d}" if name else None
         except (KeyError, ValueError, OverflowError):
+            key = None
+        if key is None:
             mistakes.append(f"{where}: expected a YouTube id and a start and end in seconds, got "
                             f"{','.join(values)[:80]!r}")
             continue
@@ -99,16 +92,8 @@ def _parse(path: Path, split: str | None) -> tuple[list[_Row], list[str], int]:
         elif own is None:
             mistakes.append(f"{where}: expected train, validate or test as the split, got {fields.get('split')!r}")
         else:
-            rows.append(_Row(label, names, own, where))
-    return rows, mistakes, unlabelled
-
-
-def _names(fields: dict[str, str]) -> tuple[str, ...]:
-    name = fields["youtube_id"].strip()
-    if not name:
-        raise ValueError("no id")
-    start, end = int(float(fields["time_start"])), int(float(fields["time_end"]))
-    return f"{name}_{start:06d}_{end:06d}", name
+            clips.append(SourceClip(name, label, own, where, key))
+    return clips, mistakes, unlabelled
 
 
 def _split(text: str | None, path: Path) -> str | None:
@@ -119,14 +104,9 @@ def _split(text: str | None, path: Path) -> str | None:
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
 
 
-def _entry(row: _Row, finder: Finder) -> Entry:
-    path = finder.find(_folders(row.label, row.split), row.names, ".mp4")
-    return Entry(path, row.label, row.split, row.place, row.names[0])
-
-
 @cache
-def _folders(label: str, split: str) -> tuple[str, ...]:
-    """Where a clip may lie: download tools differ in what they call the splits and how they write classes' names."""
+def _usual_folders(label: str, split: str) -> tuple[str, ...]:
+    """The usual folders of a clip: download tools write the names of splits and classes in different ways."""
     splits = ["", *(name for name, own in SPLIT_NAMES.items() if own == split)]
     labels = dict.fromkeys((label, label.replace(" ", "_"), ""))
     return tuple(os.path.join(part, name) for part in splits for name in labels)

@@ -10,9 +10,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from expand.data.sources.clip import SPLIT_NAMES, Entry, Found, counted, in_order, shown
-from expand.data.sources.finder import Finder
-from expand.data.sources.published.kinetics import missing_note
+from expand.data.sources.clip import SPLIT_NAMES, Files, Source, SourceClip, abbreviate, order_splits, quantity
+from expand.data.sources.paths import PublishedPaths
 from expand.data.sources.text_files import read_json, read_lines
 from expand.data.sources.walk import files_in
 from expand.errors import DataError, did_you_mean
@@ -22,77 +21,80 @@ ANSWERS = re.compile(r"(?:something-something-v2-)?test[-_]answers\.csv", re.IGN
 LABELS = ("labels.json", "something-something-v2-labels.json")
 FIELDS = {"id", "label", "template", "placeholders"}
 FOLDERS = ("", "20bn-something-something-v2", "videos", "rawframes", "frames")
-FIX = "these are the published files; take them anew"
+FIX = "these are official files; download them again"
 
 
 def is_ssv2(head: str) -> bool:
-    """Whether a JSON file that begins with `head` is a list of clips with an id, and nothing that the set has not."""
+    """Return true if a JSON file that begins with `head` is a list of clips with an id and no foreign fields."""
     match = re.match(r'\s*\[\s*(\{[^}]*"id"\s*:[^{}]*\})', head)
     try:
-        return match is not None and json.loads(match.group(1)).keys() <= FIELDS
+        return match is not None and json.loads(match[1]).keys() <= FIELDS
     except ValueError:
         return False
 
 
 def is_answers(head: str) -> bool:
-    """Whether a file that begins with `head` holds `id;template`, a line a clip."""
+    """Return true if a file that begins with `head` has a line `id;template` for each clip."""
     return re.match(r"\d+;[^;\n]*[A-Za-z][^;\n]*(\n|$)", head) is not None
 
 
-def read_ssv2(files: Sequence[tuple[str | None, Path]], root: str) -> Found:
-    """The clips of (split, file), None where the file's name says the split; test only where its answers are there.
+def read_ssv2(files: Files, root: str) -> Source:
+    """Return the clips of `files`, whose own names may say the split; test only if its answers are there.
 
     Raises `DataError` for files that are not of that form, or templates that are no class.
     """
-    order = _classes([path.parent for _, path in files])
-    finder, entries, notes, strange = Finder(root), [], [], []
+    order = _read_classes([path.parent for _, path in files])
+    paths, notes = PublishedPaths(root), ["read as Something-Something v2"]
+    clips: list[SourceClip] = []
+    unknown: list[str] = []
     for split, path in files:
-        split = split or _split(path)
-        pairs = _labelled(path, [other for _, other in files])
+        pairs = _read_pairs(path, [other for _, other in files])
         if pairs is None:
             notes.append(f"left out {path.name}, which has no labels; its answers are a file of their own")
             continue
+        if split is None:
+            match = LIST.fullmatch(path.name)
+            split = SPLIT_NAMES[match[1].lower()] if match else "test" if ANSWERS.fullmatch(path.name) else "train"
         for name, template in pairs:
             label = (template or "").replace("[", "").replace("]", "")
             if label not in order:
                 hint = did_you_mean(label, order)
-                strange.append(f"{path}: clip {name}: {label!r}" + (f"; {hint}" if hint else ""))
+                unknown.append(f"{path}: clip {name}: {label!r}" + (f"; {hint}" if hint else ""))
             else:
-                entries.append(Entry(finder.find(FOLDERS, (name,), ".webm"), label, split, str(path), name))
+                clips.append(SourceClip(paths.find(FOLDERS, (name,), ".webm"), label, split, str(path), name))
     where = ", ".join(str(path) for _, path in files)
-    if strange:
-        raise DataError(f"{counted(len(strange), 'template')} not in labels.json:\n{shown(strange)}", where=where,
+    if unknown:
+        raise DataError(f"{quantity(len(unknown), 'template')} not in labels.json:\n{abbreviate(unknown)}", where=where,
                         fix=FIX)
-    notes = ["read as Something-Something v2", *notes, *missing_note(finder, len(entries))]
-    return Found(where, in_order(entry.split for entry in entries), entries, tuple(order), notes,
-                 "no annotations for {splits}")
+    return Source(where, order_splits(clip.split for clip in clips), clips, tuple(order),
+                  notes + paths.missing_notes(len(clips)), "no annotations for {splits}")
 
 
-def _split(path: Path) -> str:
-    match = LIST.fullmatch(path.name)
-    return SPLIT_NAMES[match.group(1).lower()] if match else "test" if ANSWERS.fullmatch(path.name) else "train"
-
-
-def _labelled(path: Path, files: Sequence[Path]) -> list[tuple[str, str | None]] | None:
-    """(id, template) of a file's clips, with the answers beside it where it has no templates; none of them where the
-    answers are one of `files` themselves; None where there are no answers."""
+def _read_pairs(path: Path, files: Sequence[Path]) -> list[tuple[str, str | None]] | None:
+    """(id, template) of a file's clips. A file without templates gets them from the answers beside it: none if these
+    are one of `files` themselves, None if there are no answers."""
     if path.suffix.lower() == ".csv":
-        return _answers(path)
-    pairs = _listed(path)
+        return _read_answers(path)
+    value = read_json(path, FIX)
+    if not isinstance(value, list) or not all(
+            isinstance(clip, dict) and "id" in clip and isinstance(clip.get("template", ""), str | None)
+            for clip in value):
+        raise DataError("is no JSON list of clips with an id", where=str(path), fix=FIX)
+    pairs = [(str(clip["id"]), clip.get("template")) for clip in value]
     if any(template for _, template in pairs):
         return pairs
     answers = next((Path(path.parent, name) for name in files_in(str(path.parent)) if ANSWERS.fullmatch(name)), None)
     if answers is None:
         return None
-    return [] if answers in files else _answers(answers)
+    return [] if answers in files else _read_answers(answers)
 
 
-def _classes(folders: Sequence[Path]) -> dict[str, int]:
-    """The classes, in their order, by the `labels.json` in the first of `folders` that has one."""
+def _read_classes(folders: Sequence[Path]) -> dict[str, int]:
+    """The classes, in their order, from the `labels.json` in the first of `folders` that has one."""
     path = next((folder / name for folder in folders for name in LABELS if (folder / name).is_file()), None)
     if path is None:
-        raise DataError("has no labels.json", where=str(folders[0]), fix="it is published with the annotations, and "
-                        "says the classes and their order; put it beside them")
+        raise DataError("has no labels.json", where=str(folders[0]), fix="it comes with the annotations, and "
+                        "has the classes and their order; put it beside them")
     value = read_json(path, FIX)
     try:
         numbers = {str(name): int(number) for name, number in value.items()}
@@ -101,22 +103,10 @@ def _classes(folders: Sequence[Path]) -> dict[str, int]:
     return dict(sorted(numbers.items(), key=lambda item: item[1]))
 
 
-def _listed(path: Path) -> list[tuple[str, str | None]]:
-    """(id, template) of a JSON list; None for a clip without."""
-    value = read_json(path, FIX)
-    if not isinstance(value, list) or not all(map(_is_clip, value)):
-        raise DataError("is no JSON list of clips with an id", where=str(path), fix=FIX)
-    return [(str(clip["id"]), clip.get("template")) for clip in value]
-
-
-def _is_clip(value: object) -> bool:
-    return isinstance(value, dict) and "id" in value and isinstance(value.get("template", ""), str | None)
-
-
-def _answers(path: Path) -> list[tuple[str, str | None]]:
+def _read_answers(path: Path) -> list[tuple[str, str | None]]:
     lines = read_lines(path)
     wrong = [f"{path}:{number}: {line[:80]!r}" for number, line in lines if line.count(";") != 1]
     if wrong:
-        raise DataError(f"{counted(len(wrong), 'line')} not of the form `id;template`:\n{shown(wrong)}",
+        raise DataError(f"{quantity(len(wrong), 'line')} not of the form `id;template`:\n{abbreviate(wrong)}",
                         where=str(path), fix=FIX)
     return [(name.strip(), template.strip()) for name, template in (line.split(";") for _, line in lines)]
