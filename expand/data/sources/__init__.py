@@ -41,7 +41,8 @@ from expand.data.sources.run_list import (
     write_run_list,
 )
 from expand.data.sources.split import make_splits
-from expand.data.synthetic import rendering as synthetic
+from expand.data.synthetic import clip_files
+from expand.data.synthetic.cues import class_names
 from expand.errors import DataError, did_you_mean
 
 __all__ = ["PUT_BACK", "SHOWN", "SPLITS", "Clip", "ClipList", "abbreviate", "cache_dir", "count_classes", "list_clips",
@@ -85,7 +86,7 @@ def list_clips(config: DataConfig, *, to_train: bool = True, quarantine: bool = 
 
 def count_classes(config: DataConfig) -> int:
     """Return the number of classes, without opening or rendering any clip. Raises as `list_clips`."""
-    return len(synthetic.class_names(config.builtin)) if config.is_builtin else len(list_clips(config).classes)
+    return len(class_names(config.builtin)) if config.is_builtin else len(list_clips(config).classes)
 
 
 def list_run_clips(path: Path, config: DataConfig, *, classes: Sequence[str] | None = None,
@@ -99,7 +100,7 @@ def list_run_clips(path: Path, config: DataConfig, *, classes: Sequence[str] | N
 
 
 def _list_builtin(config: DataConfig, quarantine: bool) -> ClipList:
-    files = synthetic.clip_files(config.builtin, cache_dir(config))
+    files = clip_files(config.builtin, cache_dir(config))
     clips = tuple(Clip(path, label, split) for split in SPLITS for path, label in files[split])
     notes: list[str] = []
     if quarantine:
@@ -107,7 +108,7 @@ def _list_builtin(config: DataConfig, quarantine: bool) -> ClipList:
         kept = tuple(clip for clip in clips if absolute(clip.path) not in excluded) if excluded else clips
         notes = _quarantine_notes(path, excluded, len(clips) - len(kept))
         clips = kept
-    return ClipList(synthetic.class_names(config.builtin), clips, tuple(notes))
+    return ClipList(class_names(config.builtin), clips, tuple(notes))
 
 
 def _set_groups(source: Source, pattern: str, test_share: float) -> None:
