@@ -1,16 +1,26 @@
-"""Plain values from a file, which may be a stranger's, against what they should be.
+"""Checks of plain values from a file, which may be untrusted.
 
-A check is a function `(value, name)` that raises `Wrong` with a sentence naming the field; `name` is its path in the
-record, as in `candidates[2].gflops`.
+A check is a function `(value, name)` that returns the value as its field holds it (a list as a tuple, a mapping as the
+dataclass that it describes), or raises `Wrong` with a sentence naming the field; `name` is the field's path in the
+record, as in `candidates[2].gflops`. The annotations of a dataclass can carry the checks of its fields: see
+`instance_of`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from types import MappingProxyType, NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-Check = Callable[[Any, str], None]
+from annotated_types import Len
+
+Check = Callable[[Any, str], Any]
+T = TypeVar("T")
+NOT_READ = MappingProxyType({"is_read": False})
+"""The metadata of a dataclass's field that is not read from a file."""
 
 LONGEST_TEXT = 100_000
 """Characters of a reason or a note."""
@@ -23,7 +33,7 @@ class Wrong(ValueError):
 
 
 def shown(value: Any) -> str:
-    """A wrong value, shortened, in printable ASCII. A number of thousands of digits is never written out."""
+    """Return a wrong value, shortened, in printable ASCII. A number of thousands of digits is never written out."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**SHOWN:
         return "a number of many digits"
     if isinstance(value, str):
@@ -35,32 +45,35 @@ def shown(value: Any) -> str:
 
 def number(low: float, high: float) -> Check:
     """A finite number from `low` to `high`."""
-    def check(value: Any, name: str) -> None:
+    def check(value: Any, name: str) -> Any:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not low <= value <= high:  # a NaN is neither
             raise Wrong(f"'{name}' is {shown(value)}, not a number from {low:g} to {high:g}")
+        return value
 
     return check
 
 
 def whole(low: int, high: int) -> Check:
     """A whole number from `low` to `high`."""
-    def check(value: Any, name: str) -> None:
+    def check(value: Any, name: str) -> Any:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise Wrong(f"'{name}' is {shown(value)}, not a whole number from {low:,} to {high:,}")
+        return value
 
     return check
 
 
-def flag(value: Any, name: str) -> None:
-    """True or false."""
+def flag(value: Any, name: str) -> bool:
+    """Return `value`, which is to be true or false."""
     if not isinstance(value, bool):
         raise Wrong(f"'{name}' is {shown(value)}, neither true nor false")
+    return value
 
 
 def text(longest: int = LONGEST_TEXT) -> Check:
     """Text of at most `longest` characters that can be written as UTF-8 (an escape in JSON may stand for none)."""
-    def check(value: Any, name: str) -> None:
+    def check(value: Any, name: str) -> Any:
         if not isinstance(value, str):
             raise Wrong(f"'{name}' is {shown(value)}, not text")
         if len(value) > longest:
@@ -70,60 +83,60 @@ def text(longest: int = LONGEST_TEXT) -> Check:
                 value.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise Wrong(f"'{name}' holds an escape that stands for no character") from error
+        return value
 
     return check
 
 
 def matching(pattern: re.Pattern[str], what: str) -> Check:
     """Text that `pattern` matches whole."""
-    def check(value: Any, name: str) -> None:
+    def check(value: Any, name: str) -> Any:
         if not isinstance(value, str) or not pattern.fullmatch(value):
             raise Wrong(f"'{name}' is {shown(value)}, not {what}")
+        return value
 
     return check
 
 
 def one_of(known: Collection[str]) -> Check:
     """One of some texts."""
-    def check(value: Any, name: str) -> None:
+    def check(value: Any, name: str) -> Any:
         if not isinstance(value, str) or value not in known:
             raise Wrong(f"'{name}' is {shown(value)}, not one of {', '.join(known)}")
+        return value
 
     return check
 
 
 def or_null(inner: Check) -> Check:
     """As `inner`, or null."""
-    def check(value: Any, name: str) -> None:
-        if value is not None:
-            inner(value, name)
+    def check(value: Any, name: str) -> Any:
+        return None if value is None else inner(value, name)
 
     return check
 
 
 def list_of(inner: Check, most: int, least: int = 0) -> Check:
     """A list of `least` to `most` values that pass `inner`."""
-    def check(value: Any, name: str) -> None:
+    def check(value: Any, name: str) -> Any:
         if not isinstance(value, list):
             raise Wrong(f"'{name}' is {shown(value)}, not a list")
         if not least <= len(value) <= most:
             raise Wrong(f"'{name}' has {len(value):,} entries, not {least} to {most:,}")
-        for place, item in enumerate(value):
-            inner(item, f"{name}[{place}]")
+        return tuple(inner(item, f"{name}[{place}]") for place, item in enumerate(value))
 
     return check
 
 
 def mapping_of(key: Check, inner: Check, most: int) -> Check:
     """A mapping of at most `most` entries: names that pass `key` to values that pass `inner`."""
-    def check(value: Any, name: str) -> None:
+    def check(value: Any, name: str) -> Any:
         if not isinstance(value, Mapping):
             raise Wrong(f"'{name}' is {shown(value)}, not a mapping")
         if len(value) > most:
             raise Wrong(f"'{name}' has {len(value):,} entries, more than {most:,}")
-        for place, (own, item) in enumerate(value.items()):
-            key(own, f"name {place + 1} in {name}")
-            inner(item, f"{name}.{own}")
+        return {key(own, f"name {place + 1} in {name}"): inner(item, f"{name}.{own}")
+                for place, (own, item) in enumerate(value.items())}
 
     return check
 
@@ -133,14 +146,58 @@ def record(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
     over."""
     checks = {**required, **(optional or {})}
 
-    def check(value: Any, name: str) -> None:
+    def check(value: Any, name: str) -> Any:
         if not isinstance(value, Mapping):
             raise Wrong(f"'{name}' is {shown(value)}, not a mapping")
-        prefix = f"{name}." if name else ""
+        prefix, read = f"{name}." if name else "", {}
         for own, inner in checks.items():
             if own in value:
-                inner(value[own], prefix + own)
+                read[own] = inner(value[own], prefix + own)
             elif own in required:
                 raise Wrong(f"'{prefix}{own}' is missing")
+        return read
 
     return check
+
+
+def check_of(annotation: Any) -> Check:
+    """Return the check that an annotation states: `Annotated[float, number(0, 1)]`, `bool`, a dataclass with such
+    annotations, `Annotated[tuple[X, ...], Len(1, 16)]`, `Annotated[Mapping[K, V], Len(0, 16)]`, or `X | None`."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        container, mark = args[:2]
+        if not isinstance(mark, Len):
+            return mark
+        inner, most = [check_of(arg) for arg in get_args(container) if arg is not Ellipsis], mark.max_length
+        if most is None:
+            raise TypeError(f"{annotation} states no greatest length")
+        if get_origin(container) is tuple:
+            return list_of(inner[0], most, mark.min_length)
+        return mapping_of(inner[0], inner[1], most)
+    if origin in (Union, UnionType) and args[1:] == (NoneType,):
+        return or_null(check_of(args[0]))
+    if annotation is bool:
+        return flag
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return instance_of(annotation)
+    raise TypeError(f"{annotation} states no check")
+
+
+@cache
+def fields_check(cls: Any) -> Check:
+    """Return the check of a mapping with the fields of the dataclass `cls`, each as its annotation states; those with a
+    default may be missing."""
+    hints = get_type_hints(cls, include_extras=True)
+    required: dict[str, Check] = {}
+    optional: dict[str, Check] = {}
+    for own in fields(cls):
+        if not own.metadata.get("is_read", True):
+            continue
+        is_optional = own.default is not MISSING or own.default_factory is not MISSING
+        (optional if is_optional else required)[own.name] = check_of(hints[own.name])
+    return record(required, optional)
+
+
+def instance_of(cls: Callable[..., T]) -> Callable[[Any, str], T]:
+    """A mapping with the fields of the dataclass `cls`, which is returned as one."""
+    return lambda value, name: cls(**fields_check(cls)(value, name))

@@ -162,7 +162,7 @@ def synth(out: Path, classes: int | None, clips: int | None, seed: int | None, w
 
 def _cache_lines(kept: dict[str, Any]) -> list[str]:
     from expand.data.loading.prepared import storage_text
-    from expand.report.text import duration, one_line
+    from expand.expansion.text import duration, one_line
 
     size = f"{storage_text(kept['bytes'])}, at a short side of at most {kept['short_side']} px"
     place = f"{one_line(kept['folder'])} ({duration(kept['wall_s'])})"

@@ -29,7 +29,7 @@ def doctor(json_: bool) -> None:
 
 def doctor_text(found: dict[str, Any]) -> str:
     """Return a line for each check, and below it what to do where something is wrong."""
-    from expand.report.text import one_line
+    from expand.expansion.text import one_line
 
     lines = []
     for name, check in found["checks"].items():

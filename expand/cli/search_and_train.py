@@ -106,7 +106,7 @@ def _report(summary: dict[str, Any]) -> None:
 
 
 def _report_training(result: dict[str, Any]) -> None:
-    from expand.report.text import duration, percent
+    from expand.expansion.text import duration, percent
     from expand.rundir.paths import RunPaths
 
     if not is_first_process():

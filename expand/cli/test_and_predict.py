@@ -101,7 +101,7 @@ def predict(network: str, videos: tuple[str, ...], top: int, views: int, timelin
 
 
 def _test_lines(result: dict[str, Any]) -> Iterator[str]:
-    from expand.report.text import duration, one_line, percent
+    from expand.expansion.text import duration, one_line, percent
 
     left_out = f" ({result['left_out']} unreadable ones left out)" if result["left_out"] else ""
     yield (f"{one_line(result['network'])}: {result['videos']} videos{left_out} of {result['split']} in "
@@ -121,7 +121,7 @@ def _test_lines(result: dict[str, Any]) -> Iterator[str]:
 
 def _class_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield the classes' figures; of many classes, the worst first."""
-    from expand.report.text import one_line, percent
+    from expand.expansion.text import one_line, percent
 
     shown = rows
     if len(rows) > LISTED_CLASSES:
@@ -137,7 +137,7 @@ def _class_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _file_lines(file: dict[str, Any]) -> Iterator[str]:
-    from expand.report.text import one_line
+    from expand.expansion.text import one_line
 
     if "error" in file:
         yield f"{one_line(file['path'])}: cannot be read: {one_line(file['error'])}"

@@ -1,223 +1,553 @@
-"""What the journal's events may hold, and in which order they may come. A journal may be a stranger's.
+"""The events of a run's journal, one class each: fields with their bounds, when the event may come, how it changes the
+state of the search, and its line in the log.
 
-Nothing here decides whether a search went well, only that what is in its journal can be worked with: every field that
-is used is of its kind and within bounds that no real search comes near, and every event has its place. Events and
-fields of later versions are passed over. That the proposals are those which the configuration gives is not asked: a
-run that an older version began must go on.
+A journal may be untrusted. The bounds do not ask whether a search went well, only that its journal can be worked with:
+no real search comes near them. Events and fields of later versions are passed over, and kept. Whether the proposals are
+those that the configuration gives is not asked: a run that an older version began must be able to resume.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Self
+
+from annotated_types import Len
 
 from expand.bounded_files import LARGEST_YAML
-from expand.expansion.types import BASIS_AXIS, CANDIDATE_ID
-from expand.field_checks import (
-    Check,
-    Wrong,
-    flag,
-    list_of,
-    mapping_of,
-    matching,
-    number,
-    one_of,
-    or_null,
-    record,
-    shown,
-    text,
-    whole,
+from expand.expansion.state import Contraction, SearchState, Step
+from expand.expansion.text import axis_name, duration, number, one_line, percent, split_note, value_text
+from expand.expansion.types import (
+    CANDIDATE_ID,
+    MOST_CANDIDATES,
+    Amount,
+    AxisName,
+    Breakdown,
+    Candidate,
+    CheckedCandidate,
+    CheckedFactors,
+    Exclusion,
+    Figure,
+    Gflops,
+    Id,
+    Length,
+    Loss,
+    Notes,
+    Outcome,
+    Params,
+    Reason,
+    Share,
+    StepNumber,
+    Word,
+    read_outcome,
 )
+from expand.field_checks import NOT_READ, Wrong, check_of, fields_check, matching, one_of, record, text, whole
+from expand.field_checks import number as number_from
 from expand.space.axes import AXES
-from expand.space.network import factor_problems
-
-Event = Mapping[str, Any]
 
 FINAL = "final"
-"""The id of the winner's last training."""
-MOST_STEPS, MOST_CANDIDATES = 1000, 16
-"""Steps of a search (a doubling repeated twenty times is a million), and candidates of a step (one an axis)."""
+"""The id of the winner's final training."""
 MOST_CLASSES = 1_000_000
 LONGEST_NAME = 10_000
 """Characters of a class's name: as many as a line of a list of clips may have."""
 
+Worker = Annotated[str, text(1000)]
 
-def _factors(value: Any, name: str) -> None:
-    for problem in factor_problems(value):
-        raise Wrong(f"'{name}' cannot be: {problem}")
-
-
-_id = matching(CANDIDATE_ID, "a candidate's name: 1 to 100 of a-z, 0-9, '_' and '-'")
-_job = matching(CANDIDATE_ID, "the name of a training")
-_word = matching(re.compile(r"[a-z0-9_]{1,40}"), "a word")
-_axis = one_of((BASIS_AXIS, *AXES))
-_step = whole(0, MOST_STEPS)
-_gflops = number(1e-9, 1e9)
-_params = whole(1, 10**13)
-_share = number(0, 1)
-_score = number(-1e12, 1e12)
-_seconds = number(0, 1e12)
-_reason = text()
-_clip = {"frames": whole(1, 10**6), "resolution": whole(1, 10**6), "stride": whole(1, 10**6)}
-_candidate = record(
-    {"id": _id, "step": _step, "axis": _axis, "factors": _factors, "gflops": _gflops, "params": _params, **_clip},
-    {"ratio": or_null(number(0, 1e9)), "also": list_of(_axis, len(AXES)), "overshoot": flag, "note": or_null(_reason),
-     "init": text(200)})
-_measured = {"accuracy": _share, "stderr": or_null(_share)}
-_more = {"top5": or_null(_share), "loss": or_null(number(-1e30, 1e30)), "peak_memory_mb": or_null(number(0, 1e12)),
-         "breakdown": mapping_of(text(100), number(-1e12, 1e12), 100), "notes": list_of(_reason, 1000)}
-_finished = record({"id": _id, "state": _word, **_measured, "wall_s": or_null(_seconds),
-                    "clips_per_s": or_null(number(0, 1e12))}, {"reason": or_null(_reason), **_more})
-_failed = record({"id": _id, "state": _word, "reason": or_null(_reason)}, {
-    "accuracy": or_null(_share), "stderr": or_null(_share), "wall_s": or_null(_seconds),
-    "clips_per_s": or_null(number(0, 1e12)), **_more})
+_classes: dict[str, type[Event]] = {}
+"""The kinds of events, by the name that each has in the journal."""
 
 
-def _candidate_finished(value: Any, name: str) -> None:
-    one_of(("finished", "failed"))(value.get("state"), "state")
-    (_finished if value["state"] == "finished" else _failed)(value, name)
+def read_event(value: Mapping[str, Any]) -> Event:
+    """Return the event that `Event.as_dict` wrote. Raises `Wrong` with a sentence where a field cannot be."""
+    return _classes.get(value["event"], UnknownEvent).read(value, "")
 
 
-FIELDS: dict[str, Check] = {
-    "run_started": record(
-        {"name": text(1000), "target_gflops": number(1e-9, 1e9), "criterion": _word, "fingerprint": text(1000),
-         "classes": list_of(text(LONGEST_NAME), MOST_CLASSES, least=1), "config": text(LARGEST_YAML),
-         "splits": record({}, {split: whole(0, 10**9) for split in ("train", "val", "test")})},
-        {"version": text(100), "tolerance": number(0, 1), "workers": whole(1, 10**6), "final_weight": number(0, 1e9)}),
-    "run_resumed": record({}),
-    "run_interrupted": record({}, {"reason": or_null(_reason)}),
-    "run_failed": record({"reason": _reason}),
-    "run_finished": record({}),
-    "step_proposed": record({"step": _step, "candidates": list_of(_candidate, MOST_CANDIDATES, least=1),
-                             "excluded": list_of(record({"axis": _axis, "reason": _reason}), len(AXES))}),
-    "candidate_started": record({"id": _id}, {"resumed": flag}),
-    "candidate_retried": record({"id": _job, "attempt": whole(0, 10**6), "reason": _reason}),
-    "candidate_finished": _candidate_finished,
-    "step_retried": record({"step": _step, "ids": list_of(_id, MOST_CANDIDATES)}),
-    "step_selected": record({"step": _step, "axis": _axis, "id": _id},
-                            {"scores": mapping_of(_id, or_null(_score), MOST_CANDIDATES)}),
-    "contraction_proposed": record({"axis": _axis, "candidate": or_null(_candidate), "reason": or_null(_reason)}),
-    "winner_chosen": record({"id": _id, "gflops": _gflops, "params": _params, "factors": _factors, **_clip,
-                             "network": _candidate, **_measured}, {"note": or_null(_reason)}),
-    "final_started": record({}, {"resumed": flag}),
-    "final_finished": record({"split": one_of(("val", "test")), **_measured, "wall_s": _seconds},
-                             {"val_accuracy": or_null(_share), "val_stderr": or_null(_share), **_more}),
-}
-"""The fields of each kind of event; `record` passes over those that are not named here."""
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """An event of a run.
 
-
-class Course:
-    """The course of a search so far, event by event; refuses those that cannot come next.
-
-    `SearchState` folds events in without asking: it is for events that have passed here.
+    A subclass with a `kind`, its name in the journal, is an event that can be written, read, replayed and shown. Its
+    fields stand in the journal in the order given here; one with a default may be missing there. `time` (unix seconds)
+    is filled in by the journal; `unknown` holds the fields of other versions.
     """
 
-    def __init__(self) -> None:
-        self._begun = False
-        self._step: dict[str, Event] = {}
-        """The candidates of the last step."""
-        self._number = -1
-        self._chosen = True
-        """Whether the last step has its winner."""
-        self._known: dict[str, Event] = {}
-        """Every candidate that was proposed, by id."""
-        self._states: dict[str, str] = {}
-        """`finished` or `failed`, of the candidates that have ended."""
-        self._contraction = self._winner = self._final = False
+    kind: ClassVar[str]
+    time: Annotated[float, number_from(-1e12, 1e12)] = 0.0
+    unknown: Mapping[str, Any] = field(default_factory=dict, metadata=NOT_READ)
 
-    def check(self, event: Event) -> None:
-        """Takes one more event in. Raises `Wrong` with a sentence where a field of it is not as it should be, or where
-        it cannot come after those before."""
-        kind = event["event"]
-        if (fields := FIELDS.get(kind)) is None:
-            return
-        fields(event, "")
-        if self._begun == (kind == "run_started"):
-            raise Wrong("the run had begun before" if self._begun else "it comes before the run began")
-        if rule := _RULES.get(kind):
-            rule(self, event)
+    def __init_subclass__(cls) -> None:
+        if kind := vars(cls).get("kind"):
+            _classes[kind] = cls
 
-    def _run_started(self, event: Event) -> None:
-        self._begun = True
+    @classmethod
+    def read(cls, value: Mapping[str, Any], name: str) -> Self:
+        """Return the event with the fields `value`, which sentences call `name`. Raises `Wrong` where one cannot be."""
+        read = fields_check(cls)(value, name)
+        return cls(**read, unknown={key: item for key, item in value.items() if key not in read and key != "event"})
 
-    def _step_proposed(self, event: Event) -> None:
-        """A step that has no winner yet may be proposed anew; the last proposal counts."""
-        due = self._number + 1 if self._chosen else self._number
-        _ask(event["step"] == due, f"step {due} is due, not {event['step']}")
-        _ask(not (self._contraction or self._winner), "the expansion had ended before")
-        for id_ in self._step if not self._chosen else ():
-            self._known.pop(id_)
-        self._number, self._chosen, self._step = event["step"], False, {}
-        for candidate in event["candidates"]:
-            self._propose(candidate, event["step"])
-            self._step[candidate["id"]] = candidate
+    def own_fields(self) -> dict[str, Any]:
+        """Return the fields of this kind of event as they stand in the journal."""
+        return {each.name: _as_plain(getattr(self, each.name)) for each in fields(self)[len(fields(Event)):]}
 
-    def _propose(self, candidate: Event, step: int) -> None:
-        _ask(candidate["id"] not in self._known, f"{candidate['id']} was proposed before")
-        _ask(candidate["step"] == step, f"{candidate['id']} is of step {candidate['step']}, not of {step}")
-        self._known[candidate["id"]] = candidate
+    def as_dict(self) -> dict[str, Any]:
+        """Return the event as it stands in the journal."""
+        return {"event": self.kind, "time": self.time, **self.own_fields(), **self.unknown}
 
-    def _candidate_started(self, event: Event) -> None:
-        _ask(event["id"] in self._known, f"no step proposed {event['id']}")
+    def check_order(self, state: SearchState) -> None:
+        """Raise `Wrong` where the event cannot come in `state`."""
+        _require(state.started is not None, "it comes before the run began")
 
-    def _candidate_retried(self, event: Event) -> None:
-        _ask(event["id"] in self._known or event["id"] == FINAL, f"no step proposed {event['id']}")
+    def apply(self, state: SearchState) -> SearchState:
+        """Return the state after the event, which may come in `state`."""
+        return state
 
-    def _candidate_finished(self, event: Event) -> None:
-        _ask(event["id"] in self._known, f"no step proposed {event['id']}")
-        _ask(event["id"] not in self._states, f"{event['id']} has ended before")
-        self._states[event["id"]] = event["state"]
+    def describe(self) -> str | None:
+        """Return a sentence for the log, None for an event that needs none. Its texts are those of the journal."""
+        return None
 
-    def _step_retried(self, event: Event) -> None:
-        _ask(event["step"] == self._number and not self._chosen, f"step {event['step']} is not the one in work")
-        for id_ in event["ids"]:
-            _ask(id_ in self._step, f"{id_} is not of step {event['step']}")
-            self._states.pop(id_, None)
-
-    def _step_selected(self, event: Event) -> None:
-        _ask(event["step"] == self._number and not self._chosen, f"step {event['step']} is not the one in work")
-        _ask(event["id"] in self._step, f"{event['id']} is not of step {event['step']}")
-        _ask(all(id_ in self._states for id_ in self._step), "not all of its candidates have ended")
-        self._needs_accuracy(event["id"])
-        self._chosen = True
-
-    def _needs_accuracy(self, id_: str) -> None:
-        _ask(self._states.get(id_) == "finished", f"{id_} has no accuracy")
-
-    def _contraction_proposed(self, event: Event) -> None:
-        _ask(self._number >= 1 and self._chosen, "there is no expansion to contract")
-        _ask(not (self._contraction or self._winner), "the expansion had ended before")
-        self._contraction = True
-        if event["candidate"] is not None:
-            self._propose(event["candidate"], self._number + 1)
-
-    def _winner_chosen(self, event: Event) -> None:
-        network, id_ = event["network"], event["id"]
-        _ask(self._chosen and not self._winner, "it is not the time for it")
-        _ask(id_ in self._known, f"no step proposed {id_}")
-        self._needs_accuracy(id_)
-        _ask(network["id"] == id_ and network["factors"] == self._known[id_]["factors"],
-             f"its network is not the one that was proposed as {id_}")
-        self._winner = True
-
-    def _final_started(self, event: Event) -> None:
-        _ask(self._winner and not self._final, "it is not the time for it")
-
-    def _final_finished(self, event: Event) -> None:
-        self._final_started(event)
-        self._final = True
+    def line(self) -> str | None:
+        """Return the event as one printable line for the log, or None."""
+        description = self.describe()
+        return None if description is None else one_line(description)
 
 
-def _ask(is_so: bool, otherwise: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class UnknownEvent(Event):
+    """An event of another version, called `event` there."""
+
+    event: str
+
+    @classmethod
+    def read(cls, value: Mapping[str, Any], name: str) -> Self:
+        """Return the event with all its fields as `unknown`."""
+        rest = {key: item for key, item in value.items() if key not in ("event", "time")}
+        return cls(event=value["event"], time=value.get("time", 0.0), unknown=rest)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the event as it stands in the journal."""
+        return {"event": self.event, "time": self.time, **self.unknown}
+
+    def check_order(self, state: SearchState) -> None:
+        """It may come at any time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted(Event):
+    """A run began. `final_weight`: epochs of the final training over those of a candidate's."""
+
+    kind = "run_started"
+    name: Annotated[str, text(1000)]
+    version: Annotated[str, text(100)] = ""
+    target_gflops: Gflops
+    criterion: Word
+    tolerance: Annotated[float, number_from(0, 1)] = 0.0
+    workers: Annotated[int, whole(1, 10**6)] = 1
+    final_weight: Annotated[float, number_from(0, 1e9)] = 1.0
+    classes: Annotated[tuple[Annotated[str, text(LONGEST_NAME)], ...], Len(1, MOST_CLASSES)]
+    splits: Annotated[Mapping[str, int], record({}, dict.fromkeys(("train", "val", "test"), whole(0, 10**9)))]
+    fingerprint: Annotated[str, text(1000)]
+    config: Annotated[str, text(LARGEST_YAML)]
+
+    def check_order(self, state: SearchState) -> None:
+        """It comes once."""
+        _require(state.started is None, "the run had begun before")
+
+    def apply(self, state: SearchState) -> SearchState:
+        """The run has begun."""
+        return replace(state, started=self)
+
+    def describe(self) -> str:
+        """Its data and its target."""
+        splits = ", ".join(f"{count} {split}" for split, count in self.splits.items() if count)
+        return (f"run {self.name}: {len(self.classes)} classes, {splits} clips, target {number(self.target_gflops)} "
+                f"GFLOPs, criterion {self.criterion}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResumed(Event):
+    """A process went on with the run."""
+
+    kind = "run_resumed"
+
+    def describe(self) -> str:
+        """The run goes on."""
+        return "the run goes on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInterrupted(Event):
+    """Work stopped because someone asked for it."""
+
+    kind = "run_interrupted"
+    reason: Reason | None = None
+
+    def describe(self) -> str:
+        """The run was interrupted."""
+        return "interrupted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFailed(Event):
+    """Work stopped because of an error."""
+
+    kind = "run_failed"
+    reason: Reason
+
+    def describe(self) -> str:
+        """The reason."""
+        return f"failed: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished(Event):
+    """The search has ended, with everything trained."""
+
+    kind = "run_finished"
+
+    def apply(self, state: SearchState) -> SearchState:
+        """Nothing is left to do."""
+        return replace(state, finished=True)
+
+    def describe(self) -> str:
+        """The run has finished."""
+        return "finished"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepProposed(Event):
+    """A step's candidates, and the axes that cannot grow. A step without a winner may be proposed again; the last
+    proposal counts."""
+
+    kind = "step_proposed"
+    step: StepNumber
+    candidates: Annotated[tuple[CheckedCandidate, ...], Len(1, MOST_CANDIDATES)]
+    excluded: Annotated[tuple[Exclusion, ...], Len(0, len(AXES))]
+
+    def check_order(self, state: SearchState) -> None:
+        """It comes first, or once the step before has a winner."""
+        super().check_order(state)
+        due = state.open_step.number if state.open_step else len(state.steps)
+        _require(self.step == due, f"step {due} is due, not {self.step}")
+        _require_growth_goes_on(state)
+        known = _without_open_step(state)
+        for candidate in self.candidates:
+            _require_new(candidate, self.step, known)
+            known[candidate.id] = candidate
+
+    def apply(self, state: SearchState) -> SearchState:
+        """The step is in work."""
+        before = state.steps[:-1] if state.open_step else state.steps
+        proposed = {**_without_open_step(state), **{candidate.id: candidate for candidate in self.candidates}}
+        return replace(state, steps=(*before, Step(self.step, self.candidates, self.excluded)),
+                       proposed=MappingProxyType(proposed))
+
+    def describe(self) -> str:
+        """The candidates with their costs, and the reasons of the axes left out."""
+        offered = "; ".join(f"{axis_name(c)} to {value_text(c)} ({number(c['gflops'])} GFLOPs{_remark(c)})"
+                            for c in map(Candidate.as_dict, self.candidates))
+        excluded = "".join(f"; not {axis_name({'axis': e.axis})}: {e.reason}" for e in self.excluded)
+        return f"step {self.step}: {offered}{excluded}"
+
+
+def _remark(candidate: Mapping[str, Any]) -> str:
+    if candidate["overshoot"]:
+        return f", {number(candidate['ratio'])} times: a single grid step exceeds the expansion rate"
+    return f", held back: {candidate['note']}" if candidate["note"] else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateStarted(Event):
+    """A candidate's training began, or `resumed` from its checkpoint, in the process `worker`."""
+
+    kind = "candidate_started"
+    id: Id
+    resumed: bool = False
+    worker: Worker | None = None
+
+    def check_order(self, state: SearchState) -> None:
+        """It comes after the candidate's proposal."""
+        super().check_order(state)
+        _require_proposed(state, self.id)
+
+    def describe(self) -> str:
+        """The candidate is in training."""
+        return f"{self.id}: training" + (", from its checkpoint" if self.resumed else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRetried(Event):
+    """A training's process died or hung, and another one takes over. `id` is a candidate's, or `FINAL`."""
+
+    kind = "candidate_retried"
+    id: Annotated[str, matching(CANDIDATE_ID, "the name of a training")]
+    attempt: Annotated[int, whole(0, 10**6)]
+    reason: Reason
+
+    def check_order(self, state: SearchState) -> None:
+        """It comes after the candidate's proposal."""
+        super().check_order(state)
+        if self.id != FINAL:
+            _require_proposed(state, self.id)
+
+    def describe(self) -> str:
+        """The reason."""
+        return f"{self.id}: {self.reason}; it goes on in another process (attempt {self.attempt + 1})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateFinished(Event):
+    """A candidate's training ended; the fields of its `outcome` stand in the journal as the event's own."""
+
+    kind = "candidate_finished"
+    outcome: Outcome
+
+    @classmethod
+    def read(cls, value: Mapping[str, Any], name: str) -> Self:
+        """Return the event with the fields `value`. Raises `Wrong` where one cannot be."""
+        outcome = read_outcome(value, name)
+        rest = {key: item for key, item in value.items() if key not in ("event", "time", *vars(outcome))}
+        return cls(outcome=outcome, time=value.get("time", 0.0), unknown=rest)
+
+    def own_fields(self) -> dict[str, Any]:
+        """Return the outcome's fields."""
+        return self.outcome.as_dict()
+
+    def check_order(self, state: SearchState) -> None:
+        """It comes once for a candidate, unless its step is tried again."""
+        super().check_order(state)
+        _require_proposed(state, self.outcome.id)
+        _require(self.outcome.id not in state.outcomes, f"{self.outcome.id} has ended before")
+
+    def apply(self, state: SearchState) -> SearchState:
+        """The candidate has its outcome."""
+        return replace(state, outcomes=MappingProxyType({**state.outcomes, self.outcome.id: self.outcome}))
+
+    def describe(self) -> str:
+        """The accuracy, or the reason of the failure."""
+        outcome = self.outcome
+        if not outcome.finished:
+            return f"{outcome.id}: failed: {outcome.reason}"
+        return "; ".join((f"{outcome.id}: {percent(outcome.accuracy, outcome.stderr)} % in {duration(outcome.wall_s)}, "
+                          f"{number(outcome.clips_per_s)} clips/s", *outcome.notes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRetried(Event):
+    """All candidates of a step failed, and those with these `ids` are to be trained again."""
+
+    kind = "step_retried"
+    step: StepNumber
+    ids: Annotated[tuple[Id, ...], Len(0, MOST_CANDIDATES)]
+
+    def check_order(self, state: SearchState) -> None:
+        """It comes while the step is in work."""
+        super().check_order(state)
+        step = _require_open_step(state, self.step)
+        for id_ in self.ids:
+            _require(id_ in step.ids, f"{id_} is not of step {self.step}")
+
+    def apply(self, state: SearchState) -> SearchState:
+        """The candidates have no outcome any more."""
+        kept = {id_: outcome for id_, outcome in state.outcomes.items() if id_ not in self.ids}
+        return replace(state, outcomes=MappingProxyType(kept))
+
+    def describe(self) -> str:
+        """The step is trained again."""
+        return f"step {self.step}: all candidates failed and are trained again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSelected(Event):
+    """A step's winner, and the candidates' scores under the criterion (None for a failed one)."""
+
+    kind = "step_selected"
+    step: StepNumber
+    axis: AxisName
+    id: Id
+    scores: Annotated[Mapping[Id, Figure | None], Len(0, MOST_CANDIDATES)] = field(default_factory=dict)
+
+    def check_order(self, state: SearchState) -> None:
+        """It comes when all candidates of the step have ended; the winner has an accuracy."""
+        super().check_order(state)
+        step = _require_open_step(state, self.step)
+        _require(self.id in step.ids, f"{self.id} is not of step {self.step}")
+        _require(not state.without_outcome(step.candidates), "not all of its candidates have ended")
+        _require_accuracy(state, self.id)
+
+    def apply(self, state: SearchState) -> SearchState:
+        """The step has its winner."""
+        return replace(state, steps=(*state.steps[:-1], replace(state.steps[-1], selected=self.id, scores=self.scores)))
+
+    def describe(self) -> str:
+        """The axis that was chosen."""
+        return f"step {self.step}: {axis_name({'axis': self.axis})} chosen ({self.id})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContractionProposed(Event):
+    """The last expansion passed the target, and is shrunk; no `candidate` where that gives the network before it."""
+
+    kind = "contraction_proposed"
+    axis: AxisName
+    candidate: CheckedCandidate | None
+    reason: Reason | None
+
+    def check_order(self, state: SearchState) -> None:
+        """It comes once, after an expansion has its winner."""
+        super().check_order(state)
+        _require(len(state.steps) >= 2 and not state.open_step, "there is no expansion to contract")
+        _require_growth_goes_on(state)
+        if self.candidate is not None:
+            _require_new(self.candidate, len(state.steps), state.proposed)
+
+    def apply(self, state: SearchState) -> SearchState:
+        """The contraction is in work."""
+        added = {self.candidate.id: self.candidate} if self.candidate else {}
+        return replace(state, contraction=Contraction(self.axis, self.candidate, self.reason),
+                       proposed=MappingProxyType({**state.proposed, **added}))
+
+    def describe(self) -> str:
+        """The contracted network's cost, or the reason why there is none."""
+        if self.candidate is None:
+            return f"contraction: {self.reason}"
+        candidate = {**self.candidate.as_dict(), "axis": self.axis}
+        return (f"contraction of {axis_name({'axis': self.axis})} to {value_text(candidate)} "
+                f"({number(candidate['gflops'])} GFLOPs)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WinnerChosen(Event):
+    """The network to be trained by the final recipe, with its accuracy on val as a candidate; `note` says why growth
+    ended below the target, if it did."""
+
+    kind = "winner_chosen"
+    id: Id
+    gflops: Gflops
+    params: Params
+    factors: CheckedFactors
+    frames: Length
+    resolution: Length
+    stride: Length
+    accuracy: Share
+    stderr: Share | None
+    note: Reason | None = None
+    network: CheckedCandidate
+
+    def check_order(self, state: SearchState) -> None:
+        """It comes once, when a network that was proposed has its accuracy and no step is in work."""
+        super().check_order(state)
+        _require(not state.open_step and state.winner is None, "it is not the time for it")
+        _require_proposed(state, self.id)
+        _require_accuracy(state, self.id)
+        _require(self.network.id == self.id and self.network.factors == state.proposed[self.id].factors,
+                 f"its network is not the one that was proposed as {self.id}")
+
+    def apply(self, state: SearchState) -> SearchState:
+        """The search has its winner."""
+        return replace(state, winner=self.network)
+
+    def describe(self) -> str:
+        """The winner's cost."""
+        return f"winner: {self.id}, {number(self.gflops, 4)} GFLOPs" + (f"; {self.note}" if self.note else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalStarted(Event):
+    """The winner's final training began, or `resumed` from its checkpoint, in the process `worker`."""
+
+    kind = "final_started"
+    resumed: bool = False
+    worker: Worker | None = None
+
+    def check_order(self, state: SearchState) -> None:
+        """It comes after the winner, before the end of the final training."""
+        super().check_order(state)
+        _require(state.winner is not None and state.final is None, "it is not the time for it")
+
+    def describe(self) -> str:
+        """The winner is in training."""
+        return "final: training the winner by the final recipe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalFinished(Event):
+    """The winner's final training ended; `accuracy` and its companions are those of `split`."""
+
+    kind = "final_finished"
+    split: Annotated[str, one_of(("val", "test"))]
+    accuracy: Share
+    stderr: Share | None
+    top5: Share | None = None
+    loss: Loss | None = None
+    val_accuracy: Share | None = None
+    val_stderr: Share | None = None
+    wall_s: Annotated[float, number_from(0, 1e12)]
+    notes: Notes = ()
+
+    @classmethod
+    def read(cls, value: Mapping[str, Any], name: str) -> Self:
+        """Return the event with the fields `value`. Raises `Wrong` where one cannot be."""
+        _check_more_figures(value, name)
+        return super().read(value, name)
+
+    def check_order(self, state: SearchState) -> None:
+        """It comes once, after the winner."""
+        super().check_order(state)
+        _require(state.winner is not None and state.final is None, "it is not the time for it")
+
+    def apply(self, state: SearchState) -> SearchState:
+        """The winner is trained."""
+        return replace(state, final=self)
+
+    def describe(self) -> str:
+        """The winner's accuracy, and what it stands on."""
+        stands_on = split_note(self.split, self.split == "val")
+        return "; ".join((f"final: {percent(self.accuracy, self.stderr)} % {stands_on}, trained in "
+                          f"{duration(self.wall_s)}", *self.notes))
+
+
+_check_more_figures = record({}, {"peak_memory_mb": check_of(Amount | None), "breakdown": check_of(Breakdown)})
+"""The figures that a final training does not write and that an outcome may have: bounded, and otherwise unknown."""
+
+
+def _as_plain(value: Any) -> Any:
+    """Return a field as JSON holds it."""
+    if isinstance(value, tuple):
+        return [_as_plain(item) for item in value]
+    return value.as_dict() if hasattr(value, "as_dict") else value
+
+
+def _require(is_so: bool, otherwise: str) -> None:
     if not is_so:
         raise Wrong(otherwise)
 
 
-_RULES: dict[str, Callable[[Course, Event], None]] = {
-    name.removeprefix("_"): rule for name, rule in vars(Course).items() if name.removeprefix("_") in FIELDS}
+def _without_open_step(state: SearchState) -> dict[str, Candidate]:
+    """Return the candidates that a new proposal of the last step does not replace."""
+    replaced = state.open_step.ids if state.open_step else ()
+    return {id_: candidate for id_, candidate in state.proposed.items() if id_ not in replaced}
 
 
-def event_name(event: Event) -> str:
-    """The kind of an event for a message."""
-    return shown(event["event"])
+def _require_growth_goes_on(state: SearchState) -> None:
+    _require(state.contraction is None and state.winner is None, "the expansion had ended before")
+
+
+def _require_new(candidate: Candidate, step: int, known: Mapping[str, Candidate]) -> None:
+    _require(candidate.id not in known, f"{candidate.id} was proposed before")
+    _require(candidate.step == step, f"{candidate.id} is of step {candidate.step}, not of {step}")
+
+
+def _require_proposed(state: SearchState, id_: str) -> None:
+    _require(id_ in state.proposed, f"no step proposed {id_}")
+
+
+def _require_open_step(state: SearchState, number_: int) -> Step:
+    step = state.open_step
+    if step is None or step.number != number_:
+        raise Wrong(f"step {number_} is not the one in work")
+    return step
+
+
+def _require_accuracy(state: SearchState, id_: str) -> None:
+    _require(id_ in state.outcomes and state.outcomes[id_].finished, f"{id_} has no accuracy")

@@ -23,7 +23,7 @@ def check_target(space: Space) -> None:
     if basis.gflops > space.target:
         raise UsageError(f"the target of {space.target:g} GFLOPs is below the basis, which costs {basis.gflops:.4g}",
                          where="search.target_gflops", fix=smaller)
-    if space.reached(basis.gflops):
+    if space.is_reached_by(basis.gflops):
         raise UsageError(f"the basis already meets the target: it costs {basis.gflops:.4g} of {space.target:g} GFLOPs",
                          where="search.target_gflops", fix=smaller)
 
@@ -51,14 +51,14 @@ def follow(space: Space, path: Sequence[str]) -> Plan:
     basis = space.basis()
     current, steps = basis, []
     for number, name in enumerate(path, start=1):
-        if space.reached(current.gflops):
+        if space.is_reached_by(current.gflops):
             break
         proposal = propose(space, current.factors, number)
         base, current = current, _along(proposal, name, number)
         steps.append(current)
     if current.gflops > space.target and steps:
         return Plan(basis, tuple(steps), contract(space, base.factors, current), None)
-    if space.reached(current.gflops):
+    if space.is_reached_by(current.gflops):
         return Plan(basis, tuple(steps), None, None)
     return Plan(basis, tuple(steps), None, propose(space, current.factors, len(steps) + 1))
 
@@ -86,7 +86,7 @@ def forecast(space: Space, start: Candidate | None = None) -> list[tuple[Candida
     if start is None:
         steps.append((current,))
     number = current.step
-    while not space.reached(current.gflops) and len(steps) < MAX_STEPS:
+    while not space.is_reached_by(current.gflops) and len(steps) < MAX_STEPS:
         number += 1
         candidates = propose(space, current.factors, number).candidates
         if not candidates:

@@ -24,14 +24,14 @@ MOST_GRID = 10_000
 
 @dataclass(frozen=True)
 class Space:
-    """What the decisions depend on: the search's configuration and the number of classes."""
+    """The inputs of every decision: the search's configuration and the number of classes."""
 
     config: SearchConfig
     classes: int
 
     @property
     def bounds(self) -> Bounds:
-        """What shapes the axes."""
+        """The grid, the limits and the temporal split that shape the axes."""
         return Bounds(self.config.grid, self.config.limits, self.config.temporal_split)
 
     @property
@@ -61,8 +61,8 @@ class Space:
                          gflops=self.complexity(factors), params=cost.params,
                          ratio=self.complexity(factors) / self.complexity(base), overshoot=overshoot, note=note)
 
-    def reached(self, gflops: float) -> bool:
-        """Whether no further expansion is due: the target is met, or as good as met."""
+    def is_reached_by(self, gflops: float) -> bool:
+        """Return True if a network of `gflops` meets the target within the tolerance: no further expansion is due."""
         return gflops >= self.target * (1 - self.config.tolerance)
 
 
@@ -83,7 +83,7 @@ def propose(space: Space, current: Factors, step: int) -> Proposal:
     candidates: list[Candidate] = []
     excluded: list[Exclusion] = []
     for name in space.config.axes:
-        grown = _expand(space, AXES[name], current)
+        grown = _largest_growth(space, AXES[name], current)
         if isinstance(grown, str):
             excluded.append(Exclusion(name, grown))
             continue
@@ -116,7 +116,7 @@ def _grid(axis: Axis, base: Factors, space: Space) -> Iterator[Factors]:
             yield grown
 
 
-def _expand(space: Space, axis: Axis, base: Factors) -> tuple[Factors, str | None] | str:
+def _largest_growth(space: Space, axis: Axis, base: Factors) -> tuple[Factors, str | None] | str:
     """The axis's candidate with what held it back, or the reason why there is none."""
     ceiling = space.config.expansion_rate * space.complexity(base)
     best: Factors | None = None
@@ -163,16 +163,15 @@ def select(space: Space, base: Candidate, base_accuracy: float, candidates: tupl
     candidates do not compete. None where all failed.
     """
     scores: dict[str, float | None] = {}
-    for candidate in candidates:
-        outcome = outcomes[candidate.id]
-        scores[candidate.id] = score(
-            space.config.criterion, gain=outcome.accuracy - base_accuracy, gflops=candidate.gflops - base.gflops,
-            ratio=candidate.gflops / base.gflops) if outcome.finished else None
-    rivals = [c for c in candidates if scores[c.id] is not None]
-    if not rivals:
-        return None
-    winner = max(rivals, key=lambda c: (scores[c.id], outcomes[c.id].accuracy, -c.gflops, -candidates.index(c)))
-    return Selection(winner, scores)
+    ranks: dict[Candidate, tuple[float, float, float, int]] = {}
+    for place, candidate in enumerate(candidates):
+        outcome, scores[candidate.id] = outcomes[candidate.id], None
+        if outcome.finished and outcome.accuracy is not None:
+            value = scores[candidate.id] = score(
+                space.config.criterion, gain=outcome.accuracy - base_accuracy, gflops=candidate.gflops - base.gflops,
+                ratio=candidate.gflops / base.gflops)
+            ranks[candidate] = (value, outcome.accuracy, -candidate.gflops, -place)
+    return Selection(max(ranks, key=ranks.__getitem__), scores) if ranks else None
 
 
 def contract(space: Space, base: Factors, expanded: Candidate) -> Candidate | None:
@@ -180,11 +179,13 @@ def contract(space: Space, base: Factors, expanded: Candidate) -> Candidate | No
 
     `expanded` exceeds the target and `base`, the network before it, does not.
     """
-    axis, best = AXES[expanded.axis], None
+    axis, best = AXES[expanded.axis], base
     for k in grid_steps(axis):
         between = axis.between(base, expanded.factors, k, space.bounds)
         if not is_within_bounds(between) or space.complexity(between) > space.target:
             break
         if space.complexity(between) > space.complexity(base):
             best = between
-    return best and space.candidate(expanded.step + 1, expanded.axis, best, base, name="contraction")
+    if best is base:
+        return None
+    return space.candidate(expanded.step + 1, expanded.axis, best, base, name="contraction")

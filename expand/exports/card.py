@@ -18,14 +18,15 @@ from expand.config import Config, parse_config, yaml_document
 from expand.config.schema import RunConfig
 from expand.errors import ExpandError, RunError, UsageError
 from expand.executors.fork_server import call_in_process
+from expand.expansion.events import RunStarted
+from expand.expansion.text import axis_name, number, one_line, percent, split_note, value_text
 from expand.exports.latency import measure_latency
 from expand.field_checks import mapping_of, or_null, record, text, whole
 from expand.field_checks import number as number_from
 from expand.model.load import load_model
 from expand.report.summary import summarize
-from expand.report.text import axis_name, number, one_line, percent, split_note, value_text
 from expand.rundir.files import read_json, write_atomic, write_json
-from expand.rundir.journal import read_events, run_started
+from expand.rundir.journal import last_of, read_events
 from expand.rundir.paths import RunPaths
 from expand.rundir.training import check_outcome, read_training
 from expand.space.complexity import complexity
@@ -86,8 +87,9 @@ class _Facts:
         config = _config(paths)
         outcome = read_json(paths.final_candidate.outcome, check_outcome)
         is_search = paths.journal.exists()
-        started = run_started(read_events(paths.journal)) if is_search else read_training(paths)
-        if started is None:
+        begun = last_of(read_events(paths.journal), RunStarted) if is_search else None
+        started = begun.own_fields() if begun else {} if is_search else read_training(paths)
+        if not started:
             raise RunError("has no beginning, so nobody can tell what was searched", where=str(paths.journal),
                            fix="take it back from a copy")
         return cls(paths, load_network(paths.network), config, read_json(paths.env, ENV), outcome["result"],

@@ -25,12 +25,12 @@ from expand.data.sources import SHOWN, abbreviate
 from expand.data.sources.labels import label_key
 from expand.device_faults import faults_explained, lacks_memory
 from expand.errors import DataError, RunError, did_you_mean
+from expand.expansion.text import cell, one_line, percent, split_note
 from expand.inference.loaded_network import check_finite, ready
 from expand.inference.options import CROPS, TestClips
 from expand.machine import available_cores
 from expand.model import X3D
 from expand.report.confusion import classes_frame, confusion_frame, plot_confusion
-from expand.report.text import cell, one_line, percent, split_note
 from expand.rundir.files import jsonable, make_dir, write_atomic, write_json
 from expand.rundir.paths import RunPaths
 from expand.space.geometry import evaluation_crop

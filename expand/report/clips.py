@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from expand.expansion.text import number, one_line
 from expand.report.layout import SimpleTable, lay_out
-from expand.report.text import number, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +72,7 @@ def _table(encoding: str, columns: Sequence[tuple[str, str]]) -> Table:
 def _splits_table(checked: Mapping[str, Any], encoding: str) -> Table:
     table = _table(encoding, HEADINGS)
     for split, of in checked["splits"].items():
-        table.add_row(split, *_cells(of))
+        table.add_texts(split, *_cells(of))
     return table
 
 
@@ -88,7 +88,7 @@ def _class_parts(checked: Mapping[str, Any], encoding: str) -> Iterator[str | Ta
     table = _table(encoding, [("class", "left"), *HEADINGS])
     for name in names:
         for place, (split, of) in enumerate(classes[name].items()):
-            table.add_row("" if place else one_line(name), split, *_cells(of))
+            table.add_texts("" if place else one_line(name), split, *_cells(of))
     yield table
 
 

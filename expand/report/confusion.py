@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from expand.report.text import cell, one_line
+from expand.expansion.text import cell, one_line
 from expand.rundir.files import atomic_path, jsonable
 
 DPI = 150
@@ -102,7 +103,7 @@ def _draw_matrix(figure: Figure, axes: Axes, confusion_KK: np.ndarray) -> None:
 
 
 def _name_axes(axes: Axes, labels: Sequence[str]) -> None:
-    look = {"fontsize": 10 if len(labels) <= COUNTED else 7, "parse_math": False}
+    look: dict[str, Any] = {"fontsize": 10 if len(labels) <= COUNTED else 7, "parse_math": False}
     axes.set_xticks(range(len(labels)), labels, rotation=90, **look)
     axes.set_yticks(range(len(labels)), labels, **look)
 

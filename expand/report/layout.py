@@ -24,9 +24,9 @@ class SimpleTable(Table):
                          padding=(0, gap, 0, 0), show_edge=False)
         self._encoding = encoding
 
-    def add_row(self, *cells: str) -> None:
-        """A row of texts."""
-        super().add_row(*(fit_to_encoding(cell, self._encoding) for cell in cells))
+    def add_texts(self, *cells: str) -> None:
+        """Add a row of texts."""
+        self.add_row(*(fit_to_encoding(cell, self._encoding) for cell in cells))
 
 
 def lay_out(parts: Iterable[str | Table], width: int, encoding: str, *, wrap: bool = True) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expand.report.text import axis_name, number, one_line, value_text
+from expand.expansion.text import axis_name, number, one_line, value_text
 from expand.streams import fit_to_encoding
 
 ROW = "{:>4}  {:24}  {:26}  {:>12}  {:>6}  {:>12}"

@@ -19,8 +19,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from expand.errors import UsageError
+from expand.expansion.text import axis_name, number, percent, value_text
 from expand.report.plot_labels import Placer
-from expand.report.text import axis_name, number, percent, value_text
 from expand.rundir.files import atomic_path
 
 STYLES = {"basis": ("#222222", "h"), "x_fast": ("#D55E00", "^"), "x_temporal": ("#E0A000", "v"),

@@ -8,21 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from expand.errors import RunError
-from expand.report.text import split_note
+from expand.expansion.events import (
+    CandidateFinished,
+    CandidateStarted,
+    Event,
+    FinalFinished,
+    FinalStarted,
+    RunFailed,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    StepRetried,
+    WinnerChosen,
+)
+from expand.expansion.state import Contraction, SearchState, Step
+from expand.expansion.text import split_note
+from expand.expansion.types import Candidate
 from expand.report.timing import elapsed_s, remaining_s
-from expand.rundir.journal import read_events
+from expand.rundir.journal import last_of, read_events
 from expand.rundir.lock import holder
 from expand.rundir.paths import RunPaths
 
 SPEC = ("id", "axis", "also", "gflops", "params", "ratio", "overshoot", "factors", "frames", "resolution", "stride",
         "init", "note")
 RESULT = ("accuracy", "stderr", "top5", "loss", "wall_s", "peak_memory_mb", "clips_per_s")
-LIFE = ("run_started", "run_resumed", "run_interrupted", "run_failed", "run_finished")
+CHOSEN = ("id", "axis", "also", "gflops", "params", "ratio", "accuracy", "stderr", "factors", "frames", "resolution",
+          "stride")
+LIFE = RunStarted | RunResumed | RunInterrupted | RunFailed | RunFinished
 """The events that say whether a run is at work; the last of them decides."""
 
 
 def summarize(run_dir: Path | str, now: float | None = None) -> dict[str, Any]:
-    """The status of the run in `run_dir`; a reader that changes nothing, also while the run goes on.
+    """Return the status of the run in `run_dir`; changes nothing, also while the run goes on.
 
     `now` (unix seconds, default the clock) is the moment up to which a run at work is counted. Complexities are 10^9
     multiply-adds, accuracies 0..1, times seconds; None stands for what is not known yet. Raises `RunError` where
@@ -30,168 +48,113 @@ def summarize(run_dir: Path | str, now: float | None = None) -> dict[str, Any]:
     """
     paths = RunPaths(Path(run_dir))
     # The lock first: a run that ends in between is then read as finished, never as interrupted.
-    held = holder(paths) is not None
+    is_held = holder(paths) is not None
     events = read_events(paths.journal)
     if paths.training.exists():
         raise RunError("is a training, not a search", where=str(paths.root),
                        fix=f"Its epochs are in {paths.final_candidate.metrics}, its network in {paths.final}.")
-    if not events and not (held or paths.config.is_file()):
-        raise _no_run(paths.root)
-    try:
-        return _summary(paths, events, held, time.time() if now is None else now)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"an event lacks something that every event of its kind has ({error})", where=str(paths.journal),
-                       fix="The journal was written by another version or changed by hand; use the version that wrote "
-                           "it.") from error
+    if not events and not (is_held or paths.config.is_file()):
+        what = "is not a run directory" if paths.root.is_dir() else "there is no such run directory"
+        near = [str(path.parent) for folder in (paths.root, paths.root.parent)
+                for path in sorted(folder.glob("*/journal.jsonl"))]
+        fix = f"Runs near it: {', '.join(near[:5])}" if near else "Start one with: x3d-expand search --target-gflops G"
+        raise RunError(what, where=str(paths.root), fix=fix)
 
-
-def _no_run(root: Path) -> RunError:
-    what = "is not a run directory" if root.is_dir() else "there is no such run directory"
-    near = [str(path.parent) for folder in (root, root.parent) for path in sorted(folder.glob("*/journal.jsonl"))]
-    fix = f"Runs near it: {', '.join(near[:5])}" if near else "Start one with: x3d-expand search --target-gflops G"
-    return RunError(what, where=str(root), fix=fix)
-
-
-def _summary(paths: RunPaths, events: Sequence[Mapping[str, Any]], held: bool, now: float) -> dict[str, Any]:
-    state = _state(events, held)
-    started = _last(events, "run_started") or {}
-    results = _results(events, is_running=state == "running")
-    selections = _selections(events)
-    steps = [_step(event, results, selections) for event in _proposals(events)]
+    search = SearchState.from_events(events)
+    life = next((event for event in reversed(events) if isinstance(event, LIFE)), None)
+    state = _name_state(life, is_held)
+    at_work_until = (time.time() if now is None else now) if state == "running" else None
+    started, final, results = search.started, search.final, _results(events, is_running=state == "running")
+    steps = [_describe_step(step, results) for step in search.steps]
+    # The clips that the winner's accuracy comes from also chose the winner where there is no test split.
+    on_val = final.split == "val" if final else started is not None and not started.splits.get("test")
     summary: dict[str, Any] = {
-        "run": str(paths.root), "name": started.get("name") or paths.root.resolve().name, "state": state,
-        "reason": _reason(events, state), "target_gflops": started.get("target_gflops"),
-        "criterion": started.get("criterion"), "classes": len(started["classes"]) if "classes" in started else None,
-        "splits": started.get("splits"), "basis": steps[0] if steps else None, "steps": steps,
-        "contraction": _contraction(events, results)}
-    final = _last(events, "final_finished")
-    summary["selected_on_val"] = _selected_on_val(final, started)
-    summary["test_accuracy"] = final["accuracy"] if final and final["split"] == "test" else None
-    summary["winner"] = _winner(events, final, summary["selected_on_val"])
-    summary["elapsed_s"] = elapsed_s(events, now if state == "running" else None)
-    summary["remaining_s"] = remaining_s(summary, _busy_s(events, now if state == "running" else None),
-                                         final_weight=started.get("final_weight") or 1.0,
-                                         tolerance=started.get("tolerance") or 0.0,
-                                         workers=started.get("workers") or 1)
+        "run": str(paths.root), "name": (started.name if started else "") or paths.root.resolve().name, "state": state,
+        "reason": getattr(life, "reason", None) if state in ("failed", "interrupted") else None,
+        "target_gflops": started.target_gflops if started else None,
+        "criterion": started.criterion if started else None,
+        "classes": len(started.classes) if started else None, "splits": dict(started.splits) if started else None,
+        "basis": steps[0] if steps else None, "steps": steps,
+        "contraction": _describe_contraction(search.contraction, results), "selected_on_val": on_val,
+        "test_accuracy": final.accuracy if final and final.split == "test" else None,
+        "winner": _describe_winner(events, final, on_val), "elapsed_s": elapsed_s(events, at_work_until)}
+    summary["remaining_s"] = remaining_s(summary, _busy_s(events, at_work_until),
+                                         final_weight=started.final_weight or 1.0 if started else 1.0,
+                                         tolerance=started.tolerance if started else 0.0,
+                                         workers=started.workers if started else 1)
     return summary
 
 
-def _state(events: Sequence[Mapping[str, Any]], held: bool) -> str:
-    life = [event["event"] for event in events if event["event"] in LIFE]
-    if life and life[-1] == "run_finished":
+def _name_state(life: Event | None, is_held: bool) -> str:
+    if isinstance(life, RunFinished):
         return "finished"
-    if held:
+    if is_held:
         return "running"
-    return "failed" if life and life[-1] == "run_failed" else "interrupted"
+    return "failed" if isinstance(life, RunFailed) else "interrupted"
 
 
-def _reason(events: Sequence[Mapping[str, Any]], state: str) -> str | None:
-    """Why a run stopped; None for one that goes on, has finished, or was killed without a word."""
-    life = [event for event in events if event["event"] in LIFE]
-    return life[-1].get("reason") if life and state in ("failed", "interrupted") else None
-
-
-def _last(events: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
-    return next((event for event in reversed(events) if event["event"] == name), None)
-
-
-def _proposals(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The last proposal of each step, in order."""
-    proposals = {event["step"]: event for event in events if event["event"] == "step_proposed"}
-    return [proposals[step] for step in sorted(proposals)]
-
-
-def _selections(events: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    return {event["step"]: event for event in events if event["event"] == "step_selected"}
-
-
-def _results(events: Sequence[Mapping[str, Any]], is_running: bool) -> dict[str, dict[str, Any]]:
-    """By candidate id: state, reason and measured values. Only one process trains, so what was started and is neither
-    finished nor at work in a running run was interrupted."""
+def _results(events: Sequence[Event], is_running: bool) -> dict[str, dict[str, Any]]:
+    """Return state, reason and measured values by candidate id. Only one process trains, so a candidate that was
+    started, and that neither has finished nor is at work in a running run, was interrupted."""
     results: dict[str, dict[str, Any]] = {}
     for event in events:
-        if event["event"] == "candidate_started":
-            results[event["id"]] = {"state": "running" if is_running else "interrupted", "reason": None}
-        elif event["event"] == "candidate_finished":
-            results[event["id"]] = {"state": event["state"], "reason": event.get("reason"),
-                                    **{key: event.get(key) for key in RESULT}, "notes": event.get("notes") or []}
-        elif event["event"] == "step_retried":
-            results = {name: result for name, result in results.items() if name not in event["ids"]}
-        elif event["event"] == "run_resumed":
-            for result in results.values():
-                result["state"] = "interrupted" if result["state"] == "running" else result["state"]
+        match event:
+            case CandidateStarted():
+                results[event.id] = {"state": "running" if is_running else "interrupted"}
+            case CandidateFinished():
+                results[event.outcome.id] = event.outcome.as_dict()
+            case StepRetried():
+                results = {name: result for name, result in results.items() if name not in event.ids}
+            case RunResumed():
+                for result in results.values():
+                    result["state"] = "interrupted" if result["state"] == "running" else result["state"]
     return results
 
 
-def _candidate(spec: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    waiting = {"state": "waiting", "reason": None}
-    found = results.get(spec["id"], waiting)
-    entry = {**{key: spec.get(key) for key in SPEC}, **{key: found.get(key) for key in ("state", "reason", *RESULT)}}
-    if entry["gflops"] is None:
-        raise KeyError("gflops")
-    entry["also"], entry["notes"] = list(entry["also"] or []), list(found.get("notes") or [])
-    return entry
+def _describe_candidate(candidate: Candidate, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    spec, found = candidate.as_dict(), results.get(candidate.id, {"state": "waiting"})
+    return {**{key: spec[key] for key in SPEC}, **{key: found.get(key) for key in ("state", "reason", *RESULT)},
+            "notes": list(found.get("notes", ()))}
 
 
-def _step(event: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]],
-          selections: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """A step: its candidates, and the chosen one's values at the top (None until one is chosen)."""
-    candidates = [_candidate(spec, results) for spec in event["candidates"]]
-    selection = selections.get(event["step"])
-    chosen_id = selection["id"] if selection else None
-    if event["step"] == 0 and candidates:
-        chosen_id = candidates[0]["id"]
-    scores = (selection or {}).get("scores") or {}
-    for candidate in candidates:
-        candidate["selected"] = candidate["id"] == chosen_id
-        candidate["score"] = scores.get(candidate["id"])
+def _describe_step(step: Step, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a step: its candidates, and the chosen one's values at the top (None until one is chosen)."""
+    chosen_id = step.candidates[0].id if step.number == 0 else step.selected
+    candidates = [{**_describe_candidate(candidate, results), "selected": candidate.id == chosen_id,
+                   "score": step.scores.get(candidate.id)} for candidate in step.candidates]
     chosen = next((candidate for candidate in candidates if candidate["selected"]), {})
-    keys = ("id", "axis", "also", "gflops", "params", "ratio", "accuracy", "stderr", "factors", "frames", "resolution",
-            "stride")
-    return {"step": event["step"], **{key: chosen.get(key) for key in keys}, "candidates": candidates,
-            "excluded": [dict(item) for item in event.get("excluded") or []]}
+    return {"step": step.number, **{key: chosen.get(key) for key in CHOSEN}, "candidates": candidates,
+            "excluded": [exclusion.as_dict() for exclusion in step.excluded]}
 
 
-def _contraction(events: Sequence[Mapping[str, Any]],
-                 results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The contraction; without an id (and complexity) where it gave back a network that had been trained before."""
-    event = _last(events, "contraction_proposed")
+def _describe_contraction(contraction: Contraction | None,
+                          results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the contraction; without an id (and complexity) where it gave back a network that had been trained."""
+    if contraction is None:
+        return None
+    if contraction.candidate is None:
+        return {**dict.fromkeys((*SPEC, *RESULT)), "also": [], "notes": [], "axis": contraction.axis,
+                "state": "finished", "reason": None, "why": contraction.reason}
+    return {**_describe_candidate(contraction.candidate, results), "axis": contraction.axis, "why": contraction.reason}
+
+
+def _describe_winner(events: Sequence[Event], final: FinalFinished | None, on_val: bool) -> dict[str, Any] | None:
+    """Return the chosen network; its accuracy is the final training's, None until that has finished."""
+    event = last_of(events, WinnerChosen)
     if event is None:
         return None
-    if event["candidate"] is None:
-        empty = {**{key: None for key in (*SPEC, *RESULT)}, "also": [], "notes": []}
-        return {**empty, "axis": event["axis"], "state": "finished", "reason": None, "why": event["reason"]}
-    return {**_candidate(event["candidate"], results), "axis": event["axis"], "why": event.get("reason")}
+    spec = {key: getattr(event, key) for key in ("id", "gflops", "params", "frames", "resolution", "stride")}
+    result = {key: getattr(final, key, None) for key in ("accuracy", "stderr", "top5", "loss", "split", "val_accuracy",
+                                                         "val_stderr", "wall_s")}
+    return {**spec, "factors": event.factors.as_dict(), **result, "candidate_accuracy": event.accuracy,
+            "candidate_stderr": event.stderr, "why": event.note,
+            "final_started": last_of(events, FinalStarted) is not None,
+            "note": split_note(result["split"], on_val and final is not None)}
 
 
-def _selected_on_val(final: Mapping[str, Any] | None, started: Mapping[str, Any]) -> bool:
-    """Whether the clips that the winner's accuracy comes from also chose the winner: they do without a test split."""
-    if final:
-        return final["split"] == "val"
-    return bool(started) and not (started.get("splits") or {}).get("test")
-
-
-def _winner(events: Sequence[Mapping[str, Any]], final: Mapping[str, Any] | None,
-            selected_on_val: bool) -> dict[str, Any] | None:
-    """The chosen network; its accuracy is the final training's, None until that has finished."""
-    event = _last(events, "winner_chosen")
-    if event is None:
-        return None
-    spec = {key: event.get(key) for key in ("id", "gflops", "params", "factors", "frames", "resolution", "stride")}
-    final = final or {}
-    result = {key: final.get(key) for key in ("accuracy", "stderr", "top5", "loss", "split", "val_accuracy",
-                                              "val_stderr", "wall_s")}
-    return {**spec, **result, "candidate_accuracy": event.get("accuracy"), "candidate_stderr": event.get("stderr"),
-            "why": event.get("note"),
-            "final_started": _last(events, "final_started") is not None,
-            "note": split_note(final.get("split"), selected_on_val and bool(final))}
-
-
-def _busy_s(events: Sequence[Mapping[str, Any]], now: float | None) -> float:
-    """Seconds that the training in progress has had since it was last started; 0 where none is."""
-    starts = [event for event in events if event["event"] in ("candidate_started", "final_started")]
-    ends = ("candidate_finished", "final_finished", "run_resumed", "run_interrupted", "run_failed")
-    if now is None or not starts:
-        return 0.0
-    after = events[max(index for index, event in enumerate(events) if event is starts[-1]) + 1:]
-    return 0.0 if any(event["event"] in ends for event in after) else max(0.0, now - starts[-1]["time"])
+def _busy_s(events: Sequence[Event], now: float | None) -> float:
+    """Return the seconds that the training in progress has had since it was last started; 0 where none is."""
+    starts = CandidateStarted | FinalStarted
+    ends = CandidateFinished | FinalFinished | RunResumed | RunInterrupted | RunFailed
+    last = next((event for event in reversed(events) if isinstance(event, starts | ends)), None)
+    return max(0.0, now - last.time) if now is not None and isinstance(last, starts) else 0.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from expand.expansion.text import AXIS_NAMES, axis_name, cell, duration, number, one_line, percent, value_text
 from expand.report.layout import SimpleTable, lay_out
-from expand.report.text import AXIS_NAMES, axis_name, cell, duration, number, one_line, percent, value_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,9 +92,9 @@ def _path_table(summary: Mapping[str, Any], encoding: str) -> Table:
     for step in summary["steps"]:
         if step["axis"] is None:
             open_count = sum(candidate["state"] not in ("finished", "failed") for candidate in step["candidates"])
-            table.add_row(str(step["step"]), f"not chosen yet: {open_count} of {len(step['candidates'])} to train")
+            table.add_texts(str(step["step"]), f"not chosen yet: {open_count} of {len(step['candidates'])} to train")
         else:
-            table.add_row(str(step["step"]), axis_name(step), value_text(step), number(step["gflops"], 4),
+            table.add_texts(str(step["step"]), axis_name(step), value_text(step), number(step["gflops"], 4),
                           number(step["ratio"]), percent(step["accuracy"], step["stderr"]))
     return table
 
@@ -107,7 +107,7 @@ def _candidates_table(summary: Mapping[str, Any], encoding: str) -> Table:
         if before not in (None, step):
             table.add_section()
         name = "contraction" if kind == "contraction" else axis_name(candidate)
-        table.add_row(str(step) if step != before else "", ">" if candidate.get("selected") else "", name,
+        table.add_texts(str(step) if step != before else "", ">" if candidate.get("selected") else "", name,
                       value_text(candidate), number(candidate["gflops"], 4),
                       percent(candidate["accuracy"], candidate["stderr"]), _state_text(candidate))
         before = step

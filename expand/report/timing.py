@@ -1,4 +1,4 @@
-"""How long a run has worked, and about how long it still will, from its journal alone."""
+"""The time that a run has worked, and an estimate of the time to come, from its journal alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
+
+from expand.expansion.events import Event, RunResumed, RunStarted
 
 USUAL_CANDIDATES = 6
 """Candidates in a step before the first is proposed: one an axis."""
@@ -15,8 +17,9 @@ MOST_STEPS = 64
 """Bound on the steps looked ahead; growth below it would make any figure meaningless."""
 
 
-def elapsed_s(events: Sequence[Mapping[str, Any]], now: float | None) -> float:
-    """Seconds that the run was at work: from each `run_started` or `run_resumed` to the last event before the next.
+def elapsed_s(events: Sequence[Event], now: float | None) -> float:
+    """Return the seconds that the run was at work: from each `run_started` or `run_resumed` to the last event before
+    the next.
 
     What a killed process did after its last event is not counted. `now` (unix seconds) ends the last span of a run that
     is at work; None where it is not. Between two events the clock may have been set: back, and the time between them is
@@ -24,16 +27,16 @@ def elapsed_s(events: Sequence[Mapping[str, Any]], now: float | None) -> float:
     """
     total, last = 0.0, None
     for event in events:
-        if event["event"] in ("run_started", "run_resumed"):
-            last = event["time"]
+        if isinstance(event, RunStarted | RunResumed):
+            last = event.time
         elif last is not None:
-            total, last = total + max(0.0, event["time"] - last), event["time"]
+            total, last = total + max(0.0, event.time - last), event.time
     return total if last is None or now is None else total + max(0.0, now - last)
 
 
 def remaining_s(summary: Mapping[str, Any], busy_s: float = 0.0, *, final_weight: float = 1.0,
                 tolerance: float = 0.0, workers: int = 1) -> float | None:
-    """Estimated seconds of training to come; None until a candidate has finished, 0 when all is done.
+    """Return the estimated seconds of training to come; None until a candidate has finished, 0 when all is done.
 
     The rule: (seconds a GFLOP of the finished candidates: sum of their wall time / sum of their complexities) x (sum of
     the complexities still to be trained, those of steps shared by `workers` processes) - `busy_s`, the time that the
@@ -48,28 +51,28 @@ def remaining_s(summary: Mapping[str, Any], busy_s: float = 0.0, *, final_weight
     """
     if summary["state"] == "finished":
         return 0.0
-    done = [candidate for candidate in _trained(summary) if candidate["state"] == "finished" and candidate["wall_s"]]
+    done = [each for each in _candidates_of(summary) if each["state"] == "finished" and each["wall_s"]]
     cost = sum(candidate["gflops"] for candidate in done)
     if not cost:
         return None
     rate = sum(candidate["wall_s"] for candidate in done) / cost
-    return max(0.0, rate * _to_come_gflops(summary, final_weight, tolerance, workers) - busy_s)
+    return max(0.0, rate * _gflops_to_come(summary, final_weight, tolerance, workers) - busy_s)
 
 
-def _trained(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _candidates_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     contraction = summary["contraction"]
     extra = [contraction] if contraction and contraction["id"] else []
     return [candidate for step in summary["steps"] for candidate in step["candidates"]] + extra
 
 
-def _to_come_gflops(summary: Mapping[str, Any], final_weight: float, tolerance: float, workers: int) -> float:
+def _gflops_to_come(summary: Mapping[str, Any], final_weight: float, tolerance: float, workers: int) -> float:
     winner, contraction, target = summary["winner"], summary["contraction"], summary["target_gflops"] or 0.0
     if winner:
         return 0.0 if winner["accuracy"] is not None else winner["gflops"] * final_weight
     if contraction:
         own = contraction["gflops"] or target
         return own * final_weight + (own if contraction["state"] in ("waiting", "running", "interrupted") else 0.0)
-    open_ones = [candidate["gflops"] for candidate in _trained(summary)
+    open_ones = [candidate["gflops"] for candidate in _candidates_of(summary)
                  if candidate["state"] in ("waiting", "running", "interrupted")]
     to_choose = sum(open_ones) + _steps_gflops(summary, target, target * (1 - tolerance))
     return to_choose / workers + target * final_weight

@@ -11,16 +11,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
 from expand import streams
 from expand.errors import ExpandError, RunError
+from expand.expansion.events import CandidateFinished, CandidateStarted, Event, FinalStarted, RunResumed
 from expand.expansion.state import SearchState
-from expand.report.event_lines import event_line
+from expand.expansion.text import duration, one_line
 from expand.report.summary import summarize
-from expand.report.text import duration, one_line
 from expand.rundir.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Display(Protocol):
     def say(self, text: str) -> None:
         """Show a remark."""
 
-    def event(self, event: dict[str, Any], state: SearchState) -> None:
+    def event(self, event: Event, state: SearchState) -> None:
         """Show an event that was written to the journal; `state` is the one after it."""
 
     def tick(self, job_id: str, tick: Tick) -> None:
@@ -57,7 +57,7 @@ class Quiet:
     def say(self, text: str) -> None:
         """Ignore it."""
 
-    def event(self, event: dict[str, Any], state: SearchState) -> None:
+    def event(self, event: Event, state: SearchState) -> None:
         """Ignore it."""
 
     def tick(self, job_id: str, tick: Tick) -> None:
@@ -80,15 +80,15 @@ class Plain:
         """Show a remark."""
         click.echo(one_line(text))
 
-    def event(self, event: dict[str, Any], state: SearchState) -> None:
+    def event(self, event: Event, state: SearchState) -> None:
         """Show an event as a line, and estimate the time left for the search anew."""
-        if self.paths and event["event"] in ("candidate_finished", "run_resumed", "final_started"):
+        if self.paths and isinstance(event, CandidateFinished | RunResumed | FinalStarted):
             try:
                 remaining_s = summarize(self.paths.root)["remaining_s"]
             except ExpandError:
                 remaining_s = None
             self.ends_at = None if remaining_s is None else time.monotonic() + remaining_s
-        if line := event_line(event):
+        if line := event.line():
             self.say(line)
 
     def tick(self, job_id: str, tick: Tick) -> None:
@@ -125,13 +125,13 @@ class Live(Plain):
         """Show a remark above the bars."""
         self.progress.console.print(one_line(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
-    def event(self, event: dict[str, Any], state: SearchState) -> None:
+    def event(self, event: Event, state: SearchState) -> None:
         """Show an event above the bars, and add or remove the bar of its training."""
         super().event(event, state)
-        if event["event"] == "candidate_started":
-            self.bars[event["id"]] = self.progress.add_task(event["id"], total=None, text="")
-        elif event["event"] == "candidate_finished" and event["id"] in self.bars:
-            self.progress.remove_task(self.bars.pop(event["id"]))
+        if isinstance(event, CandidateStarted):
+            self.bars[event.id] = self.progress.add_task(event.id, total=None, text="")
+        elif isinstance(event, CandidateFinished) and event.outcome.id in self.bars:
+            self.progress.remove_task(self.bars.pop(event.outcome.id))
 
     def tick(self, job_id: str, tick: Tick) -> None:
         """Move a training's bar on."""
@@ -186,9 +186,9 @@ class Logged:
         self._write(one_line(text))
         self.display.say(text)
 
-    def event(self, event: dict[str, Any], state: SearchState) -> None:
+    def event(self, event: Event, state: SearchState) -> None:
         """Write and show an event."""
-        if line := event_line(event):
+        if line := event.line():
             self._write(line)
         self.display.event(event, state)
 

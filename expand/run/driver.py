@@ -1,6 +1,6 @@
 """The one loop with side effects: propose, train, journal, select, until the target; then contract and finish.
 
-Every decision is `expand.expansion.state.decide`'s; this module carries it out and writes the event down. An event is
+Every decision is `expand.expansion.decide.decide`'s; this module carries it out and writes the event down. An event is
 written after what it speaks of is on disk, so that a kill at any instant loses no more than the training since the
 last checkpoint.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 from expand.config import Config
 from expand.data import PreparedData
@@ -18,10 +17,23 @@ from expand.errors import CandidateFailed, ExpandError, Interrupted, RunError
 from expand.executors import make_executor
 from expand.executors.base import Executor, Listener
 from expand.executors.fork_server import ForkServer
-from expand.expansion.events import FINAL
+from expand.expansion.decide import Action, Done, Stuck, Train, TrainFinal, decide
+from expand.expansion.events import (
+    FINAL,
+    CandidateFinished,
+    CandidateRetried,
+    CandidateStarted,
+    Event,
+    FinalFinished,
+    FinalStarted,
+    RunFailed,
+    RunInterrupted,
+    StepRetried,
+    WinnerChosen,
+)
 from expand.expansion.rules import Space
-from expand.expansion.state import Done, Record, SearchState, Stuck, Train, TrainFinal, decide
-from expand.expansion.types import Candidate
+from expand.expansion.state import SearchState
+from expand.expansion.types import Candidate, Outcome
 from expand.exports.card import write_card
 from expand.run.display import Display
 from expand.rundir.files import cannot_write, write_atomic
@@ -64,29 +76,29 @@ class Driver:
                 while not isinstance(action := decide(self.state, self.space), Done):
                     self._carry_out(action, executor)
         except Interrupted as interruption:
-            self._record_end("run_interrupted", reason=interruption.what)
+            self._record_end(RunInterrupted(reason=interruption.what))
             raise Interrupted("stopped; all work so far is kept", where=str(self.paths.root),
                               fix=f"go on with: x3d-expand resume {self.paths.root}") from None
         except ExpandError as error:
             self.check()  # where the whole directory is gone, a training may have met that first, at a file of its own
-            self._record_end("run_failed", reason=str(error))
+            self._record_end(RunFailed(reason=str(error)))
             raise
 
     def _is_to_stop(self) -> bool:
         self.check()
         return self.stop()
 
-    def _record_end(self, event: str, reason: str) -> None:
+    def _record_end(self, event: Event) -> None:
         """Write down why work ends, where that is possible: on a full disk it may not be, and no decision depends on
         it."""
         with suppress(ExpandError):
-            self.record(event, reason=reason)
+            self.record(event)
 
-    def record(self, event: str, **fields: Any) -> None:
+    def record(self, event: Event) -> None:
         """Write an event down and fold it into the state."""
         self.check()
-        written = self.journal.append(event, **fields)
-        self.state = self.state.apply(written)
+        written = self.journal.append(event)
+        self.state = written.apply(self.state)
         self.display.event(written, self.state)
 
     def retry_failed(self) -> None:
@@ -100,28 +112,25 @@ class Driver:
                         file.unlink(missing_ok=True)
                     except OSError as error:
                         raise cannot_write(file, error) from error
-            self.record("step_retried", step=action.step.number, ids=[c.id for c in action.step.candidates])
+            self.record(StepRetried(step=action.step.number, ids=tuple(c.id for c in action.step.candidates)))
 
-    def _carry_out(self, action: Any, executor: Executor) -> None:
+    def _carry_out(self, action: Action, executor: Executor) -> None:
         if self.stop():
             raise Interrupted("stopped")
-        if isinstance(action, Record):
-            if action.event == "winner_chosen":
-                self._write_network(action)
-            self.record(action.event, **action.fields)
+        if isinstance(action, Event):
+            if isinstance(action, WinnerChosen):
+                network = self._network(self.paths.root.resolve().name, action.network)
+                write_atomic(self.paths.network, dump_network(network))
+            self.record(action)
         elif isinstance(action, Train):
             for finished in executor.run([self._job(candidate) for candidate in action.candidates]):
-                self.record("candidate_finished", **finished.fields)
+                self.record(CandidateFinished(outcome=Outcome.from_dict(finished.fields)))
         elif isinstance(action, TrainFinal):
             self._train_final(action.winner, executor)
         elif isinstance(action, Stuck):
             raise RunError(action.reason, where=str(self.paths.root),
                            fix=f"x3d-expand resume {self.paths.root} trains them again; look at the recipe "
                                "(candidate.lr, candidate.batch_size) first, in a new run")
-
-    def _write_network(self, action: Record) -> None:
-        winner = Candidate.from_dict(action.fields["network"])
-        write_atomic(self.paths.network, dump_network(self._network(self.paths.root.resolve().name, winner)))
 
     def _network(self, name: str, candidate: Candidate) -> Network:
         data = self.config.data
@@ -135,12 +144,12 @@ class Driver:
     def _record_start(self, job: Job, worker: str) -> None:
         resumed = job.paths.checkpoint.exists()
         if job.kind is Kind.FINAL:
-            self.record("final_started", resumed=resumed, worker=worker)
+            self.record(FinalStarted(resumed=resumed, worker=worker))
         else:
-            self.record("candidate_started", id=job.id, resumed=resumed, worker=worker)
+            self.record(CandidateStarted(id=job.id, resumed=resumed, worker=worker))
 
     def _record_retry(self, job: Job, attempt: int, reason: str) -> None:
-        self.record("candidate_retried", id=job.id, attempt=attempt, reason=reason)
+        self.record(CandidateRetried(id=job.id, attempt=attempt, reason=reason))
 
     def _train_final(self, winner: Candidate, executor: Executor) -> None:
         job = replace(self._job(winner), id=FINAL, network=load_network(self.paths.network), recipe=self.config.final,
@@ -152,4 +161,4 @@ class Driver:
             raise RunError(f"the winner's final training failed: {error.what}", where=str(self.paths.root),
                            fix="its network is in final/network.yaml; change the final recipe in a new run") from error
         write_card(self.paths)
-        self.record("final_finished", **finished.fields)
+        self.record(FinalFinished.read(finished.fields, ""))

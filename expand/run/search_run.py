@@ -16,17 +16,18 @@ from expand.data import list_clips
 from expand.data.sources import write_run_list
 from expand.errors import UsageError
 from expand.executors import early_start
+from expand.expansion.events import RunResumed, RunStarted
 from expand.expansion.forecast import check_target, largest_resolution
 from expand.expansion.rules import Space
 from expand.expansion.state import SearchState
-from expand.report.text import duration
+from expand.expansion.text import duration
 from expand.run.directory import check_free, choose_dir, stored_config
 from expand.run.display import Display, Logged, Quiet
 from expand.run.resolve import check_recipes, check_unchanged, resolve_config
 from expand.run.run_clips import list_again, prepare_again, prepare_clips
 from expand.run.stop import stop_signals
 from expand.rundir.files import make_dir, write_atomic, write_json
-from expand.rundir.journal import Journal, read_events, run_started
+from expand.rundir.journal import Journal, read_events
 from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
 from expand.version import __version__
@@ -93,24 +94,26 @@ def resume(run_dir: Path, display: Display | None, values: Mapping[str, Any] | N
     with RunLock(paths) as lock:
         config = stored_config(paths, values)
         events = read_events(paths.journal)
-        if SearchState.from_events(events).finished:
+        state = SearchState.from_events(events)
+        if state.finished:
             if not paths.card.exists():  # it was deleted, or an older version ran
                 from expand.exports.card import write_card
 
                 write_card(paths)
             display.say(f"{run_dir} is finished")
             return paths.root
-        started = run_started(events)
+        started = state.started
         if started:
-            check_unchanged(started["config"], config, str(paths.config))
-        listed = list_again(paths.clips, config.data, started["classes"] if started else None)
+            check_unchanged(started.config, config, str(paths.config))
+        listed = list_again(paths.clips, config.data, started.classes if started else None)
         space = Space(config.search, len(listed.classes))
         with early_start(config.run) as fork_server:  # it imports torch in its own process while this one does
             from expand.run.machine import look_at_gpus
             from expand.training.runtime import Runtime
 
             runtime = Runtime.of(config.run, look_at_gpus(config.run, fork_server))
-            data = prepare_again(listed, paths.clips, config.data, started, largest_resolution(space), display.say)
+            data = prepare_again(listed, paths.clips, config.data, started.own_fields() if started else None,
+                                 largest_resolution(space), display.say)
             _drive(config, space, paths, data, runtime, display, fork_server, lock)
     return paths.root
 
@@ -122,21 +125,15 @@ def _drive(config: Config, space: Space, paths: RunPaths, data: PreparedData, ru
 
     display, journal, events = Logged(display, paths), Journal(paths.journal), read_events(paths.journal)
     display.opened(paths)
-    if run_started(events) is None:
-        written = journal.append(
-            "run_started", name=paths.root.resolve().name, version=__version__,
-            target_gflops=config.search.target_gflops, criterion=config.search.criterion,
-            tolerance=config.search.tolerance, workers=config.run.workers,
-            final_weight=cast(int, config.final.epochs) / cast(int, config.candidate.epochs),
-            classes=list(data.classes), splits=data.counts, fingerprint=data.fingerprint, config=dump_config(config))
-    else:
-        written = journal.append("run_resumed")
+    state = SearchState.from_events(events)
+    written = journal.append(RunResumed() if state.started else _start_event(config, space, paths, data))
+    state = written.apply(state)
     make_dir(paths.candidates)  # trainings make their own folders in it, and nothing above
-    display.event(written, SearchState())
+    display.event(written, state)
     for remark in runtime.remarks(config.run.workers):
         display.say(remark)
     with stop_signals() as stop:
-        driver = Driver(config, space, paths, data, runtime, journal, SearchState.from_events(events), display,
+        driver = Driver(config, space, paths, data, runtime, journal, state, display,
                         stop.is_set, fork_server, lock.check)
         try:
             driver.retry_failed()
@@ -165,3 +162,12 @@ def write_report(paths: RunPaths) -> None:
     write_atomic(paths.steps_csv, steps_frame(summary).to_csv(index=False))
     for out in (paths.plot_png, paths.plot_svg):
         plot_expansion(summary, out)
+
+
+def _start_event(config: Config, space: Space, paths: RunPaths, data: PreparedData) -> RunStarted:
+    search = config.search
+    return RunStarted(
+        name=paths.root.resolve().name, version=__version__, target_gflops=space.target,
+        criterion=search.criterion, tolerance=search.tolerance, workers=config.run.workers,
+        final_weight=cast(int, config.final.epochs) / cast(int, config.candidate.epochs), classes=tuple(data.classes),
+        splits=data.counts, fingerprint=data.fingerprint, config=dump_config(config))

@@ -21,11 +21,11 @@ from expand.data.sources import quantity, write_run_list
 from expand.device_faults import WAY_OUT
 from expand.errors import CandidateFailed, DeviceFault, Interrupted, RunError
 from expand.expansion.events import FINAL
+from expand.expansion.text import percent
 from expand.exports.card import write_card
 from expand.kernels import library
 from expand.model import X3D
 from expand.model.weights import load_checkpoint, read_checkpoint
-from expand.report.text import percent
 from expand.run.directory import check_free
 from expand.run.display import Display, Logged, Quiet
 from expand.run.machine import describe_environment

@@ -4,7 +4,7 @@ A line counts as soon as its JSON is whole. The line end comes last, so of an ap
 a torn line (no event: dropped by the next append) or a whole one without its line end (an event: the next append adds
 the line end). No prefix of a JSON object is itself one, so the two cannot be confused.
 
-Whoever reads a journal gets events that were looked at (`expand.expansion.events`): it may be a stranger's.
+A journal may be untrusted: reading checks every event and its place (`expand.expansion.events`).
 """
 
 from __future__ import annotations
@@ -13,24 +13,22 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from expand.bounded_files import file_type, read_bounded, size_text
 from expand.errors import RunError
-from expand.expansion.events import FIELDS, Course, event_name
-from expand.field_checks import Wrong
+from expand.expansion.events import Event, read_event
+from expand.expansion.state import SearchState
+from expand.field_checks import Wrong, number, record, shown, text
 from expand.rundir.files import cannot_write, from_json, sync_dir, to_json
-
-Event = dict[str, Any]
 
 LARGEST = 32_000_000
 """Bytes of a journal; a candidate takes about 1,500 of them."""
 LONGEST = 8_000_000
 """Bytes of a line; the first one, which names the classes, is the longest."""
-LATEST = 1e12
-"""Unix seconds, either way, that the time of an event may be: some 30,000 years."""
 CHANGED = ("Take the journal back from a copy. If this is its last line, delete the line: the run does that piece of "
            "work again.")
 OTHER = ("The journal was written by another version, or changed by hand; use the version that wrote it, or take the "
@@ -47,70 +45,73 @@ class Journal:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path, self.clock = Path(path), clock
 
-    def append(self, event: str, **fields: Any) -> Event:
-        """Adds one event and returns it as `read_events` will give it; it is on the disk when this returns.
+    def append(self, event: Event) -> Event:
+        """Add one event, with the time, and return it as `read_events` will give it; it is on the disk when this
+        returns.
 
-        Repairs a torn last line first. Raises `RunError` where the disk refuses, and for an event that nobody could
+        Repairs a torn last line first. Raises `RunError` where the disk refuses, and for an event that could not be
         read again; what is in the journal then stays.
         """
-        line = to_json({"event": event, "time": self.clock(), **fields}).encode("utf-8")
-        written = from_json(line)
-        self._check(written, len(line))
+        line = to_json(replace(event, time=self.clock()).as_dict()).encode("utf-8")
+        content = from_json(line)
         try:
-            self._append_line(line)
+            if len(line) > LONGEST:
+                raise Wrong(f"it is longer than {size_text(LONGEST)}")
+            written = read_event(content)
+        except Wrong as error:
+            raise RunError(f"the event {shown(content['event'])} was not written, since it cannot be: {error}",
+                           where=str(self.path), fix=WITHHELD) from error
+        is_new = not self.path.exists()
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        try:
+            handle = os.open(self.path, flags, 0o666)
+            with open(handle, "r+b", buffering=0) as file:
+                if not stat.S_ISREG(mode := os.fstat(handle).st_mode):
+                    raise OSError(errno.EINVAL, f"it is {file_type(mode)}, not a file")
+                _repair_end(file.fileno())
+                _write_all(file.fileno(), line + b"\n")
+                os.fsync(file.fileno())
+            if is_new:
+                sync_dir(self.path.parent)
         except OSError as error:
             raise cannot_write(self.path, error) from error
         return written
 
-    def _check(self, event: Event, size: int) -> None:
-        try:
-            if size > LONGEST:
-                raise Wrong(f"it is longer than {size_text(LONGEST)}")
-            FIELDS.get(event["event"], _anything)(event, "")
-        except Wrong as error:
-            raise RunError(f"the event {event_name(event)} was not written, since it cannot be: {error}",
-                           where=str(self.path), fix=WITHHELD) from error
 
-    def _append_line(self, line: bytes) -> None:
-        is_new = not self.path.exists()
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-        handle = os.open(self.path, flags, 0o666)
-        with open(handle, "r+b", buffering=0) as file:
-            if not stat.S_ISREG(mode := os.fstat(handle).st_mode):
-                raise OSError(errno.EINVAL, f"it is {file_type(mode)}, not a file")
-            _repair(file.fileno())
-            _write_all(file.fileno(), line + b"\n")
-            os.fsync(file.fileno())
-        if is_new:
-            sync_dir(self.path.parent)
+AnEvent = TypeVar("AnEvent", bound=Event)
 
 
-def run_started(events: Iterable[Event]) -> Event | None:
-    """The event with which a run began, if it did."""
-    return next((event for event in events if event["event"] == "run_started"), None)
+def last_of(events: Sequence[Event], kind: type[AnEvent]) -> AnEvent | None:
+    """Return the last event of one kind, if there is one."""
+    return next((event for event in reversed(events) if isinstance(event, kind)), None)
 
 
 def read_events(path: Path) -> list[Event]:
-    """The events of the journal `path`, oldest first; none where there is no file. Never changes the file, so that
-    another process may read while the run goes on.
+    """Return the events of the journal `path`, oldest first; none where there is no file. Never changes the file, so
+    that another process may read while the run goes on.
 
     A torn last line is no event. Raises `RunError` with the line's number for any other line that is not an event, and
     for an event that no search can have written there.
     """
-    lines = _lines(Path(path))
-    events, course = [], Course()
-    for number, line in enumerate(lines, start=1):
-        event = _event(line)
-        if event is not None:
-            _take(course, event, f"{path}, line {number}")
+    lines, events, state = _read_lines(Path(path)), [], SearchState()
+    for place, line in enumerate(lines, start=1):
+        content = _parse_event(line)
+        if content is not None:
+            try:
+                event = read_event(content)
+                event.check_order(state)
+            except Wrong as error:
+                raise RunError(f"the event {shown(content['event'])} cannot be: {error}", where=f"{path}, line {place}",
+                               fix=OTHER) from error
+            state = event.apply(state)
             events.append(event)
-        elif line.strip() and number < len(lines):
+        elif line.strip() and place < len(lines):
             raise RunError("is not an event of the journal; the file was changed by something other than the run",
-                           where=f"{path}, line {number}", fix=CHANGED)
+                           where=f"{path}, line {place}", fix=CHANGED)
     return events
 
 
-def _lines(path: Path) -> list[bytes]:
+def _read_lines(path: Path) -> list[bytes]:
     try:
         lines = read_bounded(path, LARGEST).split(b"\n")
     except FileNotFoundError:
@@ -118,39 +119,28 @@ def _lines(path: Path) -> list[bytes]:
     except OSError as error:
         raise RunError(f"cannot be read: {error.strerror or error}", where=str(path),
                        fix="Check the path and its permissions, or take the journal back from a copy.") from error
-    for number, line in enumerate(lines, start=1):
+    for place, line in enumerate(lines, start=1):
         if len(line) > LONGEST:
-            raise RunError(f"is longer than {size_text(LONGEST)}, which no event is", where=f"{path}, line {number}",
+            raise RunError(f"is longer than {size_text(LONGEST)}, which no event is", where=f"{path}, line {place}",
                            fix=CHANGED)
     return lines
 
 
-def _anything(value: Any, name: str) -> None:
-    """Of an event that decides nothing here, every field is right."""
+_check_head = record({"event": text(LONGEST), "time": number(-1e12, 1e12)})
+"""The fields of every event. The time is unix seconds, within some 30,000 years either way."""
 
 
-def _take(course: Course, event: Event, where: str) -> None:
-    try:
-        course.check(event)
-    except Wrong as error:
-        raise RunError(f"the event {event_name(event)} cannot be: {error}", where=where, fix=OTHER) from error
-
-
-def _event(line: bytes) -> Event | None:
-    """The event in `line`, or None where it holds no whole one."""
+def _parse_event(line: bytes) -> dict[str, Any] | None:
+    """Return the fields of the event in `line`, or None where it holds no whole one."""
     try:
         value = from_json(line)
+        _check_head(value, "")
     except ValueError:
         return None
-    is_event = isinstance(value, dict) and isinstance(value.get("event"), str) and _is_time(value.get("time"))
-    return value if is_event else None
+    return value
 
 
-def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LATEST <= value <= LATEST
-
-
-def _repair(handle: int) -> None:
+def _repair_end(handle: int) -> None:
     """Ends a whole last line, or cuts a torn one off. Reads the file only where its last byte is not a line end."""
     size = os.fstat(handle).st_size
     if size == 0 or os.pread(handle, 1, size - 1) == b"\n":
@@ -158,7 +148,7 @@ def _repair(handle: int) -> None:
     if size > LARGEST:
         raise OSError(errno.EFBIG, f"it is larger than {size_text(LARGEST)}")
     tail = os.pread(handle, size, 0).rpartition(b"\n")[2]
-    if _event(tail) is None:
+    if _parse_event(tail) is None:
         os.ftruncate(handle, size - len(tail))
     else:
         _write_all(handle, b"\n")

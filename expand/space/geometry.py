@@ -95,7 +95,8 @@ class Geometry:
         Raises `UsageError` where gamma_b leaves a block without a filter.
         """
         widths = stage_widths(factors.gamma_w, factors.gamma_b)
-        stem, stages, outer_in = widths[0][0], [], widths[0][0]
+        stem = outer_in = widths[0][0]
+        stages: list[tuple[Block, ...]] = []
         for (outer, inner), base_depth in zip(widths, BASE_DEPTHS, strict=True):
             if inner < 1:
                 raise UsageError(f"gamma_b {factors.gamma_b:g} leaves blocks of {outer} channels without a filter",

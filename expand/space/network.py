@@ -68,7 +68,8 @@ class Network:
         if problems:
             raise UsageError("; ".join(problems), where=where,
                              fix="a network has 'network', 'classes' and 'factors' with the six gammas")
-        gammas = {f.name: (int if f.type == "int" else float)(content["factors"][f.name]) for f in fields(Factors)}
+        gammas: dict[str, Any] = {f.name: (int if f.type == "int" else float)(content["factors"][f.name])
+                                  for f in fields(Factors)}
         names = content.get("class_names")
         return cls(str(content.get("network", name)), Factors(**gammas), content["classes"],
                    None if names is None else tuple(names), float(content.get("mean", cls.mean)),
@@ -159,7 +160,8 @@ def factor_problems(factors: Any) -> Iterator[str]:
             hint = did_you_mean(str(name)[:SHOWN], names)
             yield f"unknown factor {shown(name)}" + (f", {hint}" if hint else "")
     for f in fields(Factors):
-        value, (low, high) = factors.get(f.name), BOUNDS[f.name]
+        value: Any = factors.get(f.name)
+        low, high = BOUNDS[f.name]
         is_number = isinstance(value, int if f.type == "int" else (int, float)) and not isinstance(value, bool)
         wrong = wrong or not (is_number and low <= value <= high)
         if not is_number:

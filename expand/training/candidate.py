@@ -13,8 +13,8 @@ from expand.data import PreparedData
 from expand.data.loading.prefetch import dead_worker
 from expand.device_faults import faults_explained, first_line, lacks_memory
 from expand.errors import CandidateFailed, Interrupted, RunError
-from expand.expansion.events import FIELDS
-from expand.expansion.types import Outcome
+from expand.expansion.events import FinalFinished
+from expand.expansion.types import Outcome, read_outcome
 from expand.field_checks import Check, Wrong, record, shown, text
 from expand.rundir.files import cannot_write, jsonable, read_json, write_atomic, write_json
 from expand.space.network import dump_network
@@ -27,8 +27,7 @@ from expand.training.runtime import Runtime
 NO_MEMORY = "out of memory; a smaller batch_size, or a larger accumulation, needs less"
 
 _owned = record({"identity": text(200)}, {"digest": text(200)})
-_final = record({"result": FIELDS["final_finished"]})
-_candidate = FIELDS["candidate_finished"]
+_final = record({"result": FinalFinished.read})
 
 
 def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> Outcome:
@@ -38,7 +37,7 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
     lack of memory, or an operator that fails gives a failed outcome with its reason. Raises `Interrupted` when asked to
     stop; a checkpoint is then on disk.
     """
-    known = known_outcome(job, _candidate, hooks.log)
+    known = known_outcome(job, read_outcome, hooks.log)
     if known is not None:
         _delete_previous_checkpoint(job)
         return Outcome.from_dict(known)
@@ -56,7 +55,7 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
         job.id, "finished", accuracy=evaluation.accuracy, stderr=evaluation.stderr, top5=evaluation.top5,
         loss=evaluation.loss, wall_s=sum(seconds.values()), peak_memory_mb=runtime.peak_memory_mb(),
         clips_per_s=progress.clips / progress.train_s if progress.train_s else 0.0,
-        breakdown={name: round(value, 4) for name, value in seconds.items()}, notes=training.notes)
+        breakdown={name: round(value, 4) for name, value in seconds.items()}, notes=tuple(training.notes))
     _write_outcome(job, data, outcome, evaluation.confusion)
     checkpoint.save_weights(job.paths.checkpoint, training.result)
     _delete_previous_checkpoint(job)

@@ -6,12 +6,12 @@ Real processes that are killed are in test_run.py and test_faults.py.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,8 +24,10 @@ import expand
 from expand.config import parse_config
 from expand.errors import Interrupted
 from expand.executors.base import Finished, run_job
+from expand.expansion.decide import decide
+from expand.expansion.events import CandidateFinished, Event, FinalStarted, RunStarted
 from expand.expansion.rules import Space
-from expand.expansion.state import Record, SearchState, decide
+from expand.expansion.state import SearchState
 from expand.run import driver
 from expand.run import search_run as session
 from expand.rundir.journal import Journal, read_events
@@ -103,11 +105,11 @@ def remade(finished, tmp_path_factory):
 def _forget_later_files(run_dir: Path) -> None:
     """Deletes what the run wrote after the last event that is left of it."""
     left = read_events(run_dir / "journal.jsonl")
-    ended = {event["id"] for event in left if event["event"] == "candidate_finished"}
+    ended = {event.outcome.id for event in left if isinstance(event, CandidateFinished)}
     for folder in (run_dir / "candidates").iterdir():
         if folder.name not in ended:
             shutil.rmtree(folder)
-    kinds = {event["event"] for event in left}
+    kinds = {event.kind for event in left}
     for file in (run_dir / "final").iterdir():
         if "final_finished" not in kinds and not ("winner_chosen" in kinds and file.name == "network.yaml"):
             file.unlink()
@@ -167,7 +169,7 @@ def test_the_run_cut_at_an_event_and_stopped_at_an_update_trains_to_the_same_end
 def test_every_byte_of_every_last_line_leaves_a_journal_that_goes_on_to_the_same_bytes(finished, tmp_path):
     lines, events = _lines(finished), read_events(finished / "journal.jsonl")
     space = Space(parse_config((finished / "config.yaml").read_text(), "config.yaml").search,
-                  len(events[0]["classes"]))
+                  len(events[0].classes))
     path = tmp_path / "journal.jsonl"
     for count, line in enumerate(lines):
         _decides_as_it_did(decide(SearchState.from_events(events[:count]), space), events[count:])
@@ -176,16 +178,12 @@ def test_every_byte_of_every_last_line_leaves_a_journal_that_goes_on_to_the_same
             whole = count + (torn == len(line) - 1)  # only the line end is missing
             assert read_events(path) == events[:whole]
             if whole < len(events) and (torn % 16 == 0 or torn > len(line) - 3):  # an append waits for the disk
-                again = dict(events[whole])
-                journal = Journal(path, clock=lambda again=again: again["time"])
-                written = journal.append(again["event"], **{key: again[key] for key in list(again)[2:]})
+                written = Journal(path, clock=lambda time=events[whole].time: time).append(events[whole])
                 assert written == events[whole] and path.read_bytes() == b"".join(lines[:whole + 1])
 
 
-def _decides_as_it_did(action: Any, then: list[dict[str, Any]]) -> None:
+def _decides_as_it_did(action: Any, then: list[Event]) -> None:
     """What is decided is the next decision that the undisturbed run wrote down."""
-    if isinstance(action, Record):
-        written = next(event for event in then if event["event"] not in ("run_started", "final_started"))
-        assert written["event"] == action.event
-        assert json.loads(json.dumps(action.fields)) == {
-            key: value for key, value in written.items() if key not in ("event", "time")}
+    if isinstance(action, Event):
+        written = next(event for event in then if not isinstance(event, RunStarted | FinalStarted))
+        assert written == replace(action, time=written.time)

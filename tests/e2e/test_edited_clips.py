@@ -98,7 +98,7 @@ def resumed(run: Path) -> list[str]:
     with pytest.raises(Interrupted):
         api.resume(run, display=display)
     if (run / "journal.jsonl").exists():
-        assert [event["event"] for event in read_events(RunPaths(run).journal)][-1] == "run_resumed"
+        assert read_events(RunPaths(run).journal)[-1].kind == "run_resumed"
     return display.said
 
 

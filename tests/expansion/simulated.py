@@ -9,8 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from expand.config.schema import BasisConfig, LimitsConfig, SearchConfig
+from expand.expansion.decide import Done, Stuck, Train, decide
+from expand.expansion.events import Event as TypedEvent
+from expand.expansion.events import read_event
 from expand.expansion.rules import Space
-from expand.expansion.state import Done, Record, SearchState, Stuck, Train, decide
+from expand.expansion.state import SearchState
 from expand.expansion.types import Candidate, Outcome
 from expand.space.factors import PUBLISHED_CLASSES
 
@@ -60,31 +63,36 @@ def failing(accuracy: Accuracy, *words: str) -> Accuracy:
     return lambda candidate: None if any(word in candidate.id for word in words) else accuracy(candidate)
 
 
+def state_of(events: Iterable[Event]) -> SearchState:
+    """The state after events as they stand in a journal."""
+    return SearchState.from_events(map(read_event, events))
+
+
 def simulate(space: Space, accuracy: Accuracy, events: Iterable[Event] = ()) -> tuple[list[Event], Done | Stuck]:
-    """Carries a search on from `events` by `decide` and `apply` alone; returns all events and the last action.
+    """Carries a search on from `events` by `decide` and the events alone; returns all events and the last action.
 
     Every event passes through JSON, as in a journal.
     """
     written = list(events)
-    state = SearchState.from_events(written)
+    state = state_of(written)
     for _ in range(1000):
         action = decide(state, space)
         if isinstance(action, Done | Stuck):
             return written, action
         for event in _carry_out(action, accuracy):
             written.append(json.loads(json.dumps(event)))
-            state = state.apply(written[-1])
+            state = read_event(written[-1]).apply(state)
     raise AssertionError("the search does not end")
 
 
 def _carry_out(action: Any, accuracy: Accuracy) -> Iterable[Mapping[str, Any]]:
-    if isinstance(action, Record):
-        yield {"event": action.event, **action.fields}
+    if isinstance(action, TypedEvent):
+        yield {"event": action.kind, **action.own_fields()}
     elif isinstance(action, Train):
         for candidate in action.candidates:
             yield {"event": "candidate_finished", **outcome(candidate.id, accuracy(candidate)).as_dict()}
     else:
-        yield {"event": "final_finished", "accuracy": 0.9, "stderr": 0.01, "split": "test"}
+        yield {"event": "final_finished", "accuracy": 0.9, "stderr": 0.01, "split": "test", "wall_s": 3.0}
 
 
 def of_kind(events: Iterable[Event], kind: str) -> list[Event]:

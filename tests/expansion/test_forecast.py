@@ -1,4 +1,4 @@
-"""What is to come: targets that leave nothing to search, paths of a plan, counts and costs."""
+"""Forecasts: targets that leave nothing to search, paths of a plan, counts and costs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from expand.config.schema import GridConfig, LimitsConfig
 from expand.errors import UsageError
 from expand.expansion.forecast import check_target, follow, forecast, largest_resolution
 from expand.expansion.rules import propose
-from expand.expansion.state import SearchState
 from expand.space.axes import AXES
 from expand.space.factors import PRESETS
-from tests.expansion.simulated import PAPER_PATH, chance_of, flat, paper_space, simulate, small_space
+from tests.expansion.simulated import PAPER_PATH, chance_of, flat, paper_space, simulate, small_space, state_of
 
 
 def refusal(call, *args):
@@ -90,7 +89,7 @@ def test_an_axis_that_cannot_grow_is_refused_with_its_reason():
 def test_with_one_axis_the_forecast_is_the_search(axis):
     space = small_space(0.0075, axes=(axis,))
     events, _ = simulate(space, flat)
-    state = SearchState.from_events(events)
+    state = state_of(events)
     trained = [step.candidates for step in state.steps]
     if state.contraction and state.contraction.candidate:
         trained.append((state.contraction.candidate,))
@@ -107,7 +106,7 @@ def test_a_forecast_starts_with_the_basis_and_passes_the_target_once(target):
     assert len(contracted) <= 1 and all(c.gflops <= target for c in contracted)
     growing = steps[1:-1] if contracted else steps[1:]
     assert [step[0].step for step in growing] == list(range(1, len(growing) + 1))
-    assert not any(space.reached(min(c.gflops for c in step)) for step in growing[:-1])
+    assert not any(space.is_reached_by(min(c.gflops for c in step)) for step in growing[:-1])
 
 
 def test_the_forecast_count_is_near_that_of_any_search():
@@ -136,7 +135,7 @@ def test_a_forecast_ends_where_no_axis_can_grow():
 def test_no_search_tries_a_larger_resolution_than_foreseen(seed, target, grid, limit):
     space = small_space(target, grid=GridConfig(resolution=grid), limits=LimitsConfig(resolution=limit))
     events, _ = simulate(space, chance_of(seed))
-    state = SearchState.from_events(events)
+    state = state_of(events)
     tried = max(c.factors.resolution for step in state.steps for c in step.candidates)
     assert tried <= largest_resolution(space) <= (limit or 1000)
 
@@ -144,7 +143,7 @@ def test_no_search_tries_a_larger_resolution_than_foreseen(seed, target, grid, l
 def test_the_largest_resolution_is_no_larger_than_it_needs_to_be():
     space = small_space(0.0075, axes=("x_spatial",), tolerance=0.0, expansion_rate=1.5)
     events, _ = simulate(space, flat)
-    tried = max(c.factors.resolution for step in SearchState.from_events(events).steps for c in step.candidates)
+    tried = max(c.factors.resolution for step in state_of(events).steps for c in step.candidates)
     assert tried <= largest_resolution(space) <= tried + 32
 
 

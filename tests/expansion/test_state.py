@@ -1,4 +1,4 @@
-"""Whole searches by `decide` and `apply` alone, with made-up accuracies."""
+"""Whole searches by `decide` and the events alone, with made-up accuracies."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expand.config.schema import CRITERIA, GridConfig, LimitsConfig
+from expand.expansion.decide import Done, Stuck, Train, TrainFinal, decide
+from expand.expansion.events import RunFinished, read_event
 from expand.expansion.rules import contract, propose, select
-from expand.expansion.state import Done, Record, SearchState, Stuck, Train, TrainFinal, decide
 from expand.expansion.types import Candidate, Outcome
-from tests.expansion.simulated import chance_of, failing, flat, of_kind, outcome, simulate, small_space
+from tests.expansion.simulated import chance_of, failing, flat, of_kind, outcome, simulate, small_space, state_of
 
 TARGET = 0.0075
 ACCURACY = chance_of(5)  # x_fast, x_bottleneck, x_width, and a contraction of x_width
@@ -31,19 +32,19 @@ def test_a_search_lands_on_its_target_by_the_documented_decisions(seed, criterio
     space = small_space(TARGET, criterion=criterion)
     events, action = simulate(space, chance_of(seed))
     assert action == Done() and events[-1] == {"event": "run_finished"}
-    state = SearchState.from_events(events)
+    state = state_of(events)
     assert [step.number for step in state.steps] == list(range(len(state.path)))
     for before, step in zip(state.path, state.steps[1:]):
         proposal = propose(space, before.factors, step.number)
         assert (step.candidates, step.excluded) == (proposal.candidates, proposal.excluded)
         selection = select(space, before, state.outcomes[before.id].accuracy, step.candidates, state.outcomes)
         assert step.winner == selection.winner
-        assert not space.reached(before.gflops)
+        assert not space.is_reached_by(before.gflops)
     last = state.path[-1]
     if last.gflops > TARGET:
         assert state.winner == (contract(space, state.path[-2].factors, last) or state.path[-2])
     else:
-        assert state.winner == last and space.reached(last.gflops)
+        assert state.winner == last and space.is_reached_by(last.gflops)
     assert state.winner.gflops <= TARGET
 
 
@@ -82,17 +83,17 @@ def test_the_outcomes_of_a_step_may_come_in_any_order():
 
 def test_events_that_decide_nothing_change_nothing():
     events, _ = simulate(small_space(TARGET), ACCURACY)
-    state = SearchState.from_events(events)
-    for event in ("run_started", "candidate_started", "run_interrupted", "run_resumed", "run_failed", "of_the_future"):
-        assert state.apply({"event": event, "id": "s01-x_fast", "reason": "stopped"}) is state
+    state = state_of(events)
+    for event in ("candidate_started", "run_interrupted", "run_resumed", "run_failed", "of_the_future"):
+        assert read_event({"event": event, "id": "s01-x_fast", "reason": "stopped"}).apply(state) is state
 
 
 def test_folding_an_event_in_leaves_the_state_before_as_it_was():
     events, _ = simulate(small_space(TARGET), ACCURACY)
-    before = SearchState.from_events(events[:5])
+    before = state_of(events[:5])
     outcomes, steps = dict(before.outcomes), before.steps
-    SearchState.from_events(events)
-    before.apply(events[5])
+    state_of(events)
+    read_event(events[5]).apply(before)
     assert (dict(before.outcomes), before.steps) == (outcomes, steps)
 
 
@@ -102,7 +103,7 @@ def test_only_what_has_no_outcome_is_trained():
     start = next(i for i, event in enumerate(events) if event.get("step") == 1)
     candidates = [c["id"] for c in events[start]["candidates"]]
     for done in range(len(candidates)):
-        action = decide(SearchState.from_events(events[:start + 1 + done]), space)
+        action = decide(state_of(events[:start + 1 + done]), space)
         assert isinstance(action, Train) and [c.id for c in action.candidates] == candidates[done:]
 
 
@@ -124,9 +125,9 @@ def test_a_step_in_which_all_failed_is_stuck_until_it_is_retried(step):
     assert all(f"{c.id}: the loss is not finite" in action.reason for c in action.step.candidates)
     retried = [*events, {"event": "step_retried", "step": action.step.number,
                          "ids": [c.id for c in action.step.candidates]}]
-    state = SearchState.from_events(retried)
+    state = state_of(retried)
     assert decide(state, space) == Train(action.step.candidates)
-    assert set(SearchState.from_events(events).outcomes) - set(state.outcomes) == {c.id for c in action.step.candidates}
+    assert set(state_of(events).outcomes) - set(state.outcomes) == {c.id for c in action.step.candidates}
     again, last = simulate(space, ACCURACY, retried)
     undisturbed, _ = simulate(space, ACCURACY)
     assert last == Done() and winner_of(again) == winner_of(undisturbed)
@@ -176,7 +177,7 @@ def test_a_network_within_the_tolerance_below_the_target_ends_the_search(slack, 
 def test_the_winner_is_said_with_its_network_and_its_accuracy_on_val():
     space = small_space(TARGET)
     events, _ = simulate(space, ACCURACY)
-    winner, state = winner_of(events), SearchState.from_events(events)
+    winner, state = winner_of(events), state_of(events)
     assert Candidate.from_dict(winner["network"]) == state.winner
     assert winner["id"] == state.winner.id == "s04-contraction"
     for key in ("gflops", "params", "factors", "frames", "resolution", "stride"):
@@ -187,10 +188,10 @@ def test_the_winner_is_said_with_its_network_and_its_accuracy_on_val():
 def test_the_end_is_the_final_training_then_a_last_word_then_nothing():
     space = small_space(TARGET)
     events, _ = simulate(space, ACCURACY)
-    state = SearchState.from_events(events[:-2])
+    state = state_of(events[:-2])
     assert decide(state, space) == TrainFinal(state.winner)
-    assert decide(state.apply(events[-2]), space) == Record("run_finished", {})
-    assert decide(SearchState.from_events(events), space) == Done()
+    assert decide(read_event(events[-2]).apply(state), space) == RunFinished()
+    assert decide(state_of(events), space) == Done()
 
 
 def test_candidates_and_outcomes_read_back_as_they_were_written():

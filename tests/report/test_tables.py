@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from expand.expansion.text import axis_name, duration, number, one_line, percent, value_text
 from expand.report.summary import summarize
 from expand.report.tables import COLUMNS, status_text, steps_frame
-from expand.report.text import axis_name, duration, number, one_line, percent, value_text
 
 Make = Callable[..., Any]
 PATH = ("x_bottleneck", "x_fast", "x_spatial", "x_depth")

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from expand.expansion.events import CandidateFinished, CandidateStarted, Event, RunResumed, RunStarted
+from expand.expansion.types import Outcome
 from expand.report.timing import elapsed_s
 
+EVENTS = {
+    "run_started": RunStarted(name="mine", target_gflops=1.0, criterion="accuracy", classes=("a",), splits={},
+                              fingerprint="", config=""),
+    "run_resumed": RunResumed(), "candidate_started": CandidateStarted(id="s00-basis"),
+    "candidate_finished": CandidateFinished(outcome=Outcome("s00-basis", "failed", "the loss is not finite"))}
 
-def at(*times: tuple[str, float]) -> list[dict]:
+
+def at(*times: tuple[str, float]) -> list[Event]:
     """Events of those kinds at those times."""
-    return [{"event": kind, "time": time} for kind, time in times]
+    return [replace(EVENTS[kind], time=time) for kind, time in times]
 
 
 def test_the_time_between_two_starts_counts_up_to_the_last_event_before_the_second():

@@ -14,6 +14,8 @@ from expand.config import yaml_document
 from expand.data.sources import run_list
 from expand.data.sources.clip import Clip, ClipList
 from expand.errors import DataError, RunError, UsageError
+from expand.expansion.events import CandidateFinished, Event, RunFailed, UnknownEvent
+from expand.expansion.types import Outcome
 from expand.rundir import journal as journal_
 from expand.rundir.journal import Journal, read_events
 from expand.space.network import MAX_BYTES, dump_network, load_network, preset
@@ -56,16 +58,15 @@ def test_a_list_of_clips_that_could_not_be_read_again_is_not_written(tmp_path: P
     assert not (tmp_path / "clips.csv").exists()
 
 
-@pytest.mark.parametrize(("event", "fields"), [
-    ("candidate_finished", {"id": "s00-basis", "state": "finished", "accuracy": float("nan"), "stderr": None,
-                            "wall_s": 1.0, "clips_per_s": 1.0}),
-    ("run_failed", {"reason": "x" * 200_000}), ("said", {"text": "x" * 2000})])
-def test_an_event_that_could_not_be_read_again_is_not_written(event: str, fields: dict, tmp_path: Path,
+@pytest.mark.parametrize("event", [
+    CandidateFinished(outcome=Outcome("s00-basis", "finished", accuracy=float("nan"), wall_s=1.0, clips_per_s=1.0)),
+    RunFailed(reason="x" * 200_000), UnknownEvent(event="said", unknown={"text": "x" * 2000})])
+def test_an_event_that_could_not_be_read_again_is_not_written(event: Event, tmp_path: Path,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "journal.jsonl"
-    before = Journal(path).append("counted")
-    if event == "said":
+    before = Journal(path).append(UnknownEvent(event="counted"))
+    if isinstance(event, UnknownEvent):
         monkeypatch.setattr(journal_, "LONGEST", 1000)
     with pytest.raises(RunError, match="was not written"):
-        Journal(path).append(event, **fields)
+        Journal(path).append(event)
     assert read_events(path) == [before]

@@ -9,6 +9,14 @@ import pytest
 import torch
 
 from expand.data import list_clips
+from expand.expansion.events import (
+    CandidateFinished,
+    FinalFinished,
+    RunStarted,
+    StepProposed,
+    StepSelected,
+    WinnerChosen,
+)
 from expand.expansion.types import Candidate, Outcome
 from expand.rundir.journal import Journal
 from expand.rundir.paths import RunPaths
@@ -91,15 +99,16 @@ def test_the_straightforward_loop_trains_and_measures_by_the_recipe(scripts):
 def test_every_training_of_a_journal_is_found_with_its_network(scripts, tmp_path):
     factors = [Factors.of(frames=1, stride=1, resolution=side) for side in (32, 40)]
     journal = Journal(RunPaths(tmp_path).journal)
-    journal.append("run_started", name="mine", target_gflops=2.0, criterion="accuracy", classes=["a"], splits={},
-                   fingerprint="", config="")
-    networks = [Candidate(f"c{n}", 0, "basis", f, n + 1.0, 100).as_dict() for n, f in enumerate(factors)]
-    journal.append("step_proposed", step=0, candidates=networks, excluded=[])
-    journal.append("candidate_finished", **Outcome("c1", "finished", wall_s=2.0, accuracy=0.5).as_dict())
-    journal.append("candidate_finished", **Outcome("c0", "failed").as_dict())
-    journal.append("step_selected", step=0, axis="basis", id="c1")
-    journal.append("winner_chosen", **networks[1], network=networks[1], accuracy=0.5, stderr=None)
-    journal.append("final_finished", wall_s=3.0, accuracy=0.6, stderr=None, split="test")
+    journal.append(RunStarted(name="mine", target_gflops=2.0, criterion="accuracy", classes=("a",),
+                              splits={}, fingerprint="", config=""))
+    networks = [Candidate(f"c{n}", 0, "basis", f, n + 1.0, 100) for n, f in enumerate(factors)]
+    journal.append(StepProposed(step=0, candidates=tuple(networks), excluded=()))
+    journal.append(CandidateFinished(outcome=Outcome("c1", "finished", wall_s=2.0, accuracy=0.5)))
+    journal.append(CandidateFinished(outcome=Outcome("c0", "failed")))
+    journal.append(StepSelected(step=0, axis="basis", id="c1"))
+    fields = {**networks[1].as_dict(), "network": networks[1].as_dict(), "accuracy": 0.5, "stderr": None}
+    journal.append(WinnerChosen.read(fields, ""))
+    journal.append(FinalFinished(wall_s=3.0, accuracy=0.6, stderr=None, split="test"))
     found = list(scripts("bench_search").trainings(tmp_path))
     assert [(t.id, t.factors, t.wall_s, t.split) for t in found] == [
         ("c1", factors[1], 2.0, "val"), ("final", factors[1], 3.0, "test")]

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from expand.expansion.events import read_event
 from expand.model.folded_batch_norm import FoldedX3D
-from expand.report.event_lines import event_line
 from expand.report.summary import summarize
 from expand.report.tables import status_text
 from expand.rundir.paths import CandidatePaths
@@ -62,7 +62,7 @@ def test_a_candidate_ends_well_where_its_batch_does_not_fit_and_its_outcome_says
              f"for lack of memory, batches of 32 were split into {count} micro-batches" in outcome["notes"]]
     assert len(parts) == 1 and any(f"into {parts[0]} micro-batches from now on" in line for line in lines)
     assert json.loads(CandidatePaths(tmp_path).outcome.read_text())["notes"] == outcome["notes"]
-    assert outcome["notes"][0] in event_line({"event": "candidate_finished", **outcome})
+    assert outcome["notes"][0] in read_event({"event": "candidate_finished", **outcome}).line()
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_measurement_in_smaller_batches_is_noted(job, data, monkeypatch):
     check, positions = too_large(2), FoldedX3D._positions
     monkeypatch.setattr(FoldedX3D, "_positions", lambda self, x_BCTHW: check(x_BCTHW) or positions(self, x_BCTHW))
     outcome = train_candidate(job, data, RUNTIME, Hooks())
-    assert outcome.notes == ["for lack of memory, it was measured in batches of 2"]
+    assert outcome.notes == ("for lack of memory, it was measured in batches of 2",)
 
 
 @pytest.mark.parametrize(("accumulation", "parts", "expected"), [
@@ -127,16 +127,16 @@ def test_a_job_may_ask_for_parts_from_the_start_and_is_the_same_training(job, da
 
 def test_a_training_with_parts_enough_for_its_recipe_has_no_note(job, data):
     outcome = train_candidate(replace(job, recipe=replace(RECIPE, accumulation=2)), data, RUNTIME, Hooks())
-    assert outcome.finished and outcome.notes == []
+    assert outcome.finished and outcome.notes == ()
 
 
 def test_of_parts_that_the_system_forced_the_outcome_tells(job, data):
     note = "for lack of memory, batches of 8 were split into 2 micro-batches"
-    assert train_candidate(replace(job, parts=2), data, RUNTIME, Hooks()).notes == [note]
+    assert train_candidate(replace(job, parts=2), data, RUNTIME, Hooks()).notes == (note,)
     last = replace(final(job), parts=2)
     result = train_final(last, data, RUNTIME, Hooks())
     assert result["notes"] == [note]
-    assert note in event_line({"event": "final_finished", **result})
+    assert note in read_event({"event": "final_finished", **result}).line()
 
 
 def test_notes_show_in_the_status_of_a_run(tmp_path):

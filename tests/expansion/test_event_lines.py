@@ -1,4 +1,4 @@
-"""Every event of a run as one line for people."""
+"""Every event of a run as one line of the log."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
+from expand.expansion.events import read_event
 from expand.expansion.rules import propose
-from expand.report.event_lines import event_line
 from expand.rundir.journal import read_events
 from tests.expansion.simulated import chance_of, failing, of_kind, outcome, simulate, small_space
+from tests.report.conftest import PUBLISHED_PATH, FakeSearch
 
 SPACE = small_space()
 RUN_STARTED = {"event": "run_started", "name": "mine", "target_gflops": 0.05, "criterion": "gain_per_gflop",
-               "classes": ["a", "b"], "splits": {"train": 10, "val": 5, "test": 0}}
+               "classes": ["a", "b"], "splits": {"train": 10, "val": 5, "test": 0}, "fingerprint": "", "config": ""}
+WINNER = of_kind(simulate(SPACE, chance_of(5))[0], "winner_chosen")[0] | {"id": "s02-x_depth"}
 FINAL = {"event": "final_finished", "accuracy": 0.9, "stderr": 0.0134, "wall_s": 61.0}
 FINISHED = {"event": "candidate_finished", **outcome("s02-x_depth", 0.5).as_dict(), "clips_per_s": 123.4}
 
@@ -33,9 +35,9 @@ LINES = [
      "step 2: X-Depth chosen (s02-x_depth)"),
     ({"event": "contraction_proposed", "axis": "x_width", "candidate": None, "reason": "nothing lies between"},
      "contraction: nothing lies between"),
-    ({"event": "winner_chosen", "id": "s02-x_depth", "gflops": 0.00753219, "note": None},
+    ({**WINNER, "gflops": 0.00753219, "note": None},
      "winner: s02-x_depth, 0.007532 GFLOPs"),
-    ({"event": "winner_chosen", "id": "s02-x_depth", "gflops": 0.0075, "note": "no axis can grow"},
+    ({**WINNER, "gflops": 0.0075, "note": "no axis can grow"},
      "winner: s02-x_depth, 0.0075 GFLOPs; no axis can grow"),
     ({"event": "final_started"}, "final: training the winner by the final recipe"),
     ({**FINAL, "split": "test"},
@@ -46,6 +48,11 @@ LINES = [
     ({"event": "run_failed", "reason": "no disk"}, "failed: no disk"),
     ({"event": "run_finished"}, "finished"),
 ]
+
+
+def event_line(event: dict[str, Any]) -> str | None:
+    """The line of an event as it stands in a journal."""
+    return read_event(event).line()
 
 
 @pytest.mark.parametrize(("event", "line"), LINES, ids=[event["event"] for event, _ in LINES])
@@ -77,11 +84,12 @@ def test_a_contraction_names_its_axis_value_and_cost() -> None:
     assert event_line(event) == f"contraction of X-Width to γw {gamma_w:g} (0.0072 GFLOPs)"
 
 
-def test_every_event_of_a_run_is_one_printable_line(finished: Any) -> None:
+def test_every_event_of_a_run_is_one_printable_line(tmp_path: Path) -> None:
+    search = FakeSearch(tmp_path / "run").start().basis().steps(PUBLISHED_PATH[:4]).contract().end()
     events = [event for accuracy in (chance_of(5), failing(chance_of(1), "x_depth", "contraction"))
               for event in simulate(SPACE, accuracy)[0] if event["event"] != "final_finished"]
-    for event in [*events, *read_events(Path(finished.paths.journal))]:
-        line = event_line(event)
+    for event in [*map(read_event, events), *read_events(search.paths.journal)]:
+        line = event.line()
         assert line and line.isprintable() and line == line.strip()
 
 

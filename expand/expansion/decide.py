@@ -1,0 +1,104 @@
+"""The next thing to do in a search, as a pure function of its state, so that a run continued after an interruption
+decides as an undisturbed one does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from expand.expansion.events import ContractionProposed, Event, RunFinished, StepProposed, StepSelected, WinnerChosen
+from expand.expansion.rules import Space, contract, propose, select
+from expand.expansion.state import SearchState, Step
+from expand.expansion.types import Candidate
+
+
+@dataclass(frozen=True)
+class Train:
+    """Candidates to train, independent of one another."""
+
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class TrainFinal:
+    """The winner, to be trained by the `final` recipe."""
+
+    winner: Candidate
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """No decision is possible: every candidate of a step failed."""
+
+    step: Step
+    reason: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """The search has ended."""
+
+
+Action = Event | Train | TrainFinal | Stuck | Done
+"""An event is a decision, to be written to the journal."""
+
+
+def decide(state: SearchState, space: Space) -> Action:
+    """Return the next action (paper, section 3.2: forward expansion, then backward contraction)."""
+    if state.finished:
+        return Done()
+    if state.final is not None:
+        return RunFinished()
+    if state.winner is not None:
+        return TrainFinal(state.winner)
+    if not state.steps:
+        return StepProposed(step=0, candidates=(space.basis(),), excluded=())
+    step = state.steps[-1]
+    if step.winner is None:
+        to_train = state.without_outcome(step.candidates)
+        return Train(to_train) if to_train else _select_winner(state, step, space)
+    if step.winner.gflops > space.target:
+        return _land_on_target(state, space)
+    if space.is_reached_by(step.winner.gflops):
+        return _choose_winner(state, step.winner, None)
+    proposal = propose(space, step.winner.factors, step.number + 1)
+    if not proposal.candidates:
+        reasons = "; ".join(f"{e.axis}: {e.reason}" for e in proposal.excluded)
+        return _choose_winner(state, step.winner, f"no axis can grow any further ({reasons})")
+    return StepProposed(step=step.number + 1, candidates=proposal.candidates, excluded=proposal.excluded)
+
+
+def _select_winner(state: SearchState, step: Step, space: Space) -> StepSelected | Stuck:
+    base = state.path[-1] if state.path else step.candidates[0]
+    selection = select(space, base, state.outcomes[base.id].accuracy or 0.0, step.candidates, state.outcomes)
+    if selection is None:
+        reasons = "; ".join(f"{c.id}: {state.outcomes[c.id].reason}" for c in step.candidates)
+        return Stuck(step, f"every candidate of step {step.number} failed ({reasons})")
+    return StepSelected(step=step.number, axis=selection.winner.axis, id=selection.winner.id,
+                        scores=dict(selection.scores))
+
+
+def _land_on_target(state: SearchState, space: Space) -> Action:
+    """The last expansion passed the target: contract it, train the result, and end there."""
+    expanded, base = state.path[-1], state.path[-2]
+    if state.contraction is None:
+        candidate = contract(space, base.factors, expanded)
+        reason = None if candidate else (
+            f"no grid value of {expanded.axis} lies between the network before it ({base.gflops:.4g} GFLOPs) and the "
+            f"target ({space.target:g} GFLOPs)")
+        return ContractionProposed(axis=expanded.axis, candidate=candidate, reason=reason)
+    candidate = state.contraction.candidate
+    if candidate is None:
+        return _choose_winner(state, base, state.contraction.reason)
+    if state.without_outcome([candidate]):
+        return Train((candidate,))
+    outcome = state.outcomes[candidate.id]
+    if not outcome.finished:
+        return _choose_winner(state, base, f"the contracted network failed: {outcome.reason}")
+    return _choose_winner(state, candidate, None)
+
+
+def _choose_winner(state: SearchState, winner: Candidate, note: str | None) -> WinnerChosen:
+    outcome, factors = state.outcomes[winner.id], winner.factors
+    return WinnerChosen(id=winner.id, gflops=winner.gflops, params=winner.params, factors=factors,
+                        frames=factors.frames, resolution=factors.resolution, stride=factors.stride,
+                        accuracy=outcome.accuracy or 0.0, stderr=outcome.stderr, note=note, network=winner)
