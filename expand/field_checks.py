@@ -183,10 +183,14 @@ def check_of(annotation: Any) -> Check:
     raise TypeError(f"{annotation} states no check")
 
 
-@cache
-def fields_check(cls: Any) -> Check:
-    """Return the check of a mapping with the fields of the dataclass `cls`, each as its annotation states; those with a
+def read_fields(cls: Any, value: Any, name: str) -> dict[str, Any]:
+    """Return from the mapping `value` the fields of the dataclass `cls`, each as its annotation states; those with a
     default may be missing."""
+    return _fields_check(cls)(value, name)
+
+
+@cache
+def _fields_check(cls: Any) -> Check:
     hints = get_type_hints(cls, include_extras=True)
     required: dict[str, Check] = {}
     optional: dict[str, Check] = {}
@@ -200,4 +204,4 @@ def fields_check(cls: Any) -> Check:
 
 def instance_of(cls: Callable[..., T]) -> Callable[[Any, str], T]:
     """A mapping with the fields of the dataclass `cls`, which is returned as one."""
-    return lambda value, name: cls(**fields_check(cls)(value, name))
+    return lambda value, name: cls(**read_fields(cls, value, name))

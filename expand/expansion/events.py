@@ -42,7 +42,7 @@ from expand.expansion.types import (
     Word,
     read_outcome,
 )
-from expand.field_checks import NOT_READ, Wrong, check_of, fields_check, matching, one_of, record, text, whole
+from expand.field_checks import NOT_READ, Wrong, check_of, matching, one_of, read_fields, record, text, whole
 from expand.field_checks import number as number_from
 from expand.space.axes import AXES
 
@@ -83,7 +83,7 @@ class Event:
     @classmethod
     def read(cls, value: Mapping[str, Any], name: str) -> Self:
         """Return the event with the fields `value`, which sentences call `name`. Raises `Wrong` where one cannot be."""
-        read = fields_check(cls)(value, name)
+        read = read_fields(cls, value, name)
         return cls(**read, unknown={key: item for key, item in value.items() if key not in read and key != "event"})
 
     def own_fields(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from annotated_types import Len
 
-from expand.field_checks import Wrong, fields_check, matching, number, one_of, record, text, whole
+from expand.field_checks import Wrong, matching, number, one_of, read_fields, record, text, whole
 from expand.space.axes import AXES
 from expand.space.factors import Factors
 from expand.space.network import factor_problems
@@ -86,7 +86,7 @@ class Candidate:
 
 def read_candidate(value: Any, name: str) -> Candidate:
     """Return the candidate that `Candidate.as_dict` wrote. Raises `Wrong` where a field cannot be."""
-    read = fields_check(Candidate)(value, name)
+    read = read_fields(Candidate, value, name)
     _clip(value, name)
     return Candidate(**read)
 
@@ -150,7 +150,7 @@ _presence = {"finished": ("stderr", "wall_s", "clips_per_s"), "failed": ("reason
 def read_outcome(value: Any, name: str) -> Outcome:
     """Return the outcome that `Outcome.as_dict` wrote. Raises `Wrong` where a field cannot be, or where a state lacks
     what belongs to it."""
-    outcome = Outcome(**fields_check(Outcome)(value, name))
+    outcome = Outcome(**read_fields(Outcome, value, name))
     if outcome.finished:
         _figures(value, name)
     for own in _presence[outcome.state]:

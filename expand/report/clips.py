@@ -61,7 +61,7 @@ HEADINGS = [("split", "left"), ("clips", "right"), ("unread", "right"), ("second
             ("px", "right")]
 
 
-def _table(encoding: str, columns: Sequence[tuple[str, str]]) -> Table:
+def _table(encoding: str, columns: Sequence[tuple[str, str]]) -> SimpleTable:
     table = SimpleTable(2, encoding)
     for name, justify in columns:
         table.add_column(name, justify=justify, no_wrap=name != "class", overflow="fold",  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def _table(encoding: str, columns: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
-def _splits_table(checked: Mapping[str, Any], encoding: str) -> Table:
+def _splits_table(checked: Mapping[str, Any], encoding: str) -> SimpleTable:
     table = _table(encoding, HEADINGS)
     for split, of in checked["splits"].items():
         table.add_texts(split, *_cells(of))

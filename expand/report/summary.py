@@ -143,10 +143,11 @@ def _describe_winner(events: Sequence[Event], final: FinalFinished | None, on_va
     event = last_of(events, WinnerChosen)
     if event is None:
         return None
-    spec = {key: getattr(event, key) for key in ("id", "gflops", "params", "frames", "resolution", "stride")}
+    own = event.own_fields()
+    spec = {key: own[key] for key in ("id", "gflops", "params", "factors", "frames", "resolution", "stride")}
     result = {key: getattr(final, key, None) for key in ("accuracy", "stderr", "top5", "loss", "split", "val_accuracy",
                                                          "val_stderr", "wall_s")}
-    return {**spec, "factors": event.factors.as_dict(), **result, "candidate_accuracy": event.accuracy,
+    return {**spec, **result, "candidate_accuracy": event.accuracy,
             "candidate_stderr": event.stderr, "why": event.note,
             "final_started": last_of(events, FinalStarted) is not None,
             "note": split_note(result["split"], on_val and final is not None)}

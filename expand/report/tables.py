@@ -79,14 +79,14 @@ def _time_text(summary: Mapping[str, Any]) -> str:
     return f"{text}; about {duration(summary['remaining_s'])} left"
 
 
-def _table(encoding: str, columns: Sequence[tuple[str, str]]) -> Table:
+def _table(encoding: str, columns: Sequence[tuple[str, str]]) -> SimpleTable:
     table = SimpleTable(1, encoding)
     for name, justify in columns:
         table.add_column(name, justify=justify, no_wrap=justify == "right", overflow="fold")  # type: ignore[arg-type]
     return table
 
 
-def _path_table(summary: Mapping[str, Any], encoding: str) -> Table:
+def _path_table(summary: Mapping[str, Any], encoding: str) -> SimpleTable:
     table = _table(encoding, [("step", "right"), ("axis", "left"), ("value", "left"), ("GFLOPs", "right"),
                               ("ratio", "right"), ("top-1 % (val)", "right")])
     for step in summary["steps"]:
@@ -99,7 +99,7 @@ def _path_table(summary: Mapping[str, Any], encoding: str) -> Table:
     return table
 
 
-def _candidates_table(summary: Mapping[str, Any], encoding: str) -> Table:
+def _candidates_table(summary: Mapping[str, Any], encoding: str) -> SimpleTable:
     table = _table(encoding, [("step", "right"), ("", "right"), ("axis", "left"), ("value", "left"),
                               ("GFLOPs", "right"), ("top-1 % (val)", "right"), ("state", "left")])
     before = None
