@@ -84,7 +84,7 @@ def train(network: str | Path | Network, config: str | Path | Config | None = No
     Raises as `search` does.
     """
     from expand.run.training_run import start
-    from expand.rundir.named_network import network_of
+    from expand.rundir.contents import network_of
     from expand.space.factors import PUBLISHED_CLASSES
 
     settings = _load_config(config, overrides, values)
@@ -102,7 +102,7 @@ def load(path: str | Path, network: str | Path | Network | None = None) -> X3D:
 
     Raises `UsageError` for a file that holds no X3D, `RunError` for a run without a trained winner.
     """
-    from expand.rundir.named_network import weights_at
+    from expand.rundir.contents import weights_at
 
     weights_at(Path(path))  # before torch is imported
     from expand.model.load import load_model
@@ -195,7 +195,7 @@ def complexity(network: str | Path) -> dict[str, Any]:
     Where the YAML file does not say how many classes there are, 400 are taken, as published; a warning says so.
     Raises `UsageError` where `network` names none of them.
     """
-    from expand.rundir.named_network import network_of
+    from expand.rundir.contents import network_of
     from expand.space.complexity import complexity_of
     from expand.space.factors import PUBLISHED_CLASSES
 

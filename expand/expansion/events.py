@@ -328,8 +328,9 @@ class CandidateFinished(Event):
         outcome = self.outcome
         if not outcome.finished:
             return f"{outcome.id}: failed: {outcome.reason}"
-        return "; ".join((f"{outcome.id}: {percent(outcome.accuracy, outcome.stderr)} % in {duration(outcome.wall_s)}, "
-                          f"{number(outcome.clips_per_s)} clips/s", *outcome.notes))
+        measured = (f"{outcome.id}: {percent(outcome.accuracy, outcome.stderr)} % in {duration(outcome.wall_s)}, "
+                    f"{number(outcome.clips_per_s)} clips/s")
+        return "; ".join((measured, *outcome.notes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -503,8 +504,8 @@ class FinalFinished(Event):
     def describe(self) -> str:
         """The winner's accuracy, and what it stands on."""
         stands_on = split_note(self.split, self.split == "val")
-        return "; ".join((f"final: {percent(self.accuracy, self.stderr)} % {stands_on}, trained in "
-                          f"{duration(self.wall_s)}", *self.notes))
+        measured = f"final: {percent(self.accuracy, self.stderr)} % {stands_on}, trained in {duration(self.wall_s)}"
+        return "; ".join((measured, *self.notes))
 
 
 _check_more_figures = record({}, {"peak_memory_mb": check_of(Amount | None), "breakdown": check_of(Breakdown)})

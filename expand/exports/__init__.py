@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expand.errors import UsageError, did_you_mean
-from expand.rundir.named_network import check_weights
+from expand.rundir.contents import check_weights
 from expand.rundir.paths import RunPaths
 
 if TYPE_CHECKING:

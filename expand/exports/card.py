@@ -25,10 +25,10 @@ from expand.field_checks import mapping_of, or_null, record, text, whole
 from expand.field_checks import number as number_from
 from expand.model.load import load_model
 from expand.report.summary import summarize
+from expand.rundir.contents import check_outcome, read_training
 from expand.rundir.files import read_json, write_atomic, write_json
 from expand.rundir.journal import last_of, read_events
 from expand.rundir.paths import RunPaths
-from expand.rundir.training import check_outcome, read_training
 from expand.space.complexity import complexity
 from expand.space.factors import REFERENCE_FPS
 from expand.space.geometry import evaluation_crop

@@ -10,7 +10,7 @@ from expand.config import load_config
 from expand.config.schema import DataConfig
 from expand.data.sources import ClipList, list_clips, list_run_clips
 from expand.errors import UsageError, hint
-from expand.rundir.named_network import check_weights
+from expand.rundir.contents import check_weights
 from expand.rundir.paths import RunPaths
 from expand.space.factors import REFERENCE_FPS
 

@@ -15,7 +15,7 @@ from expand.model.names import OURS
 from expand.model.shortcuts import has_first_norm
 from expand.model.weights import CLASSIFIER, SHOWN, Checkpoint, fit_state, read_checkpoint
 from expand.model.x3d import X3D
-from expand.rundir.named_network import check_weights, network_of, weights_at
+from expand.rundir.contents import check_weights, network_of, weights_at
 from expand.rundir.paths import FINAL, NETWORK, WEIGHTS, inside
 from expand.space.complexity import complexity
 from expand.space.factors import PRESETS, Factors

@@ -33,10 +33,10 @@ from expand.run.resolve import check_unchanged, resolve_config
 from expand.run.run_clips import list_again, prepare_again, prepare_clips
 from expand.run.stop import stop_signals
 from expand.run.training_run import current_config
+from expand.rundir.contents import check_outcome, read_training
 from expand.rundir.files import make_dir, read_json, write_atomic, write_json
 from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
-from expand.rundir.training import check_outcome, read_training
 from expand.space.complexity import complexity_of
 from expand.space.network import Network, dump_network, load_network
 from expand.training.candidate import train_final

@@ -15,9 +15,8 @@ from expand.data import list_clips
 from expand.run.directory import check_free, choose_dir, stored_config
 from expand.run.display import Display
 from expand.run.resolve import ANY_NUMBER, check_unchanged, resolve_recipe
-from expand.rundir.named_network import weights_at
+from expand.rundir.contents import read_training, weights_at
 from expand.rundir.paths import RunPaths
-from expand.rundir.training import read_training
 from expand.space.network import Network
 from expand.training.recipe import check_batches
 

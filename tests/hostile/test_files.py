@@ -19,10 +19,10 @@ from expand.config.yaml_document import NotYaml, parse_values
 from expand.data.sources.run_list import read_clips
 from expand.errors import ExpandError, RunError
 from expand.exports.card import ENV, LATENCY
+from expand.rundir.contents import check_outcome, read_training
 from expand.rundir.files import read_json
 from expand.rundir.lock import RunLock, holder
 from expand.rundir.paths import RunPaths
-from expand.rundir.training import check_outcome, read_training
 from expand.space.complexity import complexity_of
 from expand.space.factors import PRESETS
 from expand.space.network import Network, dump_network, load_network

@@ -1,37 +1,41 @@
-"""The network that a name, a file or a run stands for, and the file with its weights. No file of weights is opened."""
+"""Readers of what a run or training keeps about itself: its network, the file with its weights (which is not opened),
+its beginning, the result of its final training.
+
+A run may be untrusted: what is used is checked.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+from expand.config import yaml_document
 from expand.errors import RunError, UsageError, hint
+from expand.field_checks import Check, Wrong, list_of, number, one_of, or_null, record, text, whole
 from expand.rundir.paths import WEIGHTS, RunPaths, inside
 from expand.space.factors import PRESETS, PUBLISHED_CLASSES
 from expand.space.network import Network, find_network, load_network
 
 
 def network_of(source: str | Path | Network, classes: int | None = None) -> Network:
-    """The network that `source` is or names: a published one, a YAML file, or the winner of a run or training.
+    """Return the network that `source` is or names: a published one, a YAML file, or the winner of a run or training.
     `classes` are taken where a YAML file does not say how many.
 
     Raises `UsageError` where it names none of them, `RunError` for a run without a winner.
     """
     if isinstance(source, Network):
         return source
-    if os.path.isdir(source):
-        return load_network(_description(RunPaths(Path(source))))
-    return find_network(str(source), classes)
-
-
-def _description(paths: RunPaths) -> Path:
+    if not os.path.isdir(source):
+        return find_network(str(source), classes)
+    paths = RunPaths(Path(source))
     run = paths.root
     if not (paths.journal.exists() or paths.training.exists()):
         raise RunError("is not a run directory", where=str(run),
                        fix="give a run, a network's YAML file, or one of xs, s, m, l, xl, x2d")
     if not paths.network.exists():
         raise RunError("the run has no winner yet", where=str(run), fix=f"go on with: x3d-expand resume {run}")
-    return paths.network
+    return load_network(paths.network)
 
 
 def weights_at(source: Path) -> Path:
@@ -72,3 +76,36 @@ def check_weights(source: str | Path, weights: str | Path | None) -> None:
                          fix="name the file that has them: --weights CHECKPOINT")
     else:
         weights_at(Path(source))
+
+
+_beginning: dict[str, Check] = {
+    "network": lambda value, name: value,  # `Network.from_dict` looks at it
+    "config": text(yaml_document.MAX_BYTES), "fingerprint": text(1000),
+    "splits": record({}, dict.fromkeys(("train", "val", "test"), whole(0, 10**9))), "init": or_null(text())}
+
+
+def read_training(paths: RunPaths) -> dict[str, Any]:
+    """Return what a training that belongs to no search was begun with, from training.yaml: its `network`, `config`,
+    `fingerprint`, `splits` and `init`. Raises `RunError` where the file is not as it was written."""
+    try:
+        spec = yaml_document.parse_values(yaml_document.read_regular_file(paths.training))
+        return record(_beginning)(spec, "")
+    except (yaml_document.NotYaml, Wrong) as error:
+        raise RunError(f"cannot be used ({error}), so what was to be trained is not known", where=str(paths.training),
+                       fix="take it back from a copy, or start a new training") from error
+
+
+_share, _matrix = number(0, 1), list_of(list_of(whole(0, 10**9), 10**6), 10**6, least=1)
+_final_outcome = record({
+    "result": record({"split": one_of(("val", "test")), "accuracy": _share, "stderr": or_null(_share), "top5": _share,
+                      "val_accuracy": _share, "val_stderr": or_null(_share)},
+                     {"loss": or_null(number(-1e30, 1e30)), "wall_s": or_null(number(0, 1e12))}),
+    "confusion": record({"val": _matrix}, {"test": _matrix})})
+
+
+def check_outcome(value: Any, name: str) -> None:
+    """Check the fields that are used of a final training's outcome.json. Raises `Wrong`."""
+    _final_outcome(value, name)
+    split = value["result"]["split"]
+    if not sum(map(sum, value["confusion"].get(split, []))):
+        raise Wrong(f"'confusion.{split}' has no videos")
