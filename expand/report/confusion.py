@@ -1,4 +1,4 @@
-"""Which classes a network takes for which: tables, and a picture for five classes as for four hundred."""
+"""The confusions of a network's classes: tables, and a picture for five classes as for four hundred."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ INK, PALE = "#222222", "#FFFFFF"
 
 
 def confusion_frame(confusion_KK: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
-    """Videos of each class (a row) by the class that they were taken for (a column)."""
+    """Return the videos of each class (a row) by the class that they were taken for (a column)."""
     headers = [cell(jsonable(name)) for name in names]
     return pd.DataFrame(confusion_KK, index=pd.Index(headers, name="class"), columns=headers)
 
 
 def classes_frame(confusion_KK: np.ndarray, top5_K: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
-    """A row for each class that has videos: class, label, videos, accuracy and top5 (0..1), and the class that it was
+    """Return a row for each class that has videos: class, label, videos, accuracy and top5 (0..1), and the class that it was
     most often mistaken for (None for none) with its count. `top5_K`: videos whose class is among the five best."""
     rows = []
     for label in np.flatnonzero(confusion_KK.sum(1)).tolist():
@@ -49,7 +49,7 @@ def classes_frame(confusion_KK: np.ndarray, top5_K: np.ndarray, names: Sequence[
 
 
 def plot_confusion(confusion_KK: np.ndarray, names: Sequence[str], out: Path, title: str) -> None:
-    """Draws the shares of each class's videos into the .png file `out`.
+    """Draw the shares of each class's videos into the .png file `out`.
 
     Few classes have their counts in the cells, more their names at the axes, without those that do not occur; many have
     their numbers, and beside the matrix a list of the most frequent confusions. Raises `RunError` where the file cannot
@@ -59,15 +59,16 @@ def plot_confusion(confusion_KK: np.ndarray, names: Sequence[str], out: Path, ti
     if len(occur) > NAMED:
         occur = np.arange(len(names))
     confusion_KK = confusion_KK[np.ix_(occur, occur)]
-    labels = [_short(names[label]) for label in occur.tolist()]
+    texts = [one_line(jsonable(names[label])) for label in occur.tolist()]
+    labels = [text if len(text) <= LONGEST_NAME else text[:LONGEST_NAME - 1] + "…" for text in texts]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box in its place will do
-        figure = _figure(confusion_KK, labels, title)
+        figure = _draw_figure(confusion_KK, labels, title)
         with atomic_path(out) as temporary:
             figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
 
 
-def _figure(confusion_KK: np.ndarray, labels: Sequence[str], title: str) -> Figure:
+def _draw_figure(confusion_KK: np.ndarray, labels: Sequence[str], title: str) -> Figure:
     is_named = len(labels) <= NAMED
     side = min(16.0, max(5.5, 3.5 + 0.2 * len(labels))) if is_named else 9.0
     figure = Figure(figsize=(side + (0.9 if is_named else 4.6), side), dpi=DPI, layout="constrained")
@@ -77,41 +78,31 @@ def _figure(confusion_KK: np.ndarray, labels: Sequence[str], title: str) -> Figu
     else:
         axes, beside = figure.subplots(1, 2, width_ratios=(9, 5))
         _list_confusions(beside, confusion_KK, labels)
-    _draw_matrix(figure, axes, confusion_KK)
+    shares_KK = _shares(confusion_KK)
+    power = 0.5 if is_named else 0.3  # one mistake in fifty must be seen, in small cells too
+    image = axes.imshow(shares_KK, cmap="Blues", norm=PowerNorm(power, 0, 1), interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="share of the class's videos", fraction=0.04, pad=0.02)
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("class")
     axes.set_title(title, parse_math=False, fontsize=11)
     if is_named:
-        _name_axes(axes, labels)
+        look: dict[str, Any] = {"fontsize": 10 if len(labels) <= COUNTED else 7, "parse_math": False}
+        axes.set_xticks(range(len(labels)), labels, rotation=90, **look)
+        axes.set_yticks(range(len(labels)), labels, **look)
     else:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(10, integer=True))
     if len(labels) <= COUNTED:
-        _write_counts(axes, confusion_KK)
+        for (row, column), share in np.ndenumerate(shares_KK):
+            if count := confusion_KK[row, column]:
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=8,
+                          color=PALE if share > 0.3 else INK)
     return figure
 
 
 def _shares(confusion_KK: np.ndarray) -> np.ndarray:
     """Each row divided by its sum; a class without videos stays zero."""
     return confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
-
-
-def _draw_matrix(figure: Figure, axes: Axes, confusion_KK: np.ndarray) -> None:
-    power = 0.5 if len(confusion_KK) <= NAMED else 0.3  # one mistake in fifty must be seen, in small cells too
-    image = axes.imshow(_shares(confusion_KK), cmap="Blues", norm=PowerNorm(power, 0, 1), interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="share of the class's videos", fraction=0.04, pad=0.02)
-    axes.set_xlabel("taken for")
-    axes.set_ylabel("class")
-
-
-def _name_axes(axes: Axes, labels: Sequence[str]) -> None:
-    look: dict[str, Any] = {"fontsize": 10 if len(labels) <= COUNTED else 7, "parse_math": False}
-    axes.set_xticks(range(len(labels)), labels, rotation=90, **look)
-    axes.set_yticks(range(len(labels)), labels, **look)
-
-
-def _write_counts(axes: Axes, confusion_KK: np.ndarray) -> None:
-    for (row, column), share in np.ndenumerate(_shares(confusion_KK)):
-        if count := confusion_KK[row, column]:
-            axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=PALE if share > 0.3 else INK)
 
 
 def _list_confusions(axes: Axes, confusion_KK: np.ndarray, labels: Sequence[str]) -> None:
@@ -124,8 +115,3 @@ def _list_confusions(axes: Axes, confusion_KK: np.ndarray, labels: Sequence[str]
     axes.set_title("most frequent confusions", fontsize=10, loc="left")
     axes.text(0, 0.99, "\n".join(lines) or "none", transform=axes.transAxes, va="top", fontsize=7.5, linespacing=1.7,
               parse_math=False)
-
-
-def _short(name: str) -> str:
-    text = one_line(jsonable(name))
-    return text if len(text) <= LONGEST_NAME else text[:LONGEST_NAME - 1] + "…"

@@ -41,7 +41,7 @@ Point = tuple[float, float]
 
 
 def plot_expansion(summary: Mapping[str, Any], out: Path | str) -> Path:
-    """Draws the run of `summary` (`expand.report.summary.summarize`) into the .png or .svg file `out`; returns it.
+    """Draw the run of `summary` (`expand.report.summary.summarize`) into the .png or .svg file `out`; return it.
 
     A run without a finished candidate gives a figure too. Raises `UsageError` for another suffix, `RunError` where the
     file cannot be written.
@@ -59,18 +59,20 @@ def plot_expansion(summary: Mapping[str, Any], out: Path | str) -> Path:
 
 
 def expansion_figure(summary: Mapping[str, Any]) -> Figure:
-    """The figure itself, for a notebook or another format."""
+    """Return the figure itself, for a notebook or another format."""
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     _set_limits(axes, summary)
-    _draw_target(axes, summary)
     networks = _networks(summary)
     for step in summary["steps"]:
         _draw_step(axes, step["candidates"])
     path = _draw_path(axes, summary)
     _draw_contraction(axes, summary, path)
-    _draw_winner(axes, summary)
+    winner = summary["winner"]
+    if winner and (point := _point(winner)):
+        _draw_error_bar(axes, point, winner["stderr"], INK)
+        axes.plot(*point, "*", color=STAR, markersize=18, markeredgecolor=INK, markeredgewidth=1.2, zorder=7)
     _decorate(axes, summary, networks)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -107,11 +109,11 @@ def _set_limits(axes: Axes, summary: Mapping[str, Any]) -> None:
     bottom, top = (min(bars), max(bars)) if bars else (0.0, 100.0)
     room = max(3.0, 0.12 * (top - bottom), (20 - (top - bottom)) / 2)
     bottom, top = (max(-2.0, bottom - room), top + 1.2 * room) if bars else (bottom, top)
-    _set_heights(axes, bottom, top, _foot_height(summary))
 
-
-def _set_heights(axes: Axes, bottom: float, top: float, foot: float) -> None:
-    """The scale from `bottom` to `top`, per cent, above a foot of `foot` of the axes where nothing has an accuracy."""
+    # Below the scale is a foot for candidates without accuracy, as high as the highest pile of them needs.
+    piles = [sum(_point(candidate) is None for candidate in step["candidates"]) for step in summary["steps"]]
+    highest = max([*piles, int(contraction is not None and _point(contraction) is None)], default=0)
+    foot = FOOT_STEP * (highest + 0.8) if highest else 0.0
     low = bottom - foot / (1 - foot) * (top - bottom)
     axes.set_ylim(low, top)
     axes.set_yticks([tick for tick in axes.get_yticks() if max(0.0, bottom) <= tick <= min(100.0, top)])
@@ -120,14 +122,6 @@ def _set_heights(axes: Axes, bottom: float, top: float, foot: float) -> None:
         axes.add_patch(Rectangle((0, 0), 1, foot, transform=axes.transAxes, color="#F3F3F3", linewidth=0, zorder=0))
         axes.text(0.995, foot / 2, "no accuracy", transform=axes.transAxes, ha="right", va="center", color=GREY,
                   fontsize=8.5)
-
-
-def _foot_height(summary: Mapping[str, Any]) -> float:
-    """The share of the axes that the highest pile of candidates without accuracy needs; 0 where every one has it."""
-    piles = [sum(_point(candidate) is None for candidate in step["candidates"]) for step in summary["steps"]]
-    contraction = _contraction(summary)
-    highest = max([*piles, int(contraction is not None and _point(contraction) is None)], default=0)
-    return FOOT_STEP * (highest + 0.8) if highest else 0.0
 
 
 def _style(candidate: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -139,22 +133,17 @@ def _style(candidate: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _draw_step(axes: Axes, candidates: Sequence[Mapping[str, Any]]) -> None:
     """The candidates that have an accuracy, and at the foot of the axes, one above the other, those that have none."""
+    at_foot = 0
     for candidate in candidates:
-        if (point := _point(candidate)) is not None:
-            _draw_measured(axes, candidate, point)
-    without = [candidate for candidate in candidates if _point(candidate) is None]
-    for index, candidate in enumerate(without):
-        face, _, marker = _style(candidate)
-        _draw_at_foot(axes, candidate, face, marker, FOOT_STEP * (index + 0.9))
-
-
-def _draw_measured(axes: Axes, candidate: Mapping[str, Any], point: Point) -> None:
-    face, edge, marker = _style(candidate)
-    chosen = candidate["selected"]
-    _error_bar(axes, point, candidate["stderr"], face if chosen else face + "88")
-    axes.plot(*point, marker, color=face, markersize=10 if chosen else 7.5, alpha=1.0 if chosen else 0.85,
-              markeredgecolor=INK if chosen and not candidate["also"] else edge,
-              markeredgewidth=1.6 if candidate["also"] else 1.1 if chosen else 0.7, zorder=6 if chosen else 4)
+        (face, edge, marker), chosen, point = _style(candidate), candidate["selected"], _point(candidate)
+        if point is None:
+            _draw_at_foot(axes, candidate, face, marker, FOOT_STEP * (at_foot + 0.9))
+            at_foot += 1
+            continue
+        _draw_error_bar(axes, point, candidate["stderr"], face if chosen else face + "88")
+        axes.plot(*point, marker, color=face, markersize=10 if chosen else 7.5, alpha=1.0 if chosen else 0.85,
+                  markeredgecolor=INK if chosen and not candidate["also"] else edge,
+                  markeredgewidth=1.6 if candidate["also"] else 1.1 if chosen else 0.7, zorder=6 if chosen else 4)
 
 
 def _draw_at_foot(axes: Axes, candidate: Mapping[str, Any], color: str, marker: str, height: float) -> None:
@@ -171,14 +160,14 @@ def _bar(entry: Mapping[str, Any]) -> list[Point]:
     return [(entry["gflops"], 100 * (entry["accuracy"] + side * (entry["stderr"] or 0))) for side in (-1, 1)]
 
 
-def _error_bar(axes: Axes, point: Point, stderr: float | None, color: str) -> None:
+def _draw_error_bar(axes: Axes, point: Point, stderr: float | None, color: str) -> None:
     """One standard error each way."""
     if stderr:
         axes.errorbar(*point, yerr=100 * stderr, ecolor=color, elinewidth=1.3, capsize=2.5, fmt="none", zorder=3)
 
 
 def _draw_path(axes: Axes, summary: Mapping[str, Any]) -> list[Point]:
-    """The line through the basis and every step's winner; returns its points."""
+    """Draw the line through the basis and every step's winner; return its points."""
     points = [_point(step) for step in summary["steps"] if step["axis"] is not None]
     path = [point for point in points if point is not None]
     if path:
@@ -198,27 +187,15 @@ def _draw_contraction(axes: Axes, summary: Mapping[str, Any], path: Sequence[Poi
     axes.annotate("", point, path[-1], zorder=5, arrowprops={
         "arrowstyle": "-|>", "linestyle": (0, (3, 2)), "color": CONTRACTED, "linewidth": 1.8, "shrinkA": 6,
         "shrinkB": 6, "connectionstyle": "arc3,rad=-0.6"})
-    _error_bar(axes, point, entry["stderr"], CONTRACTED)
+    _draw_error_bar(axes, point, entry["stderr"], CONTRACTED)
     axes.plot(*point, "<", color=CONTRACTED, markersize=9.5, markeredgecolor=INK, markeredgewidth=1.1, zorder=6.5)
 
 
-def _draw_winner(axes: Axes, summary: Mapping[str, Any]) -> None:
-    winner = summary["winner"]
-    point = _point(winner) if winner else None
-    if point is not None:
-        _error_bar(axes, point, winner["stderr"], INK)
-        axes.plot(*point, "*", color=STAR, markersize=18, markeredgecolor=INK, markeredgewidth=1.2, zorder=7)
-
-
-def _draw_target(axes: Axes, summary: Mapping[str, Any]) -> None:
-    target = summary["target_gflops"]
-    if target:
+def _decorate(axes: Axes, summary: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -> None:
+    if target := summary["target_gflops"]:
         axes.axvline(target, linestyle=(0, (5, 4)), color=GREY, linewidth=1.4, zorder=2)
         axes.text(target, 1.012, f"target {number(target, 4)} GFLOPs", transform=axes.get_xaxis_transform(),
                   ha="center", va="bottom", color="#555555", fontsize=10)
-
-
-def _decorate(axes: Axes, summary: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlabel("GFLOPs (10⁹ multiply-adds of one clip), log scale", fontsize=11)
     axes.set_ylabel("top-1 accuracy on val, %", fontsize=11)
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
@@ -272,7 +249,7 @@ def _place_labels(axes: Axes, summary: Mapping[str, Any], networks: Sequence[Map
     placer, contraction, winner = Placer(axes), _contraction(summary), summary["winner"]
     final = _point(winner) if winner else None
     measured = [entry for entry in [*networks, *([contraction] if contraction else [])] if _point(entry)]
-    placer.keep_off_points([_point(entry) for entry in measured])
+    placer.keep_off_points([point for entry in measured if (point := _point(entry))])
     placer.keep_off_points([final] if final else [], radius=9)
     placer.keep_off_line(path)
     for entry in [*measured, *([winner] if final else [])]:
@@ -281,7 +258,9 @@ def _place_labels(axes: Axes, summary: Mapping[str, Any], networks: Sequence[Map
     if summary["target_gflops"]:
         placer.keep_off_line([(summary["target_gflops"], limit) for limit in axes.get_ylim()])
     if winner and final:
-        placer.place(_winner_text(summary), final, must=True, gap=11, fontsize=10.5, color=INK, weight="bold")
+        where = "on val, also selected on it" if winner["split"] == "val" else f"on {winner['split']}"
+        text = f"final: {percent(winner['accuracy'], winner['stderr'])} %\n{where}"
+        placer.place(text, final, must=True, gap=11, fontsize=10.5, color=INK, weight="bold")
     if contraction and (point := _point(contraction)):
         placer.place(f"contracted\n{value_text(contraction)}", point, must=True, fontsize=9.5, color=CONTRACTED,
                      weight="bold")
@@ -292,9 +271,3 @@ def _place_labels(axes: Axes, summary: Mapping[str, Any], networks: Sequence[Map
     for candidate in networks if len(networks) <= MOST_LABELLED else ():
         if not candidate["selected"] and (point := _point(candidate)):
             placer.place(value_text(candidate), point, must=False, gap=5.5, fontsize=8, color=_style(candidate)[0])
-
-
-def _winner_text(summary: Mapping[str, Any]) -> str:
-    winner = summary["winner"]
-    where = "on val, also selected on it" if winner["split"] == "val" else f"on {winner['split']}"
-    return f"final: {percent(winner['accuracy'], winner['stderr'])} %\n{where}"
