@@ -1,4 +1,4 @@
-"""What is to come: the path of a plan, and the number and cost of the candidates of a search not yet run."""
+"""Forecasts: the path of a plan, and the number and cost of the candidates of a search not yet run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_STEPS = 64
 
 
 def check_target(space: Space) -> None:
-    """Raises `UsageError` where the target leaves nothing to search: below the basis, or met by it."""
+    """Raise `UsageError` where the target leaves nothing to search: below the basis, or met by it."""
     basis = space.basis()
     least = basis.gflops / (1 - space.config.tolerance)  # what a target must exceed for an expansion to be due
     smaller = f"a smaller basis makes room: --set search.basis.resolution=R, or raise the target above {least:.4g}"
@@ -40,7 +40,7 @@ class Plan:
 
 
 def follow(space: Space, path: Sequence[str]) -> Plan:
-    """The plan that expands along the axes of `path`, in order, until the target is reached or the path ends.
+    """Return the plan that expands along the axes of `path`, in order, until the target is reached or the path ends.
 
     Raises `UsageError` for an unknown axis and for one that cannot grow where the path wants it.
     """
@@ -54,7 +54,7 @@ def follow(space: Space, path: Sequence[str]) -> Plan:
         if space.is_reached_by(current.gflops):
             break
         proposal = propose(space, current.factors, number)
-        base, current = current, _along(proposal, name, number)
+        base, current = current, _pick_axis(proposal, name, number)
         steps.append(current)
     if current.gflops > space.target and steps:
         return Plan(basis, tuple(steps), contract(space, base.factors, current), None)
@@ -63,7 +63,7 @@ def follow(space: Space, path: Sequence[str]) -> Plan:
     return Plan(basis, tuple(steps), None, propose(space, current.factors, len(steps) + 1))
 
 
-def _along(proposal: Proposal, name: str, number: int) -> Candidate:
+def _pick_axis(proposal: Proposal, name: str, number: int) -> Candidate:
     for candidate in proposal.candidates:
         if candidate.axis == name:
             return candidate
@@ -75,7 +75,7 @@ def _along(proposal: Proposal, name: str, number: int) -> Candidate:
 
 
 def forecast(space: Space, start: Candidate | None = None) -> list[tuple[Candidate, ...]]:
-    """Candidates of every step to come after `start` (the basis, itself included, where none is given), the
+    """Return the candidates of every step to come after `start` (the basis, itself included, where none is given), the
     contraction's last.
 
     The choices are not known yet, so the path is taken along the candidate whose cost is the middle one; the number
@@ -101,7 +101,7 @@ def forecast(space: Space, start: Candidate | None = None) -> list[tuple[Candida
 
 
 def largest_resolution(space: Space) -> int:
-    """The largest training crop, pixels, that the search can come to try: what frames must be kept for.
+    """Return the largest training crop, pixels, that the search can come to try: what frames must be kept for.
 
     A candidate never costs more than `expansion_rate` x the target, unless it is a single grid step.
     """

@@ -1,4 +1,4 @@
-"""How axes, values, numbers and times are written for people; one definition for the tables and the figure."""
+"""Axes, values, numbers and times as texts for people; one definition for the log, the tables and the figure."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ AXIS_NAMES = {BASIS_AXIS: "basis", **{name: axis.title for name, axis in AXES.it
 
 
 def axis_name(candidate: Mapping[str, Any]) -> str:
-    """The axes that a candidate stands for, as in `X-Fast = X-Temporal` where two give the same network."""
+    """Return the axes that a candidate stands for, as in `X-Fast = X-Temporal` where two give the same network."""
     axes = [candidate.get("axis"), *(candidate.get("also") or [])]
     return " = ".join(AXIS_NAMES.get(axis, str(axis)) for axis in axes if axis)
 
 
 def value_text(candidate: Mapping[str, Any]) -> str:
-    """What the candidate's axis was taken to: `160 px`, `4 frames × 12` (frames × temporal stride), `γd 2.2`."""
+    """Return the value that the candidate's axis was taken to: `160 px`, `4 frames × 12` (frames × temporal stride),
+    `γd 2.2`."""
     axis, factors = candidate.get("axis"), candidate.get("factors") or {}
     frames, resolution = candidate.get("frames"), candidate.get("resolution")
     if axis in ("x_fast", "x_temporal"):
@@ -49,7 +50,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def percent(accuracy: float | None, stderr: float | None = None) -> str:
-    """An accuracy in 0..1 as per cent with one decimal, and its standard error."""
+    """Return an accuracy in 0..1 as per cent with one decimal, and its standard error."""
     if accuracy is None:
         return "-"
     return f"{100 * accuracy:.1f}" + (f" ± {100 * stderr:.1f}" if stderr is not None else "")
@@ -68,7 +69,7 @@ def duration(seconds: float | None) -> str:
 
 
 def split_note(split: str | None, selected_on_val: bool) -> str:
-    """On which clips the winner's accuracy stands, and whether the winner was also selected on them."""
+    """Return the clips that the winner's accuracy stands on, and if the winner was also selected on them."""
     if split == "test":
         return "on test, which played no part in the selection"
     if selected_on_val:
@@ -77,12 +78,12 @@ def split_note(split: str | None, selected_on_val: bool) -> str:
 
 
 FORMULA = ("=", "+", "-", "@")
-"""How a cell begins that a spreadsheet takes for a formula, which can open a program or send the others away."""
+"""The first characters of a cell that a spreadsheet takes for a formula, which can open a program or send data away."""
 
 
 def cell(text: str | None) -> str | None:
-    """Text from a file as a cell of a table that people open in a spreadsheet: one printable line, with an apostrophe
-    before what would be taken for a formula."""
+    """Return text from a file as a cell of a table that people open in a spreadsheet: one printable line, with an
+    apostrophe before what would be taken for a formula."""
     if text is None:
         return None
     line = one_line(text)
@@ -90,7 +91,7 @@ def cell(text: str | None) -> str | None:
 
 
 def one_line(text: object) -> str:
-    """Text from a file as one printable line: control characters could move the cursor of a terminal. Undecodable
-    bytes of a file name (lone surrogates) are written out as `\\udcXX`."""
+    """Return text from a file as one printable line: control characters could move the cursor of a terminal.
+    Undecodable bytes of a file name (lone surrogates) are written out as `\\udcXX`."""
     readable = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(letter if letter.isprintable() else " " for letter in readable).strip()

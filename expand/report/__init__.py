@@ -1,4 +1,4 @@
-"""What a run says about itself, from its journal alone: the status, tables, the expansion figure."""
+"""Reports on a run, from its journal alone: the status, tables, the expansion figure."""
 
 from expand.home import provide_caches
 

@@ -1,4 +1,4 @@
-"""What a check of clips found, as tables and text."""
+"""The results of a check of clips, as tables and text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ TITLES = {
 
 
 def clips_frame(checked: Mapping[str, Any]) -> pd.DataFrame:
-    """A row for each class and split: `COLUMNS`; lengths in seconds, rates in frames a second, sizes in pixels."""
+    """Return a row for each class and split: `COLUMNS`; lengths in seconds, rates in frames a second, sizes in
+    pixels."""
     import pandas as pd
 
     rows = [{"class": name, "split": split, "clips": of["clips"], "unreadable": of["unreadable"],
@@ -44,16 +45,19 @@ def clips_frame(checked: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def check_text(checked: Mapping[str, Any], width: int = 100, encoding: str = "utf-8") -> str:
-    """The whole of a check (docs/json.md) as plain text, lines at most `width` (at least 76) characters but for long
-    paths; ends with a line end. It has an ASCII form of what `encoding` lacks."""
+    """Return the whole of a check (docs/json.md) as plain text, lines at most `width` (at least 76) characters but for
+    long paths; ends with a line end. It has an ASCII form of what `encoding` lacks."""
     width = max(NARROWEST, width)
     clips = sum(of["clips"] for of in checked["splits"].values())
-    notes = [_wrapped(one_line(note), width, "  ") for note in checked["notes"]]
-    parts = [f"{one_line(checked['data'])}: {clips:,} clips, {len(checked['classes']):,} classes", *notes, "",
-             _splits_table(checked, encoding),
-             "least/median/most where they differ; unread: cannot be read; px: short side",
-             *_class_parts(checked, encoding),
-             *("\n" + "\n".join(lines) for lines in (_problem_lines(checked, width), _limit_lines(checked, width)))]
+    splits = _table(encoding, HEADINGS)
+    for split, of in checked["splits"].items():
+        splits.add_texts(split, *_cells(of))
+    parts: list[str | Table] = [
+        f"{one_line(checked['data'])}: {clips:,} clips, {len(checked['classes']):,} classes",
+        *(_wrap(one_line(note), width, "  ") for note in checked["notes"]), "", splits,
+        "least/median/most where they differ; unread: cannot be read; px: short side",
+        *_class_parts(checked, encoding),
+        *("\n" + "\n".join(lines) for lines in (_problem_lines(checked, width), _limit_lines(checked, width)))]
     return lay_out(parts, width, encoding, wrap=False)
 
 
@@ -69,20 +73,15 @@ def _table(encoding: str, columns: Sequence[tuple[str, str]]) -> SimpleTable:
     return table
 
 
-def _splits_table(checked: Mapping[str, Any], encoding: str) -> SimpleTable:
-    table = _table(encoding, HEADINGS)
-    for split, of in checked["splits"].items():
-        table.add_texts(split, *_cells(of))
-    return table
-
-
 def _class_parts(checked: Mapping[str, Any], encoding: str) -> Iterator[str | Table]:
     """The classes' figures; of many classes, those with the fewest clips to train on."""
     splits, classes = list(checked["splits"]), checked["classes"]
     names = list(classes)
     yield ""
     if len(names) > LISTED_CLASSES:
-        names = sorted(names, key=lambda name: _usable(classes[name], splits[0]))[:LISTED_CLASSES // 2]
+        counts = {name: classes[name][splits[0]] for name in names}
+        names.sort(key=lambda name: counts[name]["clips"] - counts[name]["unreadable"])
+        del names[LISTED_CLASSES // 2:]
         yield (f"The {len(names)} classes with the fewest clips in {splits[0]} (of {len(classes):,}; the report "
                "has all)")
     table = _table(encoding, [("class", "left"), *HEADINGS])
@@ -92,12 +91,8 @@ def _class_parts(checked: Mapping[str, Any], encoding: str) -> Iterator[str | Ta
     yield table
 
 
-def _usable(splits: Mapping[str, Any], split: str) -> int:
-    return splits[split]["clips"] - splits[split]["unreadable"]
-
-
 def _cells(of: Mapping[str, Any]) -> tuple[str, ...]:
-    """Of figures, the columns after the split."""
+    """Return the columns after the split."""
     return (f"{of['clips']:,}", f"{of['unreadable']:,}" if of["unreadable"] else "-", _spread(of["length_s"]),
             _spread(of["fps"]), _spread(of["short_side"]))
 
@@ -110,8 +105,8 @@ def _spread(spread: Mapping[str, float] | None) -> str:
     return texts[0] if len(set(texts)) == 1 else "/".join(texts)
 
 
-def _wrapped(text: str, width: int, indent: str) -> str:
-    """`text` within `width`; a path is not broken, so that it can be copied."""
+def _wrap(text: str, width: int, indent: str) -> str:
+    """Return `text` within `width`; a path is not broken, so that it can be copied."""
     return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False,
                          break_on_hyphens=False)
 
@@ -126,11 +121,11 @@ def _problem_lines(checked: Mapping[str, Any], width: int) -> Iterator[str]:
         found = [problem for problem in problems if problem["kind"] == kind]
         if found:
             yield ""
-            yield _wrapped(f"{kind}, {len(found):,}: {title}", width, "")
+            yield _wrap(f"{kind}, {len(found):,}: {title}", width, "")
         for problem in found[:LISTED_PROBLEMS]:
             mark = "  - " if problem["quarantined"] else "    "
             yield f"{mark}{one_line(problem['path'])}"
-            yield _wrapped(one_line(problem["reason"]), width, "        ")
+            yield _wrap(one_line(problem["reason"]), width, "        ")
         if len(found) > LISTED_PROBLEMS:
             yield f"    ... and {len(found) - LISTED_PROBLEMS:,} more in the report"
     if any(problem["quarantined"] for problem in problems):
@@ -144,20 +139,17 @@ def _limit_lines(checked: Mapping[str, Any], width: int) -> Iterator[str]:
         return
     yield "What these clips allow a search to use:"
     length, frames, resolution, fps = (limits[name] for name in ("clip_s", "frames", "resolution", "fps"))
-    yield _wrapped(f"length      {length:.2f} s: half of the train clips are shorter, and repeat their last frame "
-                   "where a network looks at more. A search stops there by itself (search.limits.clip_s).", width, "  ")
+    yield _wrap(f"length      {length:.2f} s: half of the train clips are shorter, and repeat their last frame "
+                "where a network looks at more. A search stops there by itself (search.limits.clip_s).", width, "  ")
     if frames is not None:
         rate = f"{number(fps)} frames a second" + (", of which at most 30 are taken" if fps > 30 else "")
-        yield _wrapped(f"frames      {frames}: what such a clip has at {rate}; of more, some would be the same. "
-                       f"To stop there: --set search.limits.frames={frames}", width, "  ")
+        yield _wrap(f"frames      {frames}: what such a clip has at {rate}; of more, some would be the same. "
+                    f"To stop there: --set search.limits.frames={frames}", width, "  ")
     if resolution is not None:
-        yield _wrapped(f"resolution  {resolution} px: a larger crop has to be enlarged (the median short side over "
-                       f"data.jitter_min), which costs time and shows no more.{_stop_there(resolution)}", width, "  ")
+        from expand.config.schema import BasisConfig
 
-
-def _stop_there(resolution: int) -> str:
-    from expand.config.schema import BasisConfig
-
-    if resolution >= (basis := BasisConfig().resolution):
-        return f" To stop there: --set search.limits.resolution={resolution}"
-    return f" That is less than a search begins with (search.basis.resolution, by default {basis} px)."
+        basis = BasisConfig().resolution
+        stop = (f"To stop there: --set search.limits.resolution={resolution}" if resolution >= basis else
+                f"That is less than a search begins with (search.basis.resolution, by default {basis} px).")
+        yield _wrap(f"resolution  {resolution} px: a larger crop has to be enlarged (the median short side over "
+                    f"data.jitter_min), which costs time and shows no more. {stop}", width, "  ")

@@ -34,8 +34,9 @@ def confusion_frame(confusion_KK: np.ndarray, names: Sequence[str]) -> pd.DataFr
 
 
 def classes_frame(confusion_KK: np.ndarray, top5_K: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
-    """Return a row for each class that has videos: class, label, videos, accuracy and top5 (0..1), and the class that it was
-    most often mistaken for (None for none) with its count. `top5_K`: videos whose class is among the five best."""
+    """Return a row for each class that has videos: class, label, videos, accuracy and top5 (0..1), and the class that
+    it was most often mistaken for (None for none) with its count. `top5_K`: videos whose class is among the five
+    best."""
     rows = []
     for label in np.flatnonzero(confusion_KK.sum(1)).tolist():
         row_K = confusion_KK[label]

@@ -20,7 +20,8 @@ Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels."""
 
 DIRECTIONS = (135, -45, 112, -68, 158, -22, 90, -90, 180, 0, 45, -135, 68, -112, 22, -158)
-"""The directions, in degrees, in which a label is tried around its point: above left and below right first, away from a rising path."""
+"""The directions, in degrees, in which a label is tried around its point: above left and below right first, away from
+a rising path."""
 NEAR, FAR = (1.0, 1.5, 2.2, 3.2, 4.5), (1.0, 1.5, 2.2, 3.2, 4.5, 6.0, 8.0, 10.0)
 """Distances that are tried, as multiples of the gap, for a label that may be left out and for one that must stand."""
 LEADER_FROM = 2.0

@@ -21,13 +21,20 @@ STATES = {"finished": "", "failed": "failed", "running": "in training", "waiting
 
 
 def steps_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a trained or proposed network: the basis, every step's candidates, the contraction (`kind` tells which).
+    """Return a row for each trained or proposed network: the basis, every step's candidates, the contraction (`kind`
+    tells which).
 
     Columns are `COLUMNS`; gflops in 10^9 multiply-adds, accuracies 0..1 on val. No rows before the basis is proposed.
     """
     import pandas as pd
 
-    return pd.DataFrame([_row(*item) for item in _networks(summary)], columns=list(COLUMNS))
+    rows = []
+    for step, kind, candidate in _networks(summary):
+        factors = candidate["factors"] or {}
+        own = {"step": step, "kind": kind, "value": value_text(candidate), "also": " ".join(candidate["also"]),
+               "reason": cell(candidate["reason"]), **{key: factors.get(key) for key in FACTORS}}
+        rows.append({key: own[key] if key in own else candidate.get(key) for key in COLUMNS})
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _networks(summary: Mapping[str, Any]) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
@@ -41,21 +48,14 @@ def _networks(summary: Mapping[str, Any]) -> Iterator[tuple[int, str, Mapping[st
         yield step + 1, "contraction", contraction
 
 
-def _row(step: int, kind: str, candidate: Mapping[str, Any]) -> dict[str, Any]:
-    factors = candidate["factors"] or {}
-    own = {"step": step, "kind": kind, "value": value_text(candidate), "also": " ".join(candidate["also"]),
-           "reason": cell(candidate["reason"]), **{key: factors.get(key) for key in FACTORS}}
-    return {key: own[key] if key in own else candidate.get(key) for key in COLUMNS}
-
-
 def status_text(summary: Mapping[str, Any], width: int = 100, encoding: str = "utf-8") -> str:
-    """The whole status as plain text, lines at most `width` (at least 60) characters; ends with a line end. It has an
-    ASCII form of what `encoding` lacks."""
+    """Return the whole status as plain text, lines at most `width` (at least 60) characters; ends with a line end. It
+    has an ASCII form of what `encoding` lacks."""
     parts: list[str | Table] = ["\n".join(_header(summary))]
     if summary["steps"]:
         parts += ["\nPath", _path_table(summary, encoding),
                   "\nCandidates (> chosen)", _candidates_table(summary, encoding)]
-    parts += [*_excluded(summary), *_contraction_lines(summary), *_winner_lines(summary)]
+    parts += [*_exclusion_lines(summary), *_contraction_lines(summary), *_winner_lines(summary)]
     return lay_out(parts, max(60, width), encoding)
 
 
@@ -67,16 +67,12 @@ def _header(summary: Mapping[str, Any]) -> list[str]:
     if summary["classes"] is not None:
         clips = ", ".join(f"{count} {split}" for split, count in (summary["splits"] or {}).items() if count)
         lines.append(f"  data     {summary['classes']} classes; clips: {clips}")
-    return [*lines, f"  time     {_time_text(summary)}"]
-
-
-def _time_text(summary: Mapping[str, Any]) -> str:
-    text = f"{duration(summary['elapsed_s'])} so far"
-    if summary["state"] == "finished":
-        return duration(summary["elapsed_s"])
-    if summary["remaining_s"] is None:
-        return f"{text}; time left not known before the first candidate has finished"
-    return f"{text}; about {duration(summary['remaining_s'])} left"
+    time = duration(summary["elapsed_s"])
+    if summary["state"] != "finished":
+        left = ("time left not known before the first candidate has finished" if summary["remaining_s"] is None else
+                f"about {duration(summary['remaining_s'])} left")
+        time = f"{time} so far; {left}"
+    return [*lines, f"  time     {time}"]
 
 
 def _table(encoding: str, columns: Sequence[tuple[str, str]]) -> SimpleTable:
@@ -122,7 +118,7 @@ def _state_text(candidate: Mapping[str, Any]) -> str:
     return "; ".join(part for part in (text, overshoot, held, *map(one_line, candidate["notes"])) if part)
 
 
-def _excluded(summary: Mapping[str, Any]) -> list[str]:
+def _exclusion_lines(summary: Mapping[str, Any]) -> list[str]:
     """The axes that were not tried; an axis that stays out for the same reason is told once, with its steps."""
     steps: dict[tuple[str, str], list[int]] = {}
     for step in summary["steps"]:

@@ -124,7 +124,7 @@ class Driver:
             self.record(action)
         elif isinstance(action, Train):
             for finished in executor.run([self._job(candidate) for candidate in action.candidates]):
-                self.record(CandidateFinished(outcome=Outcome.from_dict(finished.fields)))
+                self.record(CandidateFinished(outcome=Outcome(**finished.fields)))
         elif isinstance(action, TrainFinal):
             self._train_final(action.winner, executor)
         elif isinstance(action, Stuck):
@@ -161,4 +161,4 @@ class Driver:
             raise RunError(f"the winner's final training failed: {error.what}", where=str(self.paths.root),
                            fix="its network is in final/network.yaml; change the final recipe in a new run") from error
         write_card(self.paths)
-        self.record(FinalFinished.read(finished.fields, ""))
+        self.record(FinalFinished.of(finished.fields))

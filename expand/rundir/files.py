@@ -27,7 +27,7 @@ TEMPORARY = ".tmp-"
 
 
 def sync_dir(folder: Path) -> None:
-    """Flushes the entries of `folder` (a rename is durable only then); where folders cannot be flushed, nothing."""
+    """Flush the entries of `folder` (a rename is durable only then); where folders cannot be flushed, nothing."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -37,7 +37,7 @@ def sync_dir(folder: Path) -> None:
 
 
 def make_dir(folder: Path, *, above: bool = True) -> Path:
-    """Creates `folder` and, unless `above` is false, what is missing above it, durably. Raises `RunError` where that is
+    """Create `folder` and, unless `above` is false, what is missing above it, durably. Raises `RunError` where that is
     impossible."""
     folder = Path(folder)
     try:
@@ -52,7 +52,7 @@ def make_dir(folder: Path, *, above: bool = True) -> Path:
 
 @contextmanager
 def atomic_path(path: Path, *, above: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path`, to be written in the block; it becomes `path` when the block ends well.
+    """Give a temporary path beside `path`, to be written in the block; it becomes `path` when the block ends well.
 
     After an exception `path` is as before and the temporary file is gone. After a kill `path` is the old or the new
     content; a temporary file may stay until `clear_leftovers`. The file's folder is made where it is missing, and what
@@ -76,7 +76,7 @@ def atomic_path(path: Path, *, above: bool = True) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | str, *, above: bool = True) -> None:
-    """Makes `data` the content of `path`, in one piece: text as UTF-8, in which undecodable bytes of a file name (lone
+    """Make `data` the content of `path`, in one piece: text as UTF-8, in which undecodable bytes of a file name (lone
     surrogates) are written out as `\\udcXX`. Raises `RunError` where the disk refuses."""
     content = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
     with atomic_path(path, above=above) as temporary, open(temporary, "wb") as file:
@@ -84,7 +84,7 @@ def write_atomic(path: Path, data: bytes | str, *, above: bool = True) -> None:
 
 
 def clear_leftovers(folders: Iterable[Path]) -> None:
-    """Deletes the temporary files that a kill left in `folders`. Only the owner of the run's lock may call it."""
+    """Delete the temporary files that a kill left in `folders`. Only the owner of the run's lock may call it."""
     for folder in folders:
         for leftover in folder.glob(f"{TEMPORARY}*"):
             with suppress(OSError):
@@ -92,7 +92,7 @@ def clear_leftovers(folders: Iterable[Path]) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:
-    """The `RunError` for a write that the system refused."""
+    """Return the `RunError` for a write that the system refused."""
     fix = "Check the free space and the permissions there, then start again; nothing was lost."
     if error.errno in (errno.ENOENT, errno.ESTALE):
         fix = "Its folder is gone: put it back where it was, then start again."
@@ -100,8 +100,8 @@ def cannot_write(path: Path, error: OSError) -> RunError:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` as strict JSON holds it: NaN and infinities as None, tuples as lists, paths as text, scalars of numpy and
-    torch as numbers, and undecodable bytes of a file name (lone surrogates) written out as `\\udcXX`.
+    """Return `value` as strict JSON holds it: NaN and infinities as None, tuples as lists, paths as text, scalars of
+    numpy and torch as numbers, and undecodable bytes of a file name (lone surrogates) written out as `\\udcXX`.
 
     Raises `TypeError` for anything else.
     """
@@ -123,12 +123,13 @@ def jsonable(value: Any) -> Any:
 
 
 def to_json(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
-    """`value` as strict JSON text (RFC 8259), without a line end."""
+    """Return `value` as strict JSON text (RFC 8259), without a line end."""
     return json.dumps(jsonable(value), ensure_ascii=ascii_only, allow_nan=False, indent=indent)
 
 
 def from_json(text: bytes) -> Any:
-    """Strict reading of UTF-8 JSON. Raises `ValueError` for anything that is not, NaN and infinities included."""
+    """Return the value of UTF-8 JSON, read strictly. Raises `ValueError` for anything that is not, NaN and infinities
+    included."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
@@ -140,13 +141,13 @@ def from_json(text: bytes) -> Any:
 
 
 def write_json(path: Path, value: Any, *, above: bool = True) -> None:
-    """Writes `value` (see `jsonable`) as indented JSON, atomically."""
+    """Write `value` (see `jsonable`) as indented JSON, atomically."""
     write_atomic(path, to_json(value, indent=2) + "\n", above=above)
 
 
 def read_json(path: Path, check: Check | None = None, most: int = LARGEST_JSON) -> Any:
-    """The value in the JSON file `path`. Raises `RunError` where the file is missing, unreadable, damaged, larger than
-    `most` bytes, or where `check` refuses the value."""
+    """Return the value in the JSON file `path`. Raises `RunError` where the file is missing, unreadable, damaged,
+    larger than `most` bytes, or where `check` refuses the value."""
     try:
         value = from_json(read_bounded(path, most))
         if check:

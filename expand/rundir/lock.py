@@ -23,18 +23,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from expand.errors import RunError
-from expand.field_checks import Check, Wrong, matching, number, whole
+from expand.field_checks import Wrong, matching, number, whole
 from expand.rundir.files import cannot_write, clear_leftovers, from_json, to_json
 from expand.rundir.paths import RunPaths
 
 WAIT_S = 1.0
-"""How long to try: `holder` of another process takes the lock for an instant when it looks."""
+"""Seconds to try: `holder` of another process takes the lock for an instant when it looks."""
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What a file system without locks, or one whose lock server is away, answers."""
+"""The errors of a file system without locks, or of one whose lock server is away."""
 
 HOLDER = {"pid": whole(1, 2**31), "host": matching(re.compile(r"[!-~]{1,253}"), "a host"), "started": number(0, 1e11)}
-"""What the lock says of its holder; anything else in it is somebody else's."""
+"""The fields that a lock holds about its holder; anything else in it is passed over."""
 
 _held: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
@@ -54,12 +54,14 @@ class RunLock:
         handle = self._open()
         try:
             if not _take(handle):
-                raise _is_held(self.paths, _read_holder(handle))
+                raise _held_error(self.paths, _read_holder(handle))
             _check_same(self.paths, handle)
-            _write_holder(handle)
+            content = to_json({"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}).encode()
+            os.pwrite(handle, content, 0)
+            os.ftruncate(handle, len(content))
         except OSError as error:
             os.close(handle)
-            raise (_no_locks if error.errno in NO_LOCKS else cannot_write)(self.paths.lock, error) from error
+            raise (_no_locks_error if error.errno in NO_LOCKS else cannot_write)(self.paths.lock, error) from error
         except BaseException:
             os.close(handle)
             raise
@@ -77,7 +79,7 @@ class RunLock:
             self._drop()
 
     def check(self) -> None:
-        """Raises `RunError` where the run's path leads no longer to what this lock was taken on: the directory was
+        """Raise `RunError` where the run's path leads no longer to what this lock was taken on: the directory was
         moved or deleted, or its disk is gone. To write there then would begin another run beside the real one."""
         if self._handle is not None:
             _check_same(self.paths, self._handle)
@@ -92,14 +94,15 @@ class RunLock:
             raise cannot_write(self.paths.lock, error) from error
 
     def _drop(self) -> None:
-        """Closes this process's copy of the handle; the lock goes with the last copy."""
+        """Close this process's copy of the handle; the lock goes with the last copy."""
         handle, self._handle = self._handle, None
         if handle is not None:
             os.close(handle)
 
 
 def holder(paths: RunPaths) -> dict[str, Any] | None:
-    """Who works on the run now: `{"pid", "host", "started"}` (unix seconds; values None where unknown), or None."""
+    """Return the process that works on the run now: `{"pid", "host", "started"}` (unix seconds; values None where
+    unknown), or None."""
     try:
         handle = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -108,7 +111,7 @@ def holder(paths: RunPaths) -> dict[str, Any] | None:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return _read_holder(handle)
-    except OSError:  # there are no locks there, so that nobody holds one
+    except OSError:  # there are no locks there, so that no process holds one
         return None
     else:
         return None
@@ -129,31 +132,19 @@ def _take(handle: int) -> bool:
             return True
 
 
-def _write_holder(handle: int) -> None:
-    content = to_json({"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}).encode("utf-8")
-    os.pwrite(handle, content, 0)
-    os.ftruncate(handle, len(content))
-
-
 def _read_holder(handle: int) -> dict[str, Any]:
     try:
         value = from_json(os.pread(handle, 4096, 0))
     except ValueError:
         value = None
-    value = value if isinstance(value, dict) else {}
-    return {key: _checked(value.get(key), check) for key, check in HOLDER.items()}
+    found: dict[str, Any] = dict.fromkeys(HOLDER)
+    for key, check in HOLDER.items():
+        with suppress(Wrong):  # what no holder writes is not known
+            found[key] = check(value.get(key) if isinstance(value, dict) else None, key)
+    return found
 
 
-def _checked(value: Any, check: Check) -> Any:
-    """`value`, or None where it is not what a holder writes."""
-    try:
-        check(value, "")
-    except Wrong:
-        return None
-    return value
-
-
-def _is_held(paths: RunPaths, who: dict[str, Any]) -> RunError:
+def _held_error(paths: RunPaths, who: dict[str, Any]) -> RunError:
     started = who["started"]
     since = time.strftime(", since %Y-%m-%d %H:%M:%S", time.localtime(started)) if started else ""
     name = f"process {who['pid']} on {who['host']}" if who["pid"] else "another process"
@@ -162,23 +153,23 @@ def _is_held(paths: RunPaths, who: dict[str, Any]) -> RunError:
 
 
 def _check_same(paths: RunPaths, handle: int) -> None:
-    """Raises `RunError` where `handle` is not (any longer) the file at the lock's path."""
+    """Raise `RunError` where `handle` is not (any longer) the file at the lock's path."""
     try:
         is_same = os.path.samestat(os.stat(paths.lock), os.fstat(handle))
     except OSError as error:
         is_there = not isinstance(error, (FileNotFoundError, NotADirectoryError))
         what = f"cannot be reached any longer: {error.strerror}" if is_there else "was moved or deleted"
-        raise _is_gone(paths, f"the run directory {what}") from error
+        raise _gone_error(paths, f"the run directory {what}") from error
     if not is_same:
-        raise _is_gone(paths, "the run directory, or the lock in it, was replaced")
+        raise _gone_error(paths, "the run directory, or the lock in it, was replaced")
 
 
-def _is_gone(paths: RunPaths, what: str) -> RunError:
+def _gone_error(paths: RunPaths, what: str) -> RunError:
     return RunError(f"{what} while this process worked on it; nothing more is written", where=str(paths.root),
                     fix=f"Put it back, then go on with: x3d-expand resume {paths.root}")
 
 
-def _no_locks(path: Path, error: OSError) -> RunError:
+def _no_locks_error(path: Path, error: OSError) -> RunError:
     return RunError(f"its file system gives no lock ({error.strerror}), so that two processes could work on one run",
                     where=str(path), fix="Keep the run on another (`search` and `train` take --run-dir), or have it "
                     "mounted with locks: Lustre with -o flock, NFS without nolock and with its lock daemon.")

@@ -1,9 +1,10 @@
 """Every file name of a run, in one place, and the one definition of what is inside a run.
 
-A run may be a stranger's. Every name that is asked for here is looked at first: where links on its way lead out of the
-run's folder, or something else stands there than a file or folder as it should be (a pipe would block whoever opens
-it), the name is refused. Links that stay inside are followed, and so is one that leads to the run's folder itself. The
-look costs tens of microseconds, and holds for the moment: somebody who can change the folder meanwhile is not kept out.
+A run may be untrusted. Every name is checked before it is given out: it is refused where links on its way lead out of
+the run's folder, or where something else stands there than a file or folder as it should be (a pipe would block the
+process that opens it). Links that stay inside are followed, and so is one that leads to the run's folder itself. The
+check costs tens of microseconds, and holds for the moment: it does not guard against a process that changes the folder
+meanwhile.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ FINAL, NETWORK, WEIGHTS = "final", "network.yaml", "weights.pt"
 
 
 def inside(root: Path, path: Path, *, folder: bool = False) -> Path:
-    """`path`, which begins with `root`, where it may be used: it is a file (or a `folder`) in `root`, or nothing is
-    there yet. Raises `RunError` otherwise."""
+    """Return `path`, which begins with `root`, where it may be used: it is a file (or a `folder`) in `root`, or nothing
+    is there yet. Raises `RunError` otherwise."""
     place = root
     for part in path.relative_to(root).parts:
         place = place / part
@@ -65,7 +66,7 @@ class CandidatePaths:
 
     @property
     def spec(self) -> Path:
-        """What is trained: factors, complexity, seed."""
+        """The network in training: factors, complexity, seed."""
         return self._file("spec.yaml")
 
     @property
@@ -98,7 +99,7 @@ class CandidatePaths:
 class RunPaths:
     """The files of the run in the folder `root`. Makes names only; creates nothing.
 
-    Whatever is asked for raises `RunError` where the name leads out of the run, or something of another kind is there.
+    Every property raises `RunError` where the name leads out of the run, or something of another kind is there.
     """
 
     root: Path
@@ -129,7 +130,7 @@ class RunPaths:
 
     @property
     def training(self) -> Path:
-        """What a training that belongs to no search was begun with; its presence tells the two apart."""
+        """The beginning of a training that belongs to no search; its presence tells the two apart."""
         return self._file("training.yaml")
 
     @property
@@ -154,7 +155,7 @@ class RunPaths:
 
     @property
     def log(self) -> Path:
-        """What the run said, for people."""
+        """The events and remarks of the run, for people."""
         return self._file("log.txt")
 
     @property

@@ -16,7 +16,8 @@ from expand.space.factors import BASE_RESOLUTION, REFERENCE_FPS, Factors, round_
 
 @dataclass(frozen=True)
 class Bounds:
-    """What shapes the axes: grids, limits, and how X-Temporal divides its factor (`SearchConfig.temporal_split`)."""
+    """The settings that shape the axes: grids, limits, and how X-Temporal divides its factor
+    (`SearchConfig.temporal_split`)."""
 
     grid: GridConfig = field(default_factory=GridConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
@@ -98,7 +99,7 @@ class TemporalAxis(Axis):
         """Fewer frames over the expanded clip's duration: 16 x 5 contracts to the published 13 x 6."""
         frames, limit_s = base.frames + k * bounds.grid.frames, bounds.limits.clip_s
         stride = max(1, round_half_up(expanded.stride * expanded.frames / frames))
-        if limit_s is not None:  # a stranger's stride is not walked down step by step
+        if limit_s is not None:  # an untrusted stride is not walked down step by step
             stride = max(1, min(stride, math.floor(limit_s * REFERENCE_FPS / max(1, frames - 1)) + 1))
         found = replace(base, gamma_t=frames, gamma_tau=stride)
         while limit_s is not None and found.span_s > limit_s and found.stride > 1:  # rounded up past the source clips

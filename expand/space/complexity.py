@@ -1,4 +1,4 @@
-"""What a network costs, in closed form: no model is built (paper, section 3.2; FACTS: symbols and published family).
+"""The cost of a network, in closed form: no model is built (paper, section 3.2; FACTS: symbols and published family).
 
 The published convention counts multiply-adds of convolutions and linear layers for one clip at the training crop.
 fvcore counts batch norm besides; both are given.

@@ -57,8 +57,8 @@ class Network:
 
     @classmethod
     def from_dict(cls, content: Any, *, where: str, name: str = "network", classes: int | None = None) -> Network:
-        """A network from plain values, which may be a stranger's; `name` is that of one which has none, `classes` the
-        number of them where it says neither that nor their names.
+        """Return a network from plain values, which may be untrusted; `name` is that of one which has none, `classes`
+        the number of them where it says neither that nor their names.
 
         Raises `UsageError` naming everything that is wrong with them, and `where` they stand.
         """
@@ -89,7 +89,7 @@ def dump_network(network: Network) -> str:
     factors, cost = network.factors, complexity_of(network.factors, network.classes)
     text = (f"# X3D network: {factors.frames} frames x stride {factors.stride}, {factors.resolution} px; "
             f"{cost.gflops:.6g} GFLOPs, {cost.params:,} parameters\n{yaml_document.dump(network.as_dict())}")
-    if len(text.encode("utf-8")) > MAX_BYTES:  # nobody could read it again
+    if len(text.encode("utf-8")) > MAX_BYTES:  # it could not be read again
         raise UsageError(f"the names of its {network.classes:,} classes take more than {size_text(MAX_BYTES)}",
                          where=network.name, fix="shorten them")
     return text
@@ -149,8 +149,8 @@ def _problems(content: Any) -> Any:
 
 
 def factor_problems(factors: Any) -> Iterator[str]:
-    """What is wrong with plain values that should be `Factors`, and may be a stranger's: nothing, or sentences. Of
-    values that pass, the network can be built."""
+    """Give a sentence for each fault of plain values that should be `Factors`, and may be untrusted. Of values that
+    pass, the network can be built."""
     if not isinstance(factors, dict):
         yield "no mapping 'factors'"
         return
@@ -173,12 +173,13 @@ def factor_problems(factors: Any) -> Iterator[str]:
 
 
 def is_within_bounds(factors: Factors) -> bool:
-    """Whether a network of `factors` can be described and built: see `factor_problems`."""
+    """Return True if a network of `factors` can be described and built: see `factor_problems`."""
     return next(factor_problems(factors.as_dict()), None) is None
 
 
 def _excess(factors: dict[str, Any]) -> Iterator[str]:
-    """Whether factors that are each within their bounds make too much together; by a rough count, for speed."""
+    """Give a sentence where factors that are each within their bounds make too much together, by a rough, fast
+    count."""
     pixels = factors["gamma_t"] * (factors["gamma_s"] * BASE_RESOLUTION) ** 2
     if pixels > LARGEST_CLIP:
         yield f"its clip would have {pixels:.2g} pixels, more than {LARGEST_CLIP:,}"

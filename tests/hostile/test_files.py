@@ -115,9 +115,9 @@ def test_what_a_lock_says_is_said_or_passed_over(content: bytes) -> None:
 
 def raise_held(paths: RunPaths) -> None:
     """What a second process would be told, without its wait."""
-    from expand.rundir.lock import _is_held
+    from expand.rundir.lock import _held_error
 
-    raise _is_held(paths, holder(paths))
+    raise _held_error(paths, holder(paths))
 
 
 @given(json_values)

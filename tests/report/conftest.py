@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from expand.expansion.events import read_event
+from expand.rundir.files import jsonable
 from expand.rundir.journal import Journal
 from expand.rundir.paths import RunPaths
 
@@ -33,7 +34,7 @@ class FakeSearch:
 
     def event(self, event: str, after_s: float = 0.5, **fields: Any) -> None:
         self.time += after_s
-        self.journal.append(read_event({"event": event, **fields}))
+        self.journal.append(read_event(jsonable({"event": event, **fields})))
 
     def start(self, **fields: Any) -> FakeSearch:
         """`fields`: further ones of `run_started`, or others in place of the usual ones."""

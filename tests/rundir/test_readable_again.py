@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from expand.config import yaml_document
 from expand.data.sources import run_list
 from expand.data.sources.clip import Clip, ClipList
 from expand.errors import DataError, RunError, UsageError
-from expand.expansion.events import CandidateFinished, Event, RunFailed, UnknownEvent
+from expand.expansion.events import CandidateFinished, Event, FinalFinished, RunFailed, UnknownEvent
 from expand.expansion.types import Outcome
 from expand.rundir import journal as journal_
 from expand.rundir.journal import Journal, read_events
@@ -56,6 +57,16 @@ def test_a_list_of_clips_that_could_not_be_read_again_is_not_written(tmp_path: P
     with pytest.raises(DataError, match="100 clips is larger than 1 kB"):
         run_list.write_clips(tmp_path / "clips.csv", listed)
     assert not (tmp_path / "clips.csv").exists()
+
+
+@pytest.mark.parametrize("event", [
+    CandidateFinished(outcome=Outcome("s00-basis", "failed", reason="no caf\udce9")), RunFailed(reason="no caf\udce9"),
+    FinalFinished.of({"split": "val", "accuracy": 0.5, "stderr": 0.1, "wall_s": 1.0, "loss": float("inf"),
+                      "notes": ["no caf\udce9"], "of_another_version": float("nan")})])
+def test_texts_and_numbers_that_json_does_not_know_are_written_as_it_does(event: Event, tmp_path: Path) -> None:
+    written = Journal(tmp_path / "journal.jsonl").append(event)
+    assert "no caf\\udce9" in written.line()
+    assert json.loads((tmp_path / "journal.jsonl").read_text()) == written.as_dict()
 
 
 @pytest.mark.parametrize("event", [
