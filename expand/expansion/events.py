@@ -335,9 +335,9 @@ class CandidateFinished(Event):
         outcome = self.outcome
         if not outcome.finished:
             return f"{outcome.id}: failed: {outcome.reason}"
-        measured = (f"{outcome.id}: {percent(outcome.accuracy, outcome.stderr)} % in {duration(outcome.wall_s)}, "
-                    f"{number(outcome.clips_per_s)} clips/s")
-        return "; ".join((measured, *outcome.notes))
+        figures = (f"{outcome.id}: {percent(outcome.accuracy, outcome.stderr)} % in {duration(outcome.wall_s)}, "
+                   f"{number(outcome.clips_per_s)} clips/s")
+        return "; ".join((figures, *outcome.notes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -511,8 +511,9 @@ class FinalFinished(Event):
     def describe(self) -> str:
         """The winner's accuracy, and what it stands on."""
         stands_on = split_note(self.split, self.split == "val")
-        measured = f"final: {percent(self.accuracy, self.stderr)} % {stands_on}, trained in {duration(self.wall_s)}"
-        return "; ".join((measured, *self.notes))
+        figures = (f"final: {percent(self.accuracy, self.stderr)} % {stands_on}, trained in "
+                   f"{duration(self.wall_s)}")
+        return "; ".join((figures, *self.notes))
 
 
 _check_more_figures = record({}, {"peak_memory_mb": check_of(Amount | None), "breakdown": check_of(Breakdown)})

@@ -19,6 +19,7 @@ import pytest
 from expand import api
 from expand.config import load_config
 from expand.errors import DataError, ExpandError, Interrupted, RunError
+from expand.expansion.events import Event
 from expand.run.display import Quiet
 from expand.rundir.journal import read_events
 from expand.rundir.paths import RunPaths
@@ -49,7 +50,7 @@ class Stopping(Quiet):
         if text.startswith("training "):
             raise Interrupted("enough seen")
 
-    def event(self, event: dict[str, Any], state: Any) -> None:
+    def event(self, event: Event, state: Any) -> None:
         raise Interrupted("enough seen")
 
 

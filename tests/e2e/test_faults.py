@@ -20,6 +20,7 @@ import pytest
 
 import expand
 from expand.errors import RunError
+from expand.expansion.events import RunFinished
 from expand.run.display import Logged
 from expand.run.search_run import renew_report
 from expand.rundir.paths import RunPaths
@@ -283,7 +284,7 @@ class _Said(list):
     tick, say = None, list.append
 
     def event(self, event, state):
-        self.append(event["event"])
+        self.append(event.kind)
 
 
 @pytest.mark.parametrize("is_there", [False, True])
@@ -294,7 +295,7 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path, is_there):
     said = _Said()
     logged = Logged(said, paths)
     logged.say("one")
-    logged.event({"event": "run_finished", "time": 0.0}, None)
+    logged.event(RunFinished(), None)
     assert [text for text in said if text in ("one", "run_finished")] == ["one", "run_finished"]
     assert len([text for text in said if "cannot be written" in text and str(paths.root) in text]) == 1
     assert paths.root.exists() == is_there
