@@ -24,7 +24,7 @@ NOT_READ = MappingProxyType({"is_read": False})
 
 LONGEST_TEXT = 100_000
 """Characters of a reason or a note."""
-SHOWN = 60
+LONGEST_SHOWN = 60
 """Characters of a wrong value that a sentence shows."""
 
 
@@ -32,12 +32,12 @@ class Wrong(ValueError):
     """A value that cannot be what its field should hold; its text is a sentence."""
 
 
-def shown(value: Any) -> str:
+def show_value(value: Any) -> str:
     """Return a wrong value, shortened, in printable ASCII. A number of thousands of digits is never written out."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**SHOWN:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**LONGEST_SHOWN:
         return "a number of many digits"
     if isinstance(value, str):
-        return ascii(value[:SHOWN]) + ("..." if len(value) > SHOWN else "")
+        return ascii(value[:LONGEST_SHOWN]) + ("..." if len(value) > LONGEST_SHOWN else "")
     if isinstance(value, (Mapping, list)):
         return "a list" if isinstance(value, list) else "a mapping"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
@@ -48,7 +48,7 @@ def number(low: float, high: float) -> Check:
     def check(value: Any, name: str) -> Any:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not low <= value <= high:  # a NaN is neither
-            raise Wrong(f"'{name}' is {shown(value)}, not a number from {low:g} to {high:g}")
+            raise Wrong(f"'{name}' is {show_value(value)}, not a number from {low:g} to {high:g}")
         return value
 
     return check
@@ -58,7 +58,7 @@ def whole(low: int, high: int) -> Check:
     """A whole number from `low` to `high`."""
     def check(value: Any, name: str) -> Any:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise Wrong(f"'{name}' is {shown(value)}, not a whole number from {low:,} to {high:,}")
+            raise Wrong(f"'{name}' is {show_value(value)}, not a whole number from {low:,} to {high:,}")
         return value
 
     return check
@@ -67,7 +67,7 @@ def whole(low: int, high: int) -> Check:
 def flag(value: Any, name: str) -> bool:
     """Return `value`, which is to be true or false."""
     if not isinstance(value, bool):
-        raise Wrong(f"'{name}' is {shown(value)}, neither true nor false")
+        raise Wrong(f"'{name}' is {show_value(value)}, neither true nor false")
     return value
 
 
@@ -75,7 +75,7 @@ def text(longest: int = LONGEST_TEXT) -> Check:
     """Text of at most `longest` characters that can be written as UTF-8 (an escape in JSON may stand for none)."""
     def check(value: Any, name: str) -> Any:
         if not isinstance(value, str):
-            raise Wrong(f"'{name}' is {shown(value)}, not text")
+            raise Wrong(f"'{name}' is {show_value(value)}, not text")
         if len(value) > longest:
             raise Wrong(f"'{name}' is a text of more than {longest:,} characters")
         if not value.isascii():
@@ -88,11 +88,11 @@ def text(longest: int = LONGEST_TEXT) -> Check:
     return check
 
 
-def matching(pattern: re.Pattern[str], what: str) -> Check:
+def matches(pattern: re.Pattern[str], what: str) -> Check:
     """Text that `pattern` matches whole."""
     def check(value: Any, name: str) -> Any:
         if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise Wrong(f"'{name}' is {shown(value)}, not {what}")
+            raise Wrong(f"'{name}' is {show_value(value)}, not {what}")
         return value
 
     return check
@@ -102,7 +102,7 @@ def one_of(known: Collection[str]) -> Check:
     """One of some texts."""
     def check(value: Any, name: str) -> Any:
         if not isinstance(value, str) or value not in known:
-            raise Wrong(f"'{name}' is {shown(value)}, not one of {', '.join(known)}")
+            raise Wrong(f"'{name}' is {show_value(value)}, not one of {', '.join(known)}")
         return value
 
     return check
@@ -120,7 +120,7 @@ def list_of(inner: Check, most: int, least: int = 0) -> Check:
     """A list of `least` to `most` values that pass `inner`."""
     def check(value: Any, name: str) -> Any:
         if not isinstance(value, list):
-            raise Wrong(f"'{name}' is {shown(value)}, not a list")
+            raise Wrong(f"'{name}' is {show_value(value)}, not a list")
         if not least <= len(value) <= most:
             raise Wrong(f"'{name}' has {len(value):,} entries, not {least} to {most:,}")
         return tuple(inner(item, f"{name}[{place}]") for place, item in enumerate(value))
@@ -132,7 +132,7 @@ def mapping_of(key: Check, inner: Check, most: int) -> Check:
     """A mapping of at most `most` entries: names that pass `key` to values that pass `inner`."""
     def check(value: Any, name: str) -> Any:
         if not isinstance(value, Mapping):
-            raise Wrong(f"'{name}' is {shown(value)}, not a mapping")
+            raise Wrong(f"'{name}' is {show_value(value)}, not a mapping")
         if len(value) > most:
             raise Wrong(f"'{name}' has {len(value):,} entries, more than {most:,}")
         return {key(own, f"name {place + 1} in {name}"): inner(item, f"{name}.{own}")
@@ -148,7 +148,7 @@ def record(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 
     def check(value: Any, name: str) -> Any:
         if not isinstance(value, Mapping):
-            raise Wrong(f"'{name}' is {shown(value)}, not a mapping")
+            raise Wrong(f"'{name}' is {show_value(value)}, not a mapping")
         prefix, read = f"{name}." if name else "", {}
         for own, inner in checks.items():
             if own in value:

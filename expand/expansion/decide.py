@@ -92,7 +92,7 @@ def _land_on_target(state: SearchState, space: Space) -> Action:
     if state.without_outcome([candidate]):
         return Train((candidate,))
     outcome = state.outcomes[candidate.id]
-    if not outcome.finished:
+    if not outcome.is_finished:
         return _choose_winner(state, base, f"the contracted network failed: {outcome.reason}")
     return _choose_winner(state, candidate, None)
 

@@ -42,7 +42,7 @@ from expand.expansion.types import (
     Word,
     read_outcome,
 )
-from expand.field_checks import NOT_READ, Wrong, check_of, matching, one_of, read_fields, record, text, whole
+from expand.field_checks import NOT_READ, Wrong, check_of, matches, one_of, read_fields, record, text, whole
 from expand.field_checks import number as number_from
 from expand.space.axes import AXES
 
@@ -287,7 +287,7 @@ class CandidateRetried(Event):
     """A training's process died or hung, and another one takes over. `id` is a candidate's, or `FINAL`."""
 
     kind = "candidate_retried"
-    id: Annotated[str, matching(CANDIDATE_ID, "the name of a training")]
+    id: Annotated[str, matches(CANDIDATE_ID, "the name of a training")]
     attempt: Annotated[int, whole(0, 10**6)]
     reason: Reason
 
@@ -333,7 +333,7 @@ class CandidateFinished(Event):
     def describe(self) -> str:
         """The accuracy, or the reason of the failure."""
         outcome = self.outcome
-        if not outcome.finished:
+        if not outcome.is_finished:
             return f"{outcome.id}: failed: {outcome.reason}"
         figures = (f"{outcome.id}: {percent(outcome.accuracy, outcome.stderr)} % in {duration(outcome.wall_s)}, "
                    f"{number(outcome.clips_per_s)} clips/s")
@@ -559,4 +559,4 @@ def _require_open_step(state: SearchState, number_: int) -> Step:
 
 
 def _require_accuracy(state: SearchState, id_: str) -> None:
-    _require(id_ in state.outcomes and state.outcomes[id_].finished, f"{id_} has no accuracy")
+    _require(id_ in state.outcomes and state.outcomes[id_].is_finished, f"{id_} has no accuracy")

@@ -166,7 +166,7 @@ def select(space: Space, base: Candidate, base_accuracy: float, candidates: tupl
     ranks: dict[Candidate, tuple[float, float, float, int]] = {}
     for place, candidate in enumerate(candidates):
         outcome, scores[candidate.id] = outcomes[candidate.id], None
-        if outcome.finished and outcome.accuracy is not None:
+        if outcome.is_finished and outcome.accuracy is not None:
             value = scores[candidate.id] = score(
                 space.config.criterion, gain=outcome.accuracy - base_accuracy, gflops=candidate.gflops - base.gflops,
                 ratio=candidate.gflops / base.gflops)

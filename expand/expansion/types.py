@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from annotated_types import Len
 
-from expand.field_checks import Wrong, matching, number, one_of, read_fields, record, text, whole
+from expand.field_checks import Wrong, matches, number, one_of, read_fields, record, text, whole
 from expand.space.axes import AXES
 from expand.space.factors import Factors
 from expand.space.network import factor_problems
@@ -32,7 +32,7 @@ def read_factors(value: Any, name: str) -> Factors:
     return Factors(**value)
 
 
-Id = Annotated[str, matching(CANDIDATE_ID, "a candidate's name: 1 to 100 of a-z, 0-9, '_' and '-'")]
+Id = Annotated[str, matches(CANDIDATE_ID, "a candidate's name: 1 to 100 of a-z, 0-9, '_' and '-'")]
 AxisName = Annotated[str, one_of((BASIS_AXIS, *AXES))]
 StepNumber = Annotated[int, whole(0, MOST_STEPS)]
 CheckedFactors = Annotated[Factors, read_factors]
@@ -40,7 +40,7 @@ Gflops = Annotated[float, number(1e-9, 1e9)]
 Params = Annotated[int, whole(1, 10**13)]
 Length = Annotated[int, whole(1, 10**6)]
 """Frames, pixels or a stride."""
-Word = Annotated[str, matching(re.compile(r"[a-z0-9_]{1,40}"), "a word")]
+Word = Annotated[str, matches(re.compile(r"[a-z0-9_]{1,40}"), "a word")]
 Reason = Annotated[str, text()]
 Share = Annotated[float, number(0, 1)]
 Figure = Annotated[float, number(-1e12, 1e12)]
@@ -138,7 +138,7 @@ class Outcome:
         return read_outcome(fields, "")
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """True if there is an accuracy to compare."""
         return self.state == "finished"
 
@@ -151,7 +151,7 @@ def read_outcome(value: Any, name: str) -> Outcome:
     """Return the outcome that `Outcome.as_dict` wrote. Raises `Wrong` where a field cannot be, or where a state lacks
     what belongs to it."""
     outcome = Outcome(**read_fields(Outcome, value, name))
-    if outcome.finished:
+    if outcome.is_finished:
         _figures(value, name)
     for own in _presence[outcome.state]:
         if own not in value:

@@ -22,7 +22,7 @@ from expand.bounded_files import file_type, read_bounded, size_text
 from expand.errors import RunError
 from expand.expansion.events import Event, read_event
 from expand.expansion.state import SearchState
-from expand.field_checks import Wrong, number, record, shown, text
+from expand.field_checks import Wrong, number, record, show_value, text
 from expand.rundir.files import cannot_write, from_json, sync_dir, to_json
 
 LARGEST = 32_000_000
@@ -59,7 +59,7 @@ class Journal:
                 raise Wrong(f"it is longer than {size_text(LONGEST)}")
             written = read_event(content)
         except Wrong as error:
-            raise RunError(f"the event {shown(content['event'])} was not written, since it cannot be: {error}",
+            raise RunError(f"the event {show_value(content['event'])} was not written, since it cannot be: {error}",
                            where=str(self.path), fix=WITHHELD) from error
         is_new = not self.path.exists()
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -101,8 +101,8 @@ def read_events(path: Path) -> list[Event]:
                 event = read_event(content)
                 event.check_order(state)
             except Wrong as error:
-                raise RunError(f"the event {shown(content['event'])} cannot be: {error}", where=f"{path}, line {place}",
-                               fix=OTHER) from error
+                raise RunError(f"the event {show_value(content['event'])} cannot be: {error}",
+                               where=f"{path}, line {place}", fix=OTHER) from error
             state = event.apply(state)
             events.append(event)
         elif line.strip() and place < len(lines):

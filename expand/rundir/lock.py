@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from expand.errors import RunError
-from expand.field_checks import Wrong, matching, number, whole
+from expand.field_checks import Wrong, matches, number, whole
 from expand.rundir.files import cannot_write, clear_leftovers, from_json, to_json
 from expand.rundir.paths import RunPaths
 
@@ -33,7 +33,7 @@ WAIT_S = 1.0
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """The errors of a file system without locks, or of one whose lock server is away."""
 
-HOLDER = {"pid": whole(1, 2**31), "host": matching(re.compile(r"[!-~]{1,253}"), "a host"), "started": number(0, 1e11)}
+HOLDER = {"pid": whole(1, 2**31), "host": matches(re.compile(r"[!-~]{1,253}"), "a host"), "started": number(0, 1e11)}
 """The fields that a lock holds about its holder; anything else in it is passed over."""
 
 _held: weakref.WeakSet[RunLock] = weakref.WeakSet()

@@ -10,7 +10,7 @@ from typing import Any
 
 from expand.bounded_files import LARGEST_YAML, size_text
 from expand.errors import UsageError, did_you_mean
-from expand.field_checks import SHOWN, shown
+from expand.field_checks import LONGEST_SHOWN, show_value
 from expand.space.complexity import complexity_of
 from expand.space.factors import BASE_RESOLUTION, PRESETS, PUBLISHED_CLASSES, Factors
 from expand.space.geometry import BASE_DEPTHS, BASE_WIDTH, WIDTH_FACTOR, Geometry, stage_widths
@@ -157,8 +157,8 @@ def factor_problems(factors: Any) -> Iterator[str]:
     names, wrong = [f.name for f in fields(Factors)], False
     for name in list(factors)[:_MOST_SHOWN]:
         if name not in names:
-            hint = did_you_mean(str(name)[:SHOWN], names)
-            yield f"unknown factor {shown(name)}" + (f", {hint}" if hint else "")
+            hint = did_you_mean(str(name)[:LONGEST_SHOWN], names)
+            yield f"unknown factor {show_value(name)}" + (f", {hint}" if hint else "")
     for f in fields(Factors):
         value: Any = factors.get(f.name)
         low, high = BOUNDS[f.name]
@@ -167,7 +167,7 @@ def factor_problems(factors: Any) -> Iterator[str]:
         if not is_number:
             yield f"'factors.{f.name}' is not a {'whole ' if f.type == 'int' else ''}number"
         elif not low <= value <= high:
-            yield f"'factors.{f.name}' is {shown(value)}, outside {low:g} to {high:g}"
+            yield f"'factors.{f.name}' is {show_value(value)}, outside {low:g} to {high:g}"
     if not wrong and len(factors) == len(names):
         yield from _excess(factors)
 

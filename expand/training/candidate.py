@@ -15,7 +15,7 @@ from expand.device_faults import faults_explained, first_line, lacks_memory
 from expand.errors import CandidateFailed, Interrupted, RunError
 from expand.expansion.events import FinalFinished
 from expand.expansion.types import Outcome, read_outcome
-from expand.field_checks import Check, Wrong, record, shown, text
+from expand.field_checks import Check, Wrong, record, show_value, text
 from expand.rundir.files import cannot_write, jsonable, read_json, write_atomic, write_json
 from expand.space.network import dump_network
 from expand.training import checkpoint
@@ -131,7 +131,7 @@ def known_outcome(job: Job, check: Check, log: Callable[[str], None], group: Gro
         if known.get("digest", digest := _digest(known)) != digest:
             raise Wrong("its digest does not match")
         if known.get("id", job.id) != job.id:
-            raise Wrong(f"'id' is {shown(known['id'])}, not '{job.id}'")
+            raise Wrong(f"'id' is {show_value(known['id'])}, not '{job.id}'")
     except (RunError, Wrong) as error:
         if group.is_first:
             what = error.what if isinstance(error, RunError) else f"cannot be what the run wrote: {error}"

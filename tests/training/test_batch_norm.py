@@ -99,7 +99,7 @@ def test_an_accumulation_is_never_into_parts_of_one_value(tmp_path, data, batch_
     recipe = replace(RECIPE, epochs=1, batch_size=batch_size, accumulation=accumulation)
     training = Training(job_of(tmp_path, recipe), data, RUNTIME, Hooks())
     assert training.progress.parts == parts
-    assert train_candidate(job_of(tmp_path, recipe), data, RUNTIME, Hooks()).finished
+    assert train_candidate(job_of(tmp_path, recipe), data, RUNTIME, Hooks()).is_finished
 
 
 def test_parts_of_one_clip_stay_where_the_network_can_take_them(tmp_path, data):
@@ -126,15 +126,15 @@ def test_halving_for_lack_of_memory_ends_before_a_part_has_one_value(tmp_path, d
     finally:
         hook.remove()
     if parts is None:
-        assert not outcome.finished and "out of memory" in outcome.reason
+        assert not outcome.is_finished and "out of memory" in outcome.reason
     else:
-        assert outcome.finished and f"into {parts} micro-batches" in outcome.notes[0]
+        assert outcome.is_finished and f"into {parts} micro-batches" in outcome.notes[0]
 
 
 def test_a_system_that_ended_tries_for_lack_of_memory_does_not_ask_for_parts_of_one_value(tmp_path, data):
     job = replace(job_of(tmp_path, replace(RECIPE, epochs=1)), parts=8)
     outcome = train_candidate(job, data, RUNTIME, Hooks())
-    assert outcome.finished and "into 4 micro-batches" in outcome.notes[0]
+    assert outcome.is_finished and "into 4 micro-batches" in outcome.notes[0]
 
 
 def test_precise_norms_are_measured_in_parts_that_have_two_values(tmp_path, data):
@@ -149,4 +149,4 @@ def test_a_resumed_training_that_cannot_be_says_so(tmp_path, data):
     with pytest.raises(CandidateFailed, match="batches of 1 clip cannot be trained on"):
         Training(job_of(tmp_path, replace(RECIPE, batch_size=1)), data, RUNTIME, Hooks())
     outcome = train_candidate(job_of(tmp_path, replace(RECIPE, batch_size=1)), data, RUNTIME, Hooks())
-    assert not outcome.finished and "batches of 1 clip" in outcome.reason
+    assert not outcome.is_finished and "batches of 1 clip" in outcome.reason

@@ -23,7 +23,7 @@ def job(tmp_path):
 
 def test_an_outcome_has_every_figure_that_is_promised(job, data):
     outcome = train_candidate(job, data, RUNTIME, Hooks())
-    assert outcome.finished and outcome.reason is None
+    assert outcome.is_finished and outcome.reason is None
     assert 0 <= outcome.accuracy <= outcome.top5 <= 1 and outcome.loss > 0
     assert outcome.wall_s > 0 and outcome.clips_per_s > 0 and outcome.peak_memory_mb > 10
     assert set(outcome.breakdown) == {"build_s", "clips_s", "step_s", "norms_s", "evaluate_s", "disk_s", "other_s"}

@@ -127,7 +127,7 @@ def test_a_job_may_ask_for_parts_from_the_start_and_is_the_same_training(job, da
 
 def test_a_training_with_parts_enough_for_its_recipe_has_no_note(job, data):
     outcome = train_candidate(replace(job, recipe=replace(RECIPE, accumulation=2)), data, RUNTIME, Hooks())
-    assert outcome.finished and outcome.notes == ()
+    assert outcome.is_finished and outcome.notes == ()
 
 
 def test_of_parts_that_the_system_forced_the_outcome_tells(job, data):
