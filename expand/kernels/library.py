@@ -78,15 +78,10 @@ class Library:
             raise TypeError(f"the CPU kernels are for float32 and float64, not for {dtype}")
         function = getattr(self._library, f"{name}_{SUFFIXES[dtype]}")
         function.restype = ctypes.c_int
-        function.argtypes = [ctypes.c_int, *map(_c_type, arguments)]
+        function.argtypes = [ctypes.c_int, *(ctypes.c_int64 if isinstance(value, int) else ctypes.c_double
+                                             if isinstance(value, float) else ctypes.c_void_p for value in arguments)]
         self._functions[name, dtype] = function
         return function
-
-
-def _c_type(value: Tensor | float | None) -> Any:
-    if isinstance(value, int):
-        return ctypes.c_int64
-    return ctypes.c_double if isinstance(value, float) else ctypes.c_void_p
 
 
 def _openmp() -> ctypes.c_void_p | None:

@@ -60,7 +60,7 @@ class Choices:
     """Keys for which this process found no usable rival of the standard."""
 
     def __post_init__(self) -> None:
-        self.known = {**self._stored(), **self.known}
+        self.known = {**self._read_stored(), **self.known}
 
     def pick(self, key: str, rivals: Mapping[str, Rival]) -> str:
         """Return the name of the fastest of `rivals`, the first of which is the standard. Another one that fails, or
@@ -78,7 +78,7 @@ class Choices:
             expected = rivals[standard]()
             if not all(bool(result.isfinite().all()) for result in expected):
                 return standard
-            fit = {standard: rivals[standard], **self._agreeing(key, expected, rivals)}
+            fit = {standard: rivals[standard], **self._find_agreeing(key, expected, rivals)}
             if len(fit) == 1:
                 self.unrivalled.add(key)
                 return standard
@@ -87,7 +87,7 @@ class Choices:
             return standard
         return self._keep(key, chosen, rivals)
 
-    def _agreeing(self, key: str, expected: Sequence[Tensor], rivals: Mapping[str, Rival]) -> dict[str, Rival]:
+    def _find_agreeing(self, key: str, expected: Sequence[Tensor], rivals: Mapping[str, Rival]) -> dict[str, Rival]:
         """Return the rivals, without the first, whose results are `expected`."""
         fit = {}
         for name, rival in list(rivals.items())[1:]:
@@ -119,7 +119,7 @@ class Choices:
 
     def _keep(self, key: str, chosen: str, rivals: Mapping[str, Rival]) -> str:
         """Remember and return `chosen`, or the choice that another process has made meanwhile, so that all agree."""
-        stored = self._stored()
+        stored = self._read_stored()
         chosen = stored[key] if stored.get(key) in rivals else chosen
         self.known = {**self.known, **stored, key: chosen}
         if self.path is not None:
@@ -129,7 +129,7 @@ class Choices:
                 self.path = None  # a disk that refuses costs a measurement in the next process
         return chosen
 
-    def _stored(self) -> dict[str, str]:
+    def _read_stored(self) -> dict[str, str]:
         try:
             found = json.loads(self.path.read_text(encoding="utf-8")) if self.path else {}
         except (OSError, ValueError):

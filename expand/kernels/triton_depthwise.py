@@ -96,19 +96,13 @@ def depthwise(x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
 
     In the `auto` mode the first call of a shape runs PyTorch's operator and the Triton kernels a few times.
     """
-    x_BCTHW = _as_autocast(x_BCTHW)
+    if x_BCTHW.is_cuda and torch.is_autocast_enabled("cuda"):  # the kernels read float32 weights, and sum in float32
+        x_BCTHW = x_BCTHW.to(torch.get_autocast_dtype("cuda"))
     if tuple(weight.shape[2:]) == (5, 1, 1) and stride != 1:
         return _native(x_BCTHW, weight, stride)
     if mode() == "on" or _choice(x_BCTHW, weight, stride) == "triton":
         return triton_depthwise(x_BCTHW, weight, stride)
     return _native(x_BCTHW, weight, stride)
-
-
-def _as_autocast(x_BCTHW: Tensor) -> Tensor:
-    """Return the input in the type of the autocast; the kernels read the weight as it is and sum in float32."""
-    if x_BCTHW.is_cuda and torch.is_autocast_enabled("cuda"):
-        return x_BCTHW.to(torch.get_autocast_dtype("cuda"))
-    return x_BCTHW
 
 
 def _native(x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:

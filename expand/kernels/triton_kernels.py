@@ -1,8 +1,10 @@
+# mypy: disable-error-code="assignment, misc"
+# (the tuples of Triton's language grow while a kernel is compiled)
 """The device code of `triton_depthwise`: depthwise 3-D convolution over channels-last memory, B x T x H x W x C.
 
-What bounds such a kernel is how often it reads: 27 taps make 27 reads of every value. Here a program goes along time
-with a tile of positions and channels and keeps one sum for each output frame that the present input frame reaches, so
-that a value is read 9 times, by neighbouring threads of the same program. Frames before the first and after the last
+The number of reads bounds such a kernel: 27 taps make 27 reads of every value. Here a program goes along time with a
+tile of positions and channels and keeps one sum for each output frame that the present input frame reaches, so that a
+value is read 9 times, by neighbouring threads of the same program. Frames before the first and after the last
 one are never read. Sums are float32 whatever the tensors' type, and always added up in the same order: nothing here is
 atomic, so that the same inputs give the same bits. Importing this needs Triton.
 """
@@ -11,13 +13,13 @@ import triton
 import triton.language as tl
 
 SIZES = ("clips", "frames", "height", "width", "out_height", "out_width", "stride", "chunk", "flip")
-"""Arguments of which no value gets a build of its own: a search meets many, and a build takes a second."""
+"""Arguments whose values get no builds of their own: a search meets many, and a build takes a second."""
 
 
 @triton.jit
 def _kernel_taps(weight, c, in_c, flip, WHOLE_KT: tl.constexpr, KT: tl.constexpr, K: tl.constexpr):
-    """The middle `KT` of the kernel's `WHOLE_KT` planes, a 1 x channels tile a tap, in the order of the weight or, to
-    `flip`, backwards."""
+    """Return the middle `KT` of the kernel's `WHOLE_KT` planes, a 1 x channels tile a tap, in the order of the weight
+    or, to `flip`, backwards."""
     TAPS: tl.constexpr = KT * K * K
     FIRST: tl.constexpr = (WHOLE_KT // 2 - KT // 2) * K * K
     taps = ()
@@ -29,7 +31,7 @@ def _kernel_taps(weight, c, in_c, flip, WHOLE_KT: tl.constexpr, KT: tl.constexpr
 
 @triton.jit
 def _share(positions, frames, chunk, CHANNELS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
-    """This program's positions, first frame, clip and channels, and which channels there are."""
+    """Return this program's positions, first frame, clip and channels, and a mask of the existing channels."""
     tiles, chunks = tl.cdiv(positions, BP), tl.cdiv(frames, chunk)
     program = tl.program_id(0)
     at = ((program % tiles) * BP + tl.arange(0, BP))[:, None]
@@ -42,7 +44,7 @@ def _share(positions, frames, chunk, CHANNELS: tl.constexpr, BP: tl.constexpr, B
 @triton.jit(do_not_specialize=SIZES)
 def gather(x, weight, y, frames, height, width, out_height, out_width, stride, chunk, flip, CHANNELS: tl.constexpr,
            WHOLE_KT: tl.constexpr, KT: tl.constexpr, K: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
-    """y = x convolved with `weight` (C x WHOLE_KT x K x K); with `flip` and no stride, the input gradient.
+    """Compute y = x convolved with `weight` (C x WHOLE_KT x K x K); with `flip` and no stride, the input gradient.
 
     Program axis 0: tiles of BP positions x chunks of `chunk` frames x clips; axis 1: tiles of BC channels.
     """
@@ -81,7 +83,7 @@ def _corner(grad, frame, is_there, row, column, out_height, out_width, c, CHANNE
 @triton.jit(do_not_specialize=SIZES)
 def spread(grad, weight, grad_x, frames, height, width, out_height, out_width, chunk, CHANNELS: tl.constexpr,
            WHOLE_KT: tl.constexpr, KT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
-    """The input gradient of a convolution with a WHOLE_KT x 3 x 3 kernel and a spatial stride of 2.
+    """Compute the input gradient of a convolution with a WHOLE_KT x 3 x 3 kernel and a spatial stride of 2.
 
     A program has the axes of `gather`, over the output's positions; each of those stands for 2 x 2 of the input, which
     the output gradients there, to the right, below, and below to the right reach by 1, 2, 2 and 4 taps of a plane.
@@ -127,8 +129,9 @@ def _output_frame(grad, frame, frames, at, is_given, positions, c, CHANNELS: tl.
 @triton.jit(do_not_specialize=SIZES)
 def collect(x, grad, parts, clips, frames, height, width, out_height, out_width, stride, CHANNELS: tl.constexpr,
             KT: tl.constexpr, K: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
-    """Parts of the weight gradient: `parts` (programs of axis 0 x C x KT x K x K, float32) is to be summed over its
-    first axis. A program of axis 0 takes every n-th tile of BP positions of a clip; axis 1: tiles of BC channels."""
+    """Compute parts of the weight gradient: `parts` (programs of axis 0 x C x KT x K x K, float32) is to be summed over
+    its first axis. A program of axis 0 takes every n-th tile of BP positions of a clip; axis 1: tiles of BC
+    channels."""
     split, positions = tl.program_id(0), out_height * out_width
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
     in_c = c < CHANNELS

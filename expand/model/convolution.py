@@ -70,7 +70,7 @@ class SwishPointwise(Pointwise):
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         if self.bias is None and self.stride[-1] == 1 and _is_trained(x_BCTHW, self.weight):
             return _SwishFunction.apply(x_BCTHW, self.weight)
-        # in one operator, Swish rounds otherwise than in the two of the public implementations
+        # in one operator, Swish rounds differently than in the two of the public implementations
         return super().forward(x_BCTHW * torch.sigmoid(x_BCTHW) if _is_reference else F.silu(x_BCTHW))
 
 
