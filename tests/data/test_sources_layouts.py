@@ -197,6 +197,14 @@ def test_a_test_list_without_labels_is_left_out(tmp_path):
     assert "left out test.csv, which has no labels" in listed(tmp_path).notes
 
 
+def test_a_test_list_without_labels_that_was_named_is_refused(tmp_path):
+    touch(tmp_path, *(f"train/{n}.mp4" for n in range(4)), "test/9.mp4")
+    (tmp_path / "train.csv").write_text("video_name,tag\n0.mp4,run\n1.mp4,run\n2.mp4,jump\n3.mp4,jump\n")
+    (tmp_path / "test.csv").write_text("video_name\n9.mp4\n")
+    with pytest.raises(DataError, match="test.csv"):
+        listed(tmp_path, train=str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv"))
+
+
 @pytest.mark.parametrize("suffix", ["heic", "exr"])
 def test_a_set_of_pictures_that_are_not_read_says_that_they_must_be_converted(tmp_path, suffix):
     touch(tmp_path, *(f"{name}/one/{n}.{suffix}" for name in ("run", "jump") for n in range(3)))

@@ -55,7 +55,7 @@ def read_source(config: DataConfig) -> Source:
         elif further[0][0] is None:
             unused = [(f"not used: {further[0][1].name}, which lists clips, too; to read it instead: "
                        f"--data {further[0][1]}")]
-    elif path and path.is_dir() and len(files) > 1:
+    elif not lists and len(files) > 1:  # lists that were found, not named
         left_out = [file for split, file in files if split == "test" and lacks_labels(file)]
         files = [(split, file) for split, file in files if file not in left_out]
         unused = [f"left out {file.name}, which has no labels" for file in left_out]
