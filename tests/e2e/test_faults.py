@@ -199,6 +199,7 @@ def test_kill_9_of_the_driver_ends_its_workers_and_frees_the_run_to_one_of_two_t
     assert re.search(rf"process {at_work.pid} on {re.escape(socket.gethostname())} works on this run, since \d{{4}}-",
                      err), err
 
+    until(lambda: len(events(run_dir)) > len(before), at_work)  # the one refused may have ended long before that
     until(lambda: len(in_training(run_dir)) == 2, at_work)
     stopped = hit(run_dir, at_work, signal.SIGSTOP)
     began = time.monotonic()
