@@ -32,7 +32,7 @@ def _validator() -> TypeAdapter[dict[str, Any]]:
     """The validator of all options by dotted key, with the rules that hold for each of them: no "3" for 3, no infinite
     number, no empty text."""
     # written as a call, since its keys are those of the schema, which a type checker cannot see
-    options = TypedDict("options", dict(option_annotations()), total=False)  # type: ignore[misc]
+    options = TypedDict("options", dict(option_annotations()), total=False)  # type: ignore[misc]  # noqa: UP013
     rules = ConfigDict(strict=True, allow_inf_nan=False, str_min_length=1, extra="forbid")
     options.__pydantic_config__ = rules  # type: ignore[attr-defined]  # pydantic looks for it there
     return TypeAdapter[Any](options)

@@ -17,6 +17,7 @@ from typing import cast
 import av
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from expand.data.file_kinds import OTHER_PICTURES, suffix_of
 from expand.data.file_kinds import PICTURES as CODECS
@@ -138,7 +139,7 @@ def _tiff_of_jpeg(file: Path) -> av.VideoFrame | None:
     Raises `OSError` or `ValueError` where it cannot be decoded."""
     try:
         with Image.open(file) as picture:
-            if picture.format != "TIFF" or picture.tag_v2.get(TIFF_COMPRESSION) not in JPEG_COMPRESSIONS:
+            if not (isinstance(picture, TiffImageFile) and picture.tag_v2.get(TIFF_COMPRESSION) in JPEG_COMPRESSIONS):
                 return None
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(TOO_LARGE)
