@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from expand.config import yaml_document
+from expand.bounded_files import LARGEST_YAML
 from expand.errors import RunError, UsageError, hint
 from expand.field_checks import Check, Wrong, list_of, number, one_of, or_null, record, text, whole
 from expand.rundir.paths import WEIGHTS, RunPaths, inside
@@ -80,13 +80,15 @@ def check_weights(source: str | Path, weights: str | Path | None) -> None:
 
 _beginning: dict[str, Check] = {
     "network": lambda value, name: value,  # `Network.from_dict` looks at it
-    "config": text(yaml_document.MAX_BYTES), "fingerprint": text(1000),
+    "config": text(LARGEST_YAML), "fingerprint": text(1000),
     "splits": record({}, dict.fromkeys(("train", "val", "test"), whole(0, 10**9))), "init": or_null(text())}
 
 
 def read_training(paths: RunPaths) -> dict[str, Any]:
     """Return what a training that belongs to no search was begun with, from training.yaml: its `network`, `config`,
     `fingerprint`, `splits` and `init`. Raises `RunError` where the file is not as it was written."""
+    from expand.config import yaml_document  # PyYAML, which most commands do without
+
     try:
         spec = yaml_document.parse_values(yaml_document.read_regular_file(paths.training))
         return record(_beginning)(spec, "")

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +159,11 @@ def _state(pid: int) -> str:
 
 def hit(run_dir: Path, process: subprocess.Popen, number: signal.Signals) -> str:
     """Sends a signal to a process in the midst of a training; the candidate's id."""
-    name, pid = next(iter(until(lambda: in_training(run_dir), process).items()))
-    os.kill(pid, number)
-    return name
+    while True:
+        name, pid = next(iter(until(lambda: in_training(run_dir), process).items()))
+        with suppress(ProcessLookupError):  # its training has ended since: the next one
+            os.kill(pid, number)
+            return name
 
 
 def cut(run_dir: Path, target: Path, count: int, *, retrain: bool = True) -> Path:

@@ -52,7 +52,7 @@ def test_where_the_system_ended_a_process_for_lack_of_memory_batches_go_in_parts
     with LocalExecutor(data, RUNTIME, RUN, heard.listener(), fork_server) as executor:
         [finished] = executor.run([job(tmp_path, "large", epochs=12)])
     assert "lack of memory" in heard.retried[0][2]
-    assert finished.fields["state"] == "finished" and "2 parts" in " ".join(finished.fields["notes"])
+    assert finished.fields["state"] == "finished" and "2 micro-batches" in " ".join(finished.fields["notes"])
 
 
 def test_a_fork_server_that_was_killed_is_replaced(data, tmp_path):

@@ -18,7 +18,7 @@ from expand.run.display import Quiet
 from expand.rundir.paths import CandidatePaths, RunPaths
 from expand.training.candidate import train_candidate, train_final
 from expand.training.distributed import ALONE
-from expand.training.job import Hooks, Job
+from expand.training.job import Hooks, Job, Kind
 from expand.training.loop import Training
 from expand.training.runtime import Runtime
 from tests.training.small import CONFIG, RECIPE, RUNTIME, final, network
@@ -100,10 +100,13 @@ class Told(Supervisor):
         self.ours, theirs = torch.multiprocessing.get_context("spawn").Pipe()
         return Worker(number, theirs, place="here:1")
 
-    def _died(self, worker):
+    def _runtime_of(self, worker):
+        return RUNTIME
+
+    def _find_reason(self, worker):
         return "its process died", False
 
-    def _never_began(self, worker):
+    def _react_to_failed_start(self, worker):
         raise AssertionError
 
 
@@ -130,7 +133,7 @@ def test_the_supervisor_tries_again_in_another_process_without_recordings_and_no
 def test_a_single_training_on_a_gpu_that_failed_says_how_to_go_on(job, data, monkeypatch, tmp_path):
     failing(monkeypatch, FAULTS[0])
     paths = RunPaths(tmp_path / "run")
-    alone = replace(job, id="final", paths=paths.final_candidate)
+    alone = replace(job, id="final", paths=paths.final_candidate, weights=paths.weights, kind=Kind.FINAL)
     paths.root.mkdir()
     with pytest.raises(DeviceFault, match="all work up to the last checkpoint is kept") as caught:
         single_training._train(paths, alone, data, RUNTIME, ALONE, Quiet())
