@@ -115,14 +115,14 @@ def test_the_supervisor_tries_again_in_another_process_without_recordings_and_no
     listener = Listener(lambda *_: None, lambda job, attempt, reason: retried.append((attempt, reason)),
                         lambda *_: None, lambda text: None, lambda: False)
     executor = Told(data, RUNTIME, RunConfig(device="cpu", threads=1, precision="fp32", retries=2), listener)
-    hand_out = executor._hand_out
+    hand_out = executor._hand_out_jobs
 
     def and_fail():
         hand_out()
         given.append(executor.ours.recv()[1])
         executor.ours.send(("fault", "the GPU failed (an ECC error)"))
 
-    executor._hand_out = and_fail
+    executor._hand_out_jobs = and_fail
     [finished] = executor.run([job])
     assert [attempt for attempt, _ in retried] == [1, 2] and all("ECC" in reason for _, reason in retried)
     assert [each.may_record for each in given] == [True, False, False]
