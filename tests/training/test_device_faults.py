@@ -98,7 +98,8 @@ class Told(Supervisor):
 
     def _start(self, number):
         self.ours, theirs = torch.multiprocessing.get_context("spawn").Pipe()
-        return Worker(number, theirs, place="here:1")
+        self.ours.send(("hello", "here:1"))
+        return Worker(number, theirs)
 
     def _runtime_of(self, worker):
         return RUNTIME
@@ -119,8 +120,11 @@ def test_the_supervisor_tries_again_in_another_process_without_recordings_and_no
 
     def and_fail():
         hand_out()
-        given.append(executor.ours.recv()[1])
-        executor.ours.send(("fault", "the GPU failed (an ECC error)"))
+        while executor.ours.poll():
+            kind, content = executor.ours.recv()
+            if kind == "job":
+                given.append(content)
+                executor.ours.send(("fault", "the GPU failed (an ECC error)"))
 
     executor._hand_out_jobs = and_fail
     [finished] = executor.run([job])
