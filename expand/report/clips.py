@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from expand.expansion.text import number, one_line
-from expand.report.layout import SimpleTable, lay_out
+from expand.report.tables import SimpleTable, lay_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,17 +47,29 @@ def clips_frame(checked: Mapping[str, Any]) -> pd.DataFrame:
 def check_text(checked: Mapping[str, Any], width: int = 100, encoding: str = "utf-8") -> str:
     """Return the whole of a check (docs/json.md) as plain text, lines at most `width` (at least 76) characters but for
     long paths; ends with a line end. It has an ASCII form of what `encoding` lacks."""
-    width = max(NARROWEST, width)
-    clips = sum(of["clips"] for of in checked["splits"].values())
-    splits = _table(encoding, HEADINGS)
-    for split, of in checked["splits"].items():
-        splits.add_texts(split, *_cells(of))
+    width, classes, splits = max(NARROWEST, width), checked["classes"], checked["splits"]
+    clips = sum(of["clips"] for of in splits.values())
+    split_table = _table(encoding, HEADINGS)
+    for split, of in splits.items():
+        split_table.add_texts(split, *_cells(of))
     parts: list[str | Table] = [
-        f"{one_line(checked['data'])}: {clips:,} clips, {len(checked['classes']):,} classes",
-        *(_wrap(one_line(note), width, "  ") for note in checked["notes"]), "", splits,
-        "least/median/most where they differ; unread: cannot be read; px: short side",
-        *_class_parts(checked, encoding),
-        *("\n" + "\n".join(lines) for lines in (_problem_lines(checked, width), _limit_lines(checked, width)))]
+        f"{one_line(checked['data'])}: {clips:,} clips, {len(classes):,} classes",
+        *(_wrap(one_line(note), width, "  ") for note in checked["notes"]), "", split_table,
+        "least/median/most where they differ; unread: cannot be read; px: short side", ""]
+    names = list(classes)
+    if len(names) > LISTED_CLASSES:
+        train = next(iter(splits))
+        counts = {name: classes[name][train] for name in names}
+        names.sort(key=lambda name: counts[name]["clips"] - counts[name]["unreadable"])
+        del names[LISTED_CLASSES // 2:]
+        parts.append(f"The {len(names)} classes with the fewest clips in {train} (of {len(classes):,}; the report has "
+                     "all)")
+    class_table = _table(encoding, [("class", "left"), *HEADINGS])
+    for name in names:
+        for place, (split, of) in enumerate(classes[name].items()):
+            class_table.add_texts("" if place else one_line(name), split, *_cells(of))
+    parts.append(class_table)
+    parts += ["\n" + "\n".join(lines) for lines in (_problem_lines(checked, width), _limit_lines(checked, width))]
     return lay_out(parts, width, encoding, wrap=False)
 
 
@@ -71,24 +83,6 @@ def _table(encoding: str, columns: Sequence[tuple[str, str]]) -> SimpleTable:
         table.add_column(name, justify=justify, no_wrap=name != "class", overflow="fold",  # type: ignore[arg-type]
                          min_width=len("class") if name == "class" else None)
     return table
-
-
-def _class_parts(checked: Mapping[str, Any], encoding: str) -> Iterator[str | Table]:
-    """The classes' figures; of many classes, those with the fewest clips to train on."""
-    splits, classes = list(checked["splits"]), checked["classes"]
-    names = list(classes)
-    yield ""
-    if len(names) > LISTED_CLASSES:
-        counts = {name: classes[name][splits[0]] for name in names}
-        names.sort(key=lambda name: counts[name]["clips"] - counts[name]["unreadable"])
-        del names[LISTED_CLASSES // 2:]
-        yield (f"The {len(names)} classes with the fewest clips in {splits[0]} (of {len(classes):,}; the report "
-               "has all)")
-    table = _table(encoding, [("class", "left"), *HEADINGS])
-    for name in names:
-        for place, (split, of) in enumerate(classes[name].items()):
-            table.add_texts("" if place else one_line(name), split, *_cells(of))
-    yield table
 
 
 def _cells(of: Mapping[str, Any]) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -74,12 +73,20 @@ def _draw_figure(confusion_KK: np.ndarray, labels: Sequence[str], title: str) ->
     side = min(16.0, max(5.5, 3.5 + 0.2 * len(labels))) if is_named else 9.0
     figure = Figure(figsize=(side + (0.9 if is_named else 4.6), side), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
+    shares_KK = confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)  # without videos: zeros
     if is_named:
         axes = figure.add_subplot()
     else:
         axes, beside = figure.subplots(1, 2, width_ratios=(9, 5))
-        _list_confusions(beside, confusion_KK, labels)
-    shares_KK = _shares(confusion_KK)
+        mistaken_KK = shares_KK * (1 - np.eye(len(labels)))
+        worst = np.argsort(-mistaken_KK, axis=None, kind="stable")[:LISTED]
+        lines = [f"{mistaken_KK.flat[place]:4.0%}  {row} {labels[row]} → {column} {labels[column]}"
+                 for place in worst.tolist() if mistaken_KK.flat[place]
+                 for row, column in [divmod(place, len(labels))]]
+        beside.set_axis_off()
+        beside.set_title("most frequent confusions", fontsize=10, loc="left")
+        beside.text(0, 0.99, "\n".join(lines) or "none", transform=beside.transAxes, va="top", fontsize=7.5,
+                    linespacing=1.7, parse_math=False)
     power = 0.5 if is_named else 0.3  # one mistake in fifty must be seen, in small cells too
     image = axes.imshow(shares_KK, cmap="Blues", norm=PowerNorm(power, 0, 1), interpolation="nearest")
     figure.colorbar(image, ax=axes, label="share of the class's videos", fraction=0.04, pad=0.02)
@@ -99,20 +106,3 @@ def _draw_figure(confusion_KK: np.ndarray, labels: Sequence[str], title: str) ->
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=8,
                           color=PALE if share > 0.3 else INK)
     return figure
-
-
-def _shares(confusion_KK: np.ndarray) -> np.ndarray:
-    """Each row divided by its sum; a class without videos stays zero."""
-    return confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
-
-
-def _list_confusions(axes: Axes, confusion_KK: np.ndarray, labels: Sequence[str]) -> None:
-    mistaken_KK = _shares(confusion_KK) * (1 - np.eye(len(labels)))
-    worst = np.argsort(-mistaken_KK, axis=None, kind="stable")[:LISTED]
-    lines = [f"{mistaken_KK.flat[place]:4.0%}  {row} {labels[row]} → {column} {labels[column]}"
-             for place in worst.tolist() if mistaken_KK.flat[place]
-             for row, column in [divmod(place, len(labels))]]
-    axes.set_axis_off()
-    axes.set_title("most frequent confusions", fontsize=10, loc="left")
-    axes.text(0, 0.99, "\n".join(lines) or "none", transform=axes.transAxes, va="top", fontsize=7.5, linespacing=1.7,
-              parse_math=False)

@@ -6,21 +6,24 @@ Drawn on a `Figure` of its own, so that nothing global is touched and no display
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from expand.errors import UsageError
 from expand.expansion.text import axis_name, number, percent, value_text
-from expand.report.plot_labels import Placer
 from expand.rundir.files import atomic_path
 
 STYLES = {"basis": ("#222222", "h"), "x_fast": ("#D55E00", "^"), "x_temporal": ("#E0A000", "v"),
@@ -37,7 +40,23 @@ and to look for it would take minutes."""
 FOOT_STEP = 0.036
 """Share of the axes' height for one candidate without accuracy."""
 
+# Labels are placed by hand. adjustText was tried in its place: its labels crossed the path and one another, it took
+# several times as long, and it imports pyplot and scipy.
+DIRECTIONS = (135, -45, 112, -68, 158, -22, 90, -90, 180, 0, 45, -135, 68, -112, 22, -158)
+"""The directions, in degrees, in which a label is tried around its point: above left and below right first, away from
+a rising path."""
+NEAR, FAR = (1.0, 1.5, 2.2, 3.2, 4.5), (1.0, 1.5, 2.2, 3.2, 4.5, 6.0, 8.0, 10.0)
+"""Distances that are tried, as multiples of the gap, for a label that may be left out and for one that must stand."""
+LEADER_FROM = 2.0
+"""Multiple of the gap beyond which a thin line ties a label to its point."""
+DISTANCE_COST = 3.0
+"""The cost of a point of distance, in the measure of what a label covers."""
+LINE_HALF_WIDTH = 3.0
+"""Half the width that a line is taken to have, pixels."""
+
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels."""
 
 
 def plot_expansion(summary: Mapping[str, Any], out: Path | str) -> Path:
@@ -65,15 +84,36 @@ def expansion_figure(summary: Mapping[str, Any]) -> Figure:
     axes = figure.add_subplot()
     _set_limits(axes, summary)
     networks = _networks(summary)
-    for step in summary["steps"]:
-        _draw_step(axes, step["candidates"])
-    path = _draw_path(axes, summary)
-    _draw_contraction(axes, summary, path)
+    for step in summary["steps"]:  # those without an accuracy stand at the foot of the axes, one above the other
+        at_foot = 0
+        for candidate in step["candidates"]:
+            (face, edge, marker), chosen, point = _style(candidate), candidate["selected"], _point(candidate)
+            if point is None:
+                _draw_at_foot(axes, candidate, face, marker, FOOT_STEP * (at_foot + 0.9))
+                at_foot += 1
+                continue
+            _draw_error_bar(axes, point, candidate["stderr"], face if chosen else face + "88")
+            axes.plot(*point, marker, color=face, markersize=10 if chosen else 7.5, alpha=1.0 if chosen else 0.85,
+                      markeredgecolor=INK if chosen and not candidate["also"] else edge,
+                      markeredgewidth=1.6 if candidate["also"] else 1.1 if chosen else 0.7, zorder=6 if chosen else 4)
+    path = [point for step in summary["steps"] if step["axis"] is not None and (point := _point(step))]
+    if path:
+        axes.plot(*zip(*path, strict=True), "-", color=INK, linewidth=2.0, alpha=0.85, zorder=3.5)
+    if path and (contraction := _contraction(summary)):
+        if point := _point(contraction):  # a dashed arrow leads back to it from the last expansion
+            axes.annotate("", point, path[-1], zorder=5, arrowprops={
+                "arrowstyle": "-|>", "linestyle": (0, (3, 2)), "color": CONTRACTED, "linewidth": 1.8, "shrinkA": 6,
+                "shrinkB": 6, "connectionstyle": "arc3,rad=-0.6"})
+            _draw_error_bar(axes, point, contraction["stderr"], CONTRACTED)
+            axes.plot(*point, "<", color=CONTRACTED, markersize=9.5, markeredgecolor=INK, markeredgewidth=1.1,
+                      zorder=6.5)
+        else:
+            _draw_at_foot(axes, contraction, CONTRACTED, "<", FOOT_STEP * 0.9)
     winner = summary["winner"]
     if winner and (point := _point(winner)):
         _draw_error_bar(axes, point, winner["stderr"], INK)
         axes.plot(*point, "*", color=STAR, markersize=18, markeredgecolor=INK, markeredgewidth=1.2, zorder=7)
-    _decorate(axes, summary, networks)
+    _draw_surroundings(axes, summary, networks)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     _place_labels(axes, summary, networks, path)
@@ -131,21 +171,6 @@ def _style(candidate: Mapping[str, Any]) -> tuple[str, str, str]:
     return (color, STYLES.get(also[0], (GREY, "o"))[0], ">") if also else (color, "white", marker)
 
 
-def _draw_step(axes: Axes, candidates: Sequence[Mapping[str, Any]]) -> None:
-    """The candidates that have an accuracy, and at the foot of the axes, one above the other, those that have none."""
-    at_foot = 0
-    for candidate in candidates:
-        (face, edge, marker), chosen, point = _style(candidate), candidate["selected"], _point(candidate)
-        if point is None:
-            _draw_at_foot(axes, candidate, face, marker, FOOT_STEP * (at_foot + 0.9))
-            at_foot += 1
-            continue
-        _draw_error_bar(axes, point, candidate["stderr"], face if chosen else face + "88")
-        axes.plot(*point, marker, color=face, markersize=10 if chosen else 7.5, alpha=1.0 if chosen else 0.85,
-                  markeredgecolor=INK if chosen and not candidate["also"] else edge,
-                  markeredgewidth=1.6 if candidate["also"] else 1.1 if chosen else 0.7, zorder=6 if chosen else 4)
-
-
 def _draw_at_foot(axes: Axes, candidate: Mapping[str, Any], color: str, marker: str, height: float) -> None:
     """A cross for a failed candidate, an empty marker for one that has not finished;
     `height` as a share of the axes."""
@@ -166,32 +191,8 @@ def _draw_error_bar(axes: Axes, point: Point, stderr: float | None, color: str) 
         axes.errorbar(*point, yerr=100 * stderr, ecolor=color, elinewidth=1.3, capsize=2.5, fmt="none", zorder=3)
 
 
-def _draw_path(axes: Axes, summary: Mapping[str, Any]) -> list[Point]:
-    """Draw the line through the basis and every step's winner; return its points."""
-    points = [_point(step) for step in summary["steps"] if step["axis"] is not None]
-    path = [point for point in points if point is not None]
-    if path:
-        axes.plot(*zip(*path, strict=True), "-", color=INK, linewidth=2.0, alpha=0.85, zorder=3.5)
-    return path
-
-
-def _draw_contraction(axes: Axes, summary: Mapping[str, Any], path: Sequence[Point]) -> None:
-    """A dashed arrow back from the last expansion to the contracted network."""
-    entry = _contraction(summary)
-    point = _point(entry) if entry else None
-    if entry is None or not path:
-        return
-    if point is None:
-        _draw_at_foot(axes, entry, CONTRACTED, "<", FOOT_STEP * 0.9)
-        return
-    axes.annotate("", point, path[-1], zorder=5, arrowprops={
-        "arrowstyle": "-|>", "linestyle": (0, (3, 2)), "color": CONTRACTED, "linewidth": 1.8, "shrinkA": 6,
-        "shrinkB": 6, "connectionstyle": "arc3,rad=-0.6"})
-    _draw_error_bar(axes, point, entry["stderr"], CONTRACTED)
-    axes.plot(*point, "<", color=CONTRACTED, markersize=9.5, markeredgecolor=INK, markeredgewidth=1.1, zorder=6.5)
-
-
-def _decorate(axes: Axes, summary: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -> None:
+def _draw_surroundings(axes: Axes, summary: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the target, the scales, the grid and the legend."""
     if target := summary["target_gflops"]:
         axes.axvline(target, linestyle=(0, (5, 4)), color=GREY, linewidth=1.4, zorder=2)
         axes.text(target, 1.012, f"target {number(target, 4)} GFLOPs", transform=axes.get_xaxis_transform(),
@@ -271,3 +272,111 @@ def _place_labels(axes: Axes, summary: Mapping[str, Any], networks: Sequence[Map
     for candidate in networks if len(networks) <= MOST_LABELLED else ():
         if not candidate["selected"] and (point := _point(candidate)):
             placer.place(value_text(candidate), point, must=False, gap=5.5, fontsize=8, color=_style(candidate)[0])
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One way to set a label: how much it would cover, and where it would stand."""
+
+    cost: float
+    covered: float
+    align: tuple[str, str]
+    offset: tuple[float, float]
+    distance: float
+    box: Box
+
+
+@dataclass
+class Placer:
+    """Place texts in axes whose layout is final. Distances in points; obstacles in pixels, with their weight."""
+
+    axes: Axes
+    obstacles: list[tuple[Box, float]] = field(default_factory=list)
+
+    def keep_off_points(self, points: Sequence[tuple[float, float]], radius: float = 4.5) -> None:
+        """Keep labels off the markers at `points` (data coordinates)."""
+        pixels = radius * self._scale()
+        for x, y in self.axes.transData.transform(points) if points else ():
+            self.obstacles.append((_around(x, y, pixels), 3.0))
+
+    def keep_off_line(self, points: Sequence[tuple[float, float]]) -> None:
+        """Keep labels off the straight lines through `points` (data coordinates)."""
+        corners = self.axes.transData.transform(points) if points else ()
+        for (x0, y0), (x1, y1) in pairwise(corners):
+            count = max(1, math.ceil(math.hypot(x1 - x0, y1 - y0) / (2 * LINE_HALF_WIDTH)))
+            for index in range(count + 1):
+                x, y = x0 + index / count * (x1 - x0), y0 + index / count * (y1 - y0)
+                self.obstacles.append((_around(x, y, LINE_HALF_WIDTH), 2.0))
+
+    def place(self, text: str, point: tuple[float, float], *, must: bool, gap: float = 7.0, **style: Any) -> bool:
+        """Put `text` beside `point` (data coordinates) where it covers least. Where it would cover something it is
+        left out, unless it `must` be there. Return True if it is there."""
+        label = self.axes.annotate(text, point, xytext=(0, 0), textcoords="offset points", annotation_clip=False,
+                                   ha="left", va="bottom", zorder=8, **style)
+        label.set_in_layout(False)
+        places = self._list_places(label, gap, must)
+        best = next(places)
+        for place in places:
+            if DISTANCE_COST * place.distance >= best.cost:
+                break  # the nearest come first: those that follow cost more by their distance alone
+            if place.cost < best.cost:
+                best = place
+        if best.covered > 0.5 and not must:
+            label.remove()
+            return False
+        label.set(ha=best.align[0], va=best.align[1])
+        label.xyann = best.offset
+        if best.distance > LEADER_FROM * gap:
+            leader = self.axes.annotate("", point, xytext=best.offset, textcoords="offset points", zorder=3.2,
+                                        arrowprops={"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4,
+                                                    "color": style.get("color", "black"), "alpha": 0.6})
+            leader.set_in_layout(False)
+        self.obstacles.append((best.box, 3.0))
+        return True
+
+    def _list_places(self, label: Annotation, gap: float, must: bool) -> Iterator[_Place]:
+        """The ways to set `label`, the nearest first."""
+        size, frame = label.get_window_extent(), np.array([self.axes.get_window_extent().extents])
+        anchor_x, anchor_y = self.axes.transData.transform(label.xy)
+        boxes = np.array([box for box, _ in self.obstacles]).reshape(-1, 4)
+        weights = np.array([weight for _, weight in self.obstacles])
+        for multiple in FAR if must else NEAR:
+            for order, direction in enumerate(DIRECTIONS):
+                distance = gap * multiple
+                right, up = math.cos(math.radians(direction)), math.sin(math.radians(direction))
+                x = anchor_x + right * distance * self._scale() - size.width * _share(right)
+                y = anchor_y + up * distance * self._scale() - size.height * _share(up)
+                box = (x - 2.0, y - 2.0, x + size.width + 2.0, y + size.height + 2.0)
+                outside = (box[2] - box[0]) * (box[3] - box[1]) - float(_overlaps(box, frame)[0])
+                covered = float(weights @ _overlaps(box, boxes)) + 2.0 * outside
+                if multiple > LEADER_FROM:  # the leader's far half: near its point it may cross what is crowded there
+                    for share in np.linspace(0.5, 1.0, 6) * distance * self._scale():
+                        spot = _around(anchor_x + share * right, anchor_y + share * up, 2.0)
+                        covered += float(weights @ _overlaps(spot, boxes))
+                yield _Place(covered + DISTANCE_COST * distance + 0.8 * order, covered,
+                             (_side(right, "left", "right"), _side(up, "bottom", "top")),
+                             (distance * right, distance * up), distance, box)
+
+    def _scale(self) -> float:
+        """Pixels in a point."""
+        return self.axes.figure.dpi / 72
+
+
+def _side(part: float, positive: str, negative: str) -> str:
+    return positive if part > 0.3 else negative if part < -0.3 else "center"
+
+
+def _share(part: float) -> float:
+    """Return the share of a label's size that lies before its anchor, for the alignment that `_side` gives."""
+    return {"positive": 0.0, "negative": 1.0, "center": 0.5}[_side(part, "positive", "negative")]
+
+
+def _around(x: float, y: float, half: float) -> Box:
+    return x - half, y - half, x + half, y + half
+
+
+def _overlaps(box: Box, boxes: np.ndarray) -> np.ndarray:
+    """Return the pixels that `box` shares with each of `boxes` (N×4)."""
+    width = np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0])
+    height = np.minimum(box[3], boxes[:, 3]) - np.maximum(box[1], boxes[:, 1])
+    return np.maximum(width, 0.0) * np.maximum(height, 0.0)

@@ -1,10 +1,12 @@
-"""A run's state and results from its journal: what `x3d-expand status --json` prints (schema: docs/json.md)."""
+"""A run's state, results and times from its journal: what `x3d-expand status --json` prints (schema: docs/json.md)."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from expand.errors import RunError
@@ -25,7 +27,6 @@ from expand.expansion.events import (
 from expand.expansion.state import Contraction, SearchState, Step
 from expand.expansion.text import split_note
 from expand.expansion.types import Candidate
-from expand.report.timing import elapsed_s, remaining_s
 from expand.rundir.journal import last_of, read_events
 from expand.rundir.lock import holder
 from expand.rundir.paths import RunPaths
@@ -37,6 +38,12 @@ CHOSEN = ("id", "axis", "also", "gflops", "params", "ratio", "accuracy", "stderr
           "stride")
 LIFE = RunStarted | RunResumed | RunInterrupted | RunFailed | RunFinished
 """The events that say whether a run is at work; the last of them decides."""
+USUAL_CANDIDATES = 6
+"""Candidates in a step before the first is proposed: one an axis."""
+USUAL_RATIO = 2.0
+"""Growth in a step before the first is seen: the paper's c-hat."""
+MOST_STEPS = 64
+"""Bound on the steps looked ahead; growth below it would make any figure meaningless."""
 
 
 def summarize(run_dir: Path | str, now: float | None = None) -> dict[str, Any]:
@@ -62,7 +69,8 @@ def summarize(run_dir: Path | str, now: float | None = None) -> dict[str, Any]:
 
     search = SearchState.from_events(events)
     life = next((event for event in reversed(events) if isinstance(event, LIFE)), None)
-    state = _name_state(life, is_held)
+    state = ("finished" if isinstance(life, RunFinished) else "running" if is_held else
+             "failed" if isinstance(life, RunFailed) else "interrupted")
     at_work_until = (time.time() if now is None else now) if state == "running" else None
     started, final, results = search.started, search.final, _results(events, is_running=state == "running")
     steps = [_describe_step(step, results) for step in search.steps]
@@ -78,19 +86,16 @@ def summarize(run_dir: Path | str, now: float | None = None) -> dict[str, Any]:
         "contraction": _describe_contraction(search.contraction, results), "selected_on_val": on_val,
         "test_accuracy": final.accuracy if final and final.split == "test" else None,
         "winner": _describe_winner(events, final, on_val), "elapsed_s": elapsed_s(events, at_work_until)}
-    summary["remaining_s"] = remaining_s(summary, _busy_s(events, at_work_until),
+    # The time that the training in progress, if there is one, has had since it was last started.
+    starts = CandidateStarted | FinalStarted
+    ends = CandidateFinished | FinalFinished | RunResumed | RunInterrupted | RunFailed
+    last = next((event for event in reversed(events) if isinstance(event, starts | ends)), None)
+    busy_s = max(0.0, at_work_until - last.time) if at_work_until is not None and isinstance(last, starts) else 0.0
+    summary["remaining_s"] = remaining_s(summary, busy_s,
                                          final_weight=started.final_weight or 1.0 if started else 1.0,
                                          tolerance=started.tolerance if started else 0.0,
                                          workers=started.workers if started else 1)
     return summary
-
-
-def _name_state(life: Event | None, is_held: bool) -> str:
-    if isinstance(life, RunFinished):
-        return "finished"
-    if is_held:
-        return "running"
-    return "failed" if isinstance(life, RunFailed) else "interrupted"
 
 
 def _results(events: Sequence[Event], is_running: bool) -> dict[str, dict[str, Any]]:
@@ -153,9 +158,74 @@ def _describe_winner(events: Sequence[Event], final: FinalFinished | None, on_va
             "note": split_note(result["split"], on_val and final is not None)}
 
 
-def _busy_s(events: Sequence[Event], now: float | None) -> float:
-    """Return the seconds that the training in progress has had since it was last started; 0 where none is."""
-    starts = CandidateStarted | FinalStarted
-    ends = CandidateFinished | FinalFinished | RunResumed | RunInterrupted | RunFailed
-    last = next((event for event in reversed(events) if isinstance(event, starts | ends)), None)
-    return max(0.0, now - last.time) if now is not None and isinstance(last, starts) else 0.0
+def elapsed_s(events: Sequence[Event], now: float | None) -> float:
+    """Return the seconds that the run was at work: from each `run_started` or `run_resumed` to the last event before
+    the next.
+
+    What a killed process did after its last event is not counted. `now` (unix seconds) ends the last span of a run that
+    is at work; None where it is not. Between two events the clock may have been set: back, and the time between them is
+    not known and counts as none; ahead, and it cannot be told from a long training.
+    """
+    total, last = 0.0, None
+    for event in events:
+        if isinstance(event, RunStarted | RunResumed):
+            last = event.time
+        elif last is not None:
+            total, last = total + max(0.0, event.time - last), event.time
+    return total if last is None or now is None else total + max(0.0, now - last)
+
+
+def remaining_s(summary: Mapping[str, Any], busy_s: float = 0.0, *, final_weight: float = 1.0,
+                tolerance: float = 0.0, workers: int = 1) -> float | None:
+    """Return the estimated seconds of training to come; None until a candidate has finished, 0 when all is done.
+
+    The rule: (seconds a GFLOP of the finished candidates: sum of their wall time / sum of their complexities) x (sum of
+    the complexities still to be trained, those of steps shared by `workers` processes) - `busy_s`, the time that the
+    candidate in training has had. To come are
+
+    - the step's unfinished candidates;
+    - then steps until the target, less its share `tolerance`, is reached, each of as many candidates as the last step,
+      each `ratio` times as complex as the network before it (`ratio`: the median over the candidates proposed so far,
+      at first 2);
+    - a contraction where the target is passed, as one candidate of the target's complexity (or of its own, once known);
+    - the final training, the same times `final_weight`: its epochs over a candidate's, from the event `run_started`.
+    """
+    if summary["state"] == "finished":
+        return 0.0
+    done = [each for each in _candidates_of(summary) if each["state"] == "finished" and each["wall_s"]]
+    cost = sum(candidate["gflops"] for candidate in done)
+    if not cost:
+        return None
+    rate = sum(candidate["wall_s"] for candidate in done) / cost
+    return max(0.0, rate * _gflops_to_come(summary, final_weight, tolerance, workers) - busy_s)
+
+
+def _candidates_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    contraction = summary["contraction"]
+    extra = [contraction] if contraction and contraction["id"] else []
+    return [candidate for step in summary["steps"] for candidate in step["candidates"]] + extra
+
+
+def _gflops_to_come(summary: Mapping[str, Any], final_weight: float, tolerance: float, workers: int) -> float:
+    winner, contraction, target = summary["winner"], summary["contraction"], summary["target_gflops"] or 0.0
+    if winner:
+        return 0.0 if winner["accuracy"] is not None else winner["gflops"] * final_weight
+    if contraction:
+        own = contraction["gflops"] or target
+        return own * final_weight + (own if contraction["state"] in ("waiting", "running", "interrupted") else 0.0)
+    open_ones = [candidate["gflops"] for candidate in _candidates_of(summary)
+                 if candidate["state"] in ("waiting", "running", "interrupted")]
+    to_choose = sum(open_ones)
+
+    steps, enough = summary["steps"], target * (1 - tolerance)  # the steps after the current one, and the contraction
+    ratios = [candidate["ratio"] for step in steps[1:] for candidate in step["candidates"] if candidate["ratio"]]
+    ratio = max(1.05, median(ratios) if ratios else USUAL_RATIO)
+    count = len(steps[-1]["candidates"]) if len(steps) > 1 else USUAL_CANDIDATES
+    sizes = [candidate["gflops"] for candidate in steps[-1]["candidates"]]
+    current = steps[-1]["gflops"] or (median(sizes) if sizes else target) or 1.0
+    for _ in range(min(MOST_STEPS, math.ceil(math.log(max(1.0, enough / current)) / math.log(ratio) - 1e-9))):
+        current *= ratio
+        to_choose += count * current
+    if current > target:
+        to_choose += target
+    return to_choose / workers + target * final_weight

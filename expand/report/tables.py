@@ -1,16 +1,21 @@
-"""A run's status as tables: a data frame for the report, text for a terminal."""
+"""Tables: a run's status as a data frame for the report and as text for a terminal; tables and text laid out for a
+terminal of whatever width and encoding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD, Box
+from rich.console import Console
+from rich.table import Table
+
 from expand.expansion.text import AXIS_NAMES, axis_name, cell, duration, number, one_line, percent, value_text
-from expand.report.layout import SimpleTable, lay_out
+from expand.streams import fit_to_encoding, is_unicode
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
 
 FACTORS = ("gamma_tau", "gamma_t", "gamma_s", "gamma_w", "gamma_b", "gamma_d")
 COLUMNS = ("step", "kind", "id", "axis", "also", "value", "gflops", "params", "ratio", "overshoot", *FACTORS, "frames",
@@ -18,6 +23,8 @@ COLUMNS = ("step", "kind", "id", "axis", "also", "value", "gflops", "params", "r
            "wall_s", "peak_memory_mb", "clips_per_s")
 STATES = {"finished": "", "failed": "failed", "running": "in training", "waiting": "waiting",
           "interrupted": "interrupted"}
+ASCII_HEAD = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
+"""`SIMPLE_HEAD` for streams without characters to draw with."""
 
 
 def steps_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
@@ -53,9 +60,25 @@ def status_text(summary: Mapping[str, Any], width: int = 100, encoding: str = "u
     has an ASCII form of what `encoding` lacks."""
     parts: list[str | Table] = ["\n".join(_header(summary))]
     if summary["steps"]:
-        parts += ["\nPath", _path_table(summary, encoding),
-                  "\nCandidates (> chosen)", _candidates_table(summary, encoding)]
-    parts += [*_exclusion_lines(summary), *_contraction_lines(summary), *_winner_lines(summary)]
+        path = _table(encoding, [("step", "right"), ("axis", "left"), ("value", "left"), ("GFLOPs", "right"),
+                                 ("ratio", "right"), ("top-1 % (val)", "right")])
+        for step in summary["steps"]:
+            if step["axis"] is None:
+                open_count = sum(candidate["state"] not in ("finished", "failed") for candidate in step["candidates"])
+                path.add_texts(str(step["step"]), f"not chosen yet: {open_count} of {len(step['candidates'])} to train")
+            else:
+                path.add_texts(str(step["step"]), axis_name(step), value_text(step), number(step["gflops"], 4),
+                               number(step["ratio"]), percent(step["accuracy"], step["stderr"]))
+        parts += ["\nPath", path, "\nCandidates (> chosen)", _candidates_table(summary, encoding)]
+    # Axes that were not tried; an axis that stays out for the same reason stands there once, with its steps.
+    excluded: dict[tuple[str, str], list[int]] = {}
+    for step in summary["steps"]:
+        for item in step["excluded"]:
+            excluded.setdefault((item["axis"], one_line(item.get("reason"))), []).append(step["step"])
+    if excluded:
+        parts += ["\nNot tried", *(f"  {AXIS_NAMES.get(axis, axis)}, step {', '.join(map(str, numbers))}: {reason}"
+                                   for (axis, reason), numbers in excluded.items())]
+    parts += [*_contraction_lines(summary), *_winner_lines(summary)]
     return lay_out(parts, max(60, width), encoding)
 
 
@@ -82,19 +105,6 @@ def _table(encoding: str, columns: Sequence[tuple[str, str]]) -> SimpleTable:
     return table
 
 
-def _path_table(summary: Mapping[str, Any], encoding: str) -> SimpleTable:
-    table = _table(encoding, [("step", "right"), ("axis", "left"), ("value", "left"), ("GFLOPs", "right"),
-                              ("ratio", "right"), ("top-1 % (val)", "right")])
-    for step in summary["steps"]:
-        if step["axis"] is None:
-            open_count = sum(candidate["state"] not in ("finished", "failed") for candidate in step["candidates"])
-            table.add_texts(str(step["step"]), f"not chosen yet: {open_count} of {len(step['candidates'])} to train")
-        else:
-            table.add_texts(str(step["step"]), axis_name(step), value_text(step), number(step["gflops"], 4),
-                          number(step["ratio"]), percent(step["accuracy"], step["stderr"]))
-    return table
-
-
 def _candidates_table(summary: Mapping[str, Any], encoding: str) -> SimpleTable:
     table = _table(encoding, [("step", "right"), ("", "right"), ("axis", "left"), ("value", "left"),
                               ("GFLOPs", "right"), ("top-1 % (val)", "right"), ("state", "left")])
@@ -116,17 +126,6 @@ def _state_text(candidate: Mapping[str, Any]) -> str:
     text = f"{state}: {one_line(reason)}" if reason else state
     held = f"held back: {one_line(candidate['note'])}" if candidate["note"] else ""
     return "; ".join(part for part in (text, overshoot, held, *map(one_line, candidate["notes"])) if part)
-
-
-def _exclusion_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The axes that were not tried; an axis that stays out for the same reason is told once, with its steps."""
-    steps: dict[tuple[str, str], list[int]] = {}
-    for step in summary["steps"]:
-        for item in step["excluded"]:
-            steps.setdefault((item["axis"], one_line(item.get("reason"))), []).append(step["step"])
-    lines = [f"  {AXIS_NAMES.get(axis, axis)}, step {', '.join(map(str, numbers))}: {reason}"
-             for (axis, reason), numbers in steps.items()]
-    return ["\nNot tried", *lines] if lines else []
 
 
 def _contraction_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -163,3 +162,31 @@ def _winner_lines(summary: Mapping[str, Any]) -> list[str]:
     if winner["split"] == "test" and winner["val_accuracy"] is not None:
         lines.append(f"  on val, where it was selected: {percent(winner['val_accuracy'], winner['val_stderr'])} %")
     return lines
+
+
+class SimpleTable(Table):
+    """A table with nothing but a line below its head, its columns `gap` characters apart. Of what `encoding` lacks, the
+    ASCII form is put in before the columns are measured, so that they stay columns."""
+
+    def __init__(self, gap: int, encoding: str) -> None:
+        super().__init__(box=SIMPLE_HEAD if is_unicode(encoding) else ASCII_HEAD, pad_edge=False,
+                         padding=(0, gap, 0, 0), show_edge=False)
+        self._encoding = encoding
+
+    def add_texts(self, *cells: str) -> None:
+        """Add a row of texts."""
+        self.add_row(*(fit_to_encoding(cell, self._encoding) for cell in cells))
+
+
+def lay_out(parts: Iterable[str | Table], width: int, encoding: str, *, wrap: bool = True) -> str:
+    """Return all `parts`, one below the other, as plain text for a stream of `encoding`; ends with a line end. Tables
+    take `width` characters at most, and so does text where it may `wrap`."""
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=width, color_system=None, force_terminal=False, markup=False, emoji=False,
+                      highlight=False, legacy_windows=False)
+    for part in parts:
+        if isinstance(part, str):
+            console.print(fit_to_encoding(part, encoding), soft_wrap=not wrap)
+        else:
+            console.print(part)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"

@@ -15,7 +15,7 @@ from expand import home
 from expand.config.schema import DataConfig
 from expand.data.sources import list_clips
 from expand.errors import UsageError
-from expand.health import folders
+from expand.health import checks
 
 NOT_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 
@@ -48,7 +48,7 @@ def test_without_a_home_the_cache_is_a_private_folder_and_that_is_said_once(nowh
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert home.user_cache() == place
-    check = folders.cache()
+    check = checks.cache()
     assert check.state == "note" and "no home folder" in check.text and str(place) in check.text
     assert check.facts["no_home"] and "XDG_CACHE_HOME" in check.fix
 

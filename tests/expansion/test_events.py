@@ -15,8 +15,7 @@ from expand.expansion.decide import Done, decide
 from expand.expansion.events import Event, UnknownEvent, read_event
 from expand.expansion.state import SearchState
 from expand.field_checks import Wrong, whole
-from expand.report.summary import summarize
-from expand.report.timing import elapsed_s
+from expand.report.summary import elapsed_s, summarize
 from expand.rundir.journal import Journal, read_events
 from tests.expansion.simulated import small_space
 from tests.report.conftest import FakeSearch

@@ -13,8 +13,7 @@ import matplotlib
 import pytest
 
 from expand.errors import RunError, UsageError
-from expand.report.plot_labels import Placer
-from expand.report.plots import expansion_figure, plot_expansion
+from expand.report.plots import Placer, expansion_figure, plot_expansion
 from expand.report.summary import summarize
 
 Make = Callable[..., Any]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from expand.expansion.events import CandidateFinished, CandidateStarted, Event, RunResumed, RunStarted
 from expand.expansion.types import Outcome
-from expand.report.timing import elapsed_s
+from expand.report.summary import elapsed_s
 
 EVENTS = {
     "run_started": RunStarted(name="mine", target_gflops=1.0, criterion="accuracy", classes=("a",), splits={},
