@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from expand.bounded_files import LARGEST_YAML, read_bounded
 from expand.errors import Problem
+from expand.untrusted_input import LARGEST_YAML, read_bounded
 
 MAX_BYTES = LARGEST_YAML
 MAX_DEPTH = 16

@@ -17,8 +17,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from expand.device_faults import first_line
-from expand.errors import ExpandError, RunError, UsageError
+from expand.errors import ExpandError, RunError, UsageError, first_line
 from expand.executors.ray_node import NodeFacts, Request, Token, look, versions
 from expand.rundir.files import TEMPORARY, write_atomic
 from expand.version import __version__

@@ -23,8 +23,7 @@ from typing import Any
 
 import ray
 
-from expand.device_faults import first_line
-from expand.errors import ExpandError, RunError
+from expand.errors import ExpandError, RunError, first_line
 from expand.executors import cluster
 from expand.executors.program import ignore_group_signals
 from expand.executors.ray_node import Request, Token, kill, train

@@ -22,8 +22,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from expand.data import PreparedData
-from expand.device_faults import first_line
-from expand.errors import DeviceFault, ExpandError, Interrupted, RunError
+from expand.errors import DeviceFault, ExpandError, Interrupted, RunError, first_line
 from expand.executors.base import run_job
 from expand.machine import process_address
 from expand.training.job import Hooks, Job

@@ -15,7 +15,6 @@ from typing import Annotated, Any, ClassVar, Self
 
 from annotated_types import Len
 
-from expand.bounded_files import LARGEST_YAML
 from expand.expansion.state import Contraction, SearchState, Step
 from expand.expansion.text import axis_name, duration, number, one_line, percent, split_note, value_text
 from expand.expansion.types import (
@@ -42,9 +41,20 @@ from expand.expansion.types import (
     Word,
     read_outcome,
 )
-from expand.field_checks import NOT_READ, Wrong, check_of, matches, one_of, read_fields, record, text, whole
-from expand.field_checks import number as number_from
 from expand.space.axes import AXES
+from expand.untrusted_input import (
+    LARGEST_YAML,
+    NOT_READ,
+    Wrong,
+    check_of,
+    matches,
+    one_of,
+    read_fields,
+    record,
+    text,
+    whole,
+)
+from expand.untrusted_input import number as number_from
 
 FINAL = "final"
 """The id of the winner's final training."""

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 from annotated_types import Len
 
-from expand.field_checks import Wrong, matches, number, one_of, read_fields, record, text, whole
 from expand.space.axes import AXES
 from expand.space.factors import Factors
 from expand.space.network import factor_problems
+from expand.untrusted_input import Wrong, matches, number, one_of, read_fields, record, text, whole
 
 BASIS_AXIS = "basis"
 CANDIDATE_ID = re.compile(r"[a-z0-9_-]{1,100}")

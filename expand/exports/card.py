@@ -21,8 +21,6 @@ from expand.executors.fork_server import call_in_process
 from expand.expansion.events import RunStarted
 from expand.expansion.text import axis_name, number, one_line, percent, split_note, value_text
 from expand.exports.latency import measure_latency
-from expand.field_checks import mapping_of, or_null, record, text, whole
-from expand.field_checks import number as number_from
 from expand.model.load import load_model
 from expand.report.summary import summarize
 from expand.rundir.contents import check_outcome, read_training
@@ -35,6 +33,8 @@ from expand.space.geometry import evaluation_crop
 from expand.space.network import Network, load_network
 from expand.training.evaluate import wilson_interval
 from expand.training.runtime import Runtime
+from expand.untrusted_input import mapping_of, or_null, record, text, whole
+from expand.untrusted_input import number as number_from
 
 MOST_NAMES = 100
 """Class names that are written out; network.yaml has them all."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from expand.errors import ExpandError
+from expand.errors import ExpandError, first_line
 from expand.health import checks
-from expand.health.checks import PROBLEM, STATES, Check, in_one_line
+from expand.health.checks import PROBLEM, STATES, Check
 
 CHECKS: dict[str, Callable[[], Check]] = {
     "python": checks.python, "packages": checks.packages, "processor": checks.processor,
@@ -26,7 +26,7 @@ def examine() -> dict[str, Any]:
             text = f"{error.where}: {error.what}" if error.where else error.what
             found.append(Check(name, PROBLEM, text, error.fix))
         except Exception as error:  # noqa: BLE001 - whatever is broken here, the user wants to know
-            text = f"cannot be examined: {type(error).__name__}: {in_one_line(error)}"
+            text = f"cannot be examined: {type(error).__name__}: {first_line(error)}"
             found.append(Check(name, PROBLEM, text))
     return {"state": max((check.state for check in found), key=STATES.index),
             "checks": {check.name: check.as_dict() for check in found}}

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from expand.config.schema import DataConfig, RunConfig
+from expand.errors import first_line
 from expand.home import cache_place
 from expand.kernels import builds
 from expand.machine import available_cores
@@ -62,12 +63,6 @@ class Check:
         return {"state": self.state, "text": self.text, "fix": self.fix, **self.facts}
 
 
-def in_one_line(error: object) -> str:
-    """Return the first line of an exception or warning of another package."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def python() -> Check:
     """Check the interpreter and this package."""
     return Check("python", OK, f"{platform.python_version()}, with x3d-expand {__version__}",
@@ -85,7 +80,7 @@ def packages() -> Check:
             try:
                 _load(name)
             except Exception as error:  # noqa: BLE001 - a package may fail in any way
-                wrong[name] = f"does not load: {in_one_line(error)}"
+                wrong[name] = f"does not load: {first_line(error)}"
     facts = {"versions": versions}
     if wrong:
         return Check("packages", PROBLEM, "; ".join(f"{name} {reason}" for name, reason in wrong.items()),
@@ -170,7 +165,7 @@ def compiler() -> Check:
         said = subprocess.run([*command, "--version"], capture_output=True, encoding="utf-8", errors="replace",
                               check=True, timeout=COMPILER_TIMEOUT_S, stdin=subprocess.DEVNULL).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
-        return Check("compiler", NOTE, f"{' '.join(command)} does not run: {in_one_line(error)}",
+        return Check("compiler", NOTE, f"{' '.join(command)} does not run: {first_line(error)}",
                      f"only building the CPU kernels takes one: install {builds.INSTALL_COMPILER}", facts)
     version = said.splitlines()[0] if said else " ".join(command)
     return Check("compiler", OK, version, facts={**facts, "version": version})
@@ -235,7 +230,7 @@ def gpu() -> Check:
     if not usable and driver is None:
         return Check("gpu", OK, "none; training runs on the CPU", facts=facts)
     if not usable:
-        reason = in_one_line(said[0].message) if said else "it sees no device" if torch.version.cuda else (
+        reason = first_line(said[0].message) if said else "it sees no device" if torch.version.cuda else (
             "it was built without CUDA")
         return Check("gpu", NOTE, f"torch cannot use one, though there is a driver ({driver}): {reason}",
                      "check nvidia-smi, CUDA_VISIBLE_DEVICES, and that torch was built for this driver", facts)
@@ -260,7 +255,7 @@ def _device(index: int) -> dict[str, object]:
     try:
         torch.ones(8, device=f"cuda:{index}").sum().item()
     except RuntimeError as failed:
-        error = in_one_line(failed)
+        error = first_line(failed)
     return {"name": about.name, "memory_gb": about.total_memory / 1e9, "capability": f"{about.major}.{about.minor}",
             "bf16": about.major >= 8, "error": error}
 

@@ -14,8 +14,7 @@ import torch
 
 from expand.data.loading.sampling import clip_frames, view_starts_s, window_starts_s
 from expand.data.loading.transforms import normalise, resize
-from expand.device_faults import faults_explained
-from expand.errors import DataError, UsageError
+from expand.errors import DataError, UsageError, explain_device_faults
 from expand.inference.loaded_network import check_finite, ready
 from expand.inference.options import check_window
 from expand.inference.windows import centre_clips, frame_times
@@ -162,7 +161,7 @@ def _scores(asked: _Asked, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     side = evaluation_crop(network.factors.resolution)
     while some := list(islice(clips, BATCH)):
         clips_BTHWC = torch.stack([resize(torch.from_numpy(clip_THWC), side) for clip_THWC in some])
-        with faults_explained(), torch.inference_mode():
+        with explain_device_faults(), torch.inference_mode():
             scores_BK = probabilities_of(asked.model, normalise(clips_BTHWC, network.mean, network.std), asked.runtime)
         check_finite(scores_BK, network)
         yield from scores_BK.numpy()

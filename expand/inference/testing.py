@@ -23,8 +23,7 @@ from expand.data.loading.loader import eval_loader
 from expand.data.loading.prefetch import dead_worker
 from expand.data.sources import SHOWN, abbreviate
 from expand.data.sources.labels import label_key
-from expand.device_faults import faults_explained, lacks_memory
-from expand.errors import DataError, RunError, did_you_mean
+from expand.errors import DataError, RunError, did_you_mean, explain_device_faults, lacks_memory
 from expand.expansion.text import cell, one_line, percent, split_note
 from expand.inference.loaded_network import check_finite, ready
 from expand.inference.options import CROPS, TestClips
@@ -133,7 +132,7 @@ def _scores(model: X3D, exam: _Exam, views: int, batch_size: int, runtime: Runti
                           views=TIMES, crops=CROPS[views], batch_size=batch_size, config=exam.config,
                           workers=runtime.loader_workers, device=runtime.device)
     try:
-        with faults_explained():
+        with explain_device_faults():
             scores, labels = score_videos(model, _counted(batches, videos * views, progress), videos,
                                           model.network.classes, runtime)
     except (MemoryError, RuntimeError) as error:

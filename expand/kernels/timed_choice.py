@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from expand.device_faults import is_device_fault
-from expand.errors import ExpandError
+from expand.errors import ExpandError, is_device_fault
 from expand.home import user_cache
 from expand.rundir.files import write_json
 

@@ -20,7 +20,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from expand.bounded_files import file_type
 from expand.errors import UsageError
 from expand.model import archive, names, public, shortcuts
 from expand.model.exported import read_torch_export
@@ -29,6 +28,7 @@ from expand.model.wrapped_weights import Group, find_groups, find_tensors
 from expand.model.x3d import X3D
 from expand.rundir.files import atomic_path, from_json, to_json, write_atomic
 from expand.space.network import MAX_BYTES, Network
+from expand.untrusted_input import file_type
 
 State = dict[str, Tensor]
 

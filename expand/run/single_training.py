@@ -18,8 +18,7 @@ import yaml
 from expand.config import Config, dump_config
 from expand.data import ClipList, PreparedData
 from expand.data.sources import quantity, write_run_list
-from expand.device_faults import WAY_OUT
-from expand.errors import CandidateFailed, DeviceFault, Interrupted, RunError
+from expand.errors import GPU_WAY_OUT, CandidateFailed, DeviceFault, Interrupted, RunError
 from expand.expansion.events import FINAL
 from expand.expansion.text import percent
 from expand.exports.card import write_card
@@ -190,7 +189,7 @@ def _train(paths: RunPaths, job: Job, data: PreparedData, runtime: Runtime, grou
                               fix=f"go on with: x3d-expand resume {paths.root}") from None
         except DeviceFault as error:
             raise DeviceFault(f"{error.what}; all work up to the last checkpoint is kept", where=str(paths.root),
-                              fix=f"go on with: x3d-expand resume {paths.root}; where it fails again, {WAY_OUT}"
+                              fix=f"go on with: x3d-expand resume {paths.root}; where it fails again, {GPU_WAY_OUT}"
                               ) from error
         except CandidateFailed as error:
             raise RunError(f"the training failed: {error.what}", where=str(paths.root),

@@ -10,12 +10,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from expand.bounded_files import LARGEST_YAML
 from expand.errors import RunError, UsageError, hint
-from expand.field_checks import Check, Wrong, list_of, number, one_of, or_null, record, text, whole
 from expand.rundir.paths import WEIGHTS, RunPaths, inside
 from expand.space.factors import PRESETS, PUBLISHED_CLASSES
 from expand.space.network import Network, find_network, load_network
+from expand.untrusted_input import LARGEST_YAML, Check, Wrong, list_of, number, one_of, or_null, record, text, whole
 
 
 def network_of(source: str | Path | Network, classes: int | None = None) -> Network:

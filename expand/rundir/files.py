@@ -16,9 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from expand.bounded_files import read_bounded
 from expand.errors import RunError
-from expand.field_checks import Check, Wrong
+from expand.untrusted_input import Check, Wrong, read_bounded
 
 LARGEST_JSON = 128_000_000
 """Bytes of a JSON file. The largest is an outcome with its confusion matrices: two of 2,000 classes have 80 MB."""

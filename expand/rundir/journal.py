@@ -18,12 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from expand.bounded_files import file_type, read_bounded, size_text
 from expand.errors import RunError
 from expand.expansion.events import Event, read_event
 from expand.expansion.state import SearchState
-from expand.field_checks import Wrong, number, record, show_value, text
 from expand.rundir.files import cannot_write, from_json, sync_dir, to_json
+from expand.untrusted_input import Wrong, file_type, number, read_bounded, record, show_value, size_text, text
 
 LARGEST = 32_000_000
 """Bytes of a journal; a candidate takes about 1,500 of them."""

@@ -23,9 +23,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from expand.errors import RunError
-from expand.field_checks import Wrong, matches, number, whole
 from expand.rundir.files import cannot_write, clear_leftovers, from_json, to_json
 from expand.rundir.paths import RunPaths
+from expand.untrusted_input import Wrong, matches, number, whole
 
 WAIT_S = 1.0
 """Seconds to try: `holder` of another process takes the lock for an instant when it looks."""

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from expand.bounded_files import file_type
 from expand.errors import RunError
 from expand.expansion.types import CANDIDATE_ID
+from expand.untrusted_input import file_type
 
 FINAL, NETWORK, WEIGHTS = "final", "network.yaml", "weights.pt"
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from expand.bounded_files import LARGEST_YAML, size_text
 from expand.errors import UsageError, did_you_mean
-from expand.field_checks import LONGEST_SHOWN, show_value
 from expand.space.complexity import complexity_of
 from expand.space.factors import BASE_RESOLUTION, PRESETS, PUBLISHED_CLASSES, Factors
 from expand.space.geometry import BASE_DEPTHS, BASE_WIDTH, WIDTH_FACTOR, Geometry, stage_widths
+from expand.untrusted_input import LARGEST_YAML, LONGEST_SHOWN, show_value, size_text
 
 MAX_BYTES = LARGEST_YAML
 BOUNDS = {"gamma_tau": (1, 10_000), "gamma_t": (1, 10_000), "gamma_s": (32 / 112, 100.0), "gamma_w": (0.01, 100.0),

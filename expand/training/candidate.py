@@ -11,11 +11,9 @@ from typing import Any
 
 from expand.data import PreparedData
 from expand.data.loading.prefetch import dead_worker
-from expand.device_faults import faults_explained, first_line, lacks_memory
-from expand.errors import CandidateFailed, Interrupted, RunError
+from expand.errors import CandidateFailed, Interrupted, RunError, explain_device_faults, first_line, lacks_memory
 from expand.expansion.events import FinalFinished
 from expand.expansion.types import Outcome, read_outcome
-from expand.field_checks import Check, Wrong, record, show_value, text
 from expand.rundir.files import cannot_write, jsonable, read_json, write_atomic, write_json
 from expand.space.network import dump_network
 from expand.training import checkpoint
@@ -23,6 +21,7 @@ from expand.training.distributed import ALONE, Group
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training
 from expand.training.runtime import Runtime
+from expand.untrusted_input import Check, Wrong, record, show_value, text
 
 NO_MEMORY = "out of memory; a smaller batch_size, or a larger accumulation, needs less"
 
@@ -106,7 +105,7 @@ def _failures_explained(job: Job, hooks: Hooks) -> Iterator[None]:
     """Raise the errors of torch and of the system as `CandidateFailed` with a reason. The candidate is not to blame for
     a loader process that died (`DataError`) nor for a GPU that failed (`DeviceFault`)."""
     try:
-        with faults_explained():
+        with explain_device_faults():
             yield
     except (MemoryError, RuntimeError) as error:
         if hooks.stop():  # one process of the group has ended, while this one waited for it

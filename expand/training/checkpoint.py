@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from expand.bounded_files import read_bounded, size_text
-from expand.device_faults import lacks_memory
+from expand.errors import lacks_memory
 from expand.model import X3D
 from expand.model.archive import IS_SEALED, Damaged, check, save_sealed
 from expand.rundir.files import TEMPORARY, atomic_path
 from expand.rundir.paths import CandidatePaths
 from expand.training.averages import MovingAverage
 from expand.training.stopwatch import CLIPS, STEP
+from expand.untrusted_input import read_bounded, size_text
 
 VERSION = 1
 LARGEST = 4_000_000_000

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from expand.device_faults import first_line, lacks_memory
+from expand.errors import first_line, lacks_memory
 
 WARM_UP = 3
 """Steps before the recording, in which libraries measure and allocate; in a recording they may not."""

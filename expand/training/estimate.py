@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from expand.config import Config
-from expand.device_faults import lacks_memory
+from expand.errors import lacks_memory
 from expand.expansion.types import Candidate
 from expand.model import X3D
 from expand.space.geometry import Geometry

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from expand.device_faults import first_line
+from expand.errors import first_line
 
 BF16_CAPABILITY = (8, 0)
 """The lowest compute capability of NVIDIA's GPUs with bfloat16 and TF32."""

@@ -18,8 +18,7 @@ from expand.config.schema import RecipeConfig
 from expand.data import PreparedData
 from expand.data.loading.batches import clips_of_batch, updates_per_epoch
 from expand.data.loading.loader import TrainBatches, eval_loader
-from expand.device_faults import lacks_memory
-from expand.errors import CandidateFailed, Interrupted, UsageError
+from expand.errors import CandidateFailed, Interrupted, UsageError, lacks_memory
 from expand.machine import give_back_freed_memory
 from expand.model import X3D
 from expand.model.weights import load_checkpoint

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from expand.config.schema import RunConfig
-from expand.device_faults import WAY_OUT, first_line, lacks_memory
-from expand.errors import RunError, UsageError
+from expand.errors import GPU_WAY_OUT, RunError, UsageError, first_line, lacks_memory
 from expand.kernels import library
 from expand.machine import available_cores, keep_freed_memory
 from expand.training.gpus import Gpu, complaints, usable_gpus
@@ -97,7 +96,7 @@ class Runtime:
                 what = "has no memory left" if lacks_memory(error) else "cannot be used"
                 raise RunError(f"{what} ({first_line(error)})", where=f"GPU {self.device.index}",
                                fix="nvidia-smi shows its processes (it may be reserved for one process, or full); or "
-                                   + WAY_OUT) from error
+                                   + GPU_WAY_OUT) from error
 
     def autocast(self) -> AbstractContextManager:
         """Return the autocast of the precision bf16, else a context without effect."""

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from expand.data.loading.batches import clips_of_batch, updates_per_epoch
-from expand.field_checks import Check, Wrong, list_of, mapping_of, number, record, text, whole
 from expand.model.archive import Damaged
 from expand.training.averages import MovingAverage
 from expand.training.checkpoint import Progress, gpu_of
 from expand.training.stopwatch import OTHER, STEP
+from expand.untrusted_input import Check, Wrong, list_of, mapping_of, number, record, text, whole
 
 MOST_COLUMNS = 100
 _seconds = number(0, 1e12)

@@ -14,9 +14,9 @@ from expand.expansion import events
 from expand.expansion.decide import Done, decide
 from expand.expansion.events import Event, UnknownEvent, read_event
 from expand.expansion.state import SearchState
-from expand.field_checks import Wrong, whole
 from expand.report.summary import elapsed_s, summarize
 from expand.rundir.journal import Journal, read_events
+from expand.untrusted_input import Wrong, whole
 from tests.expansion.simulated import small_space
 from tests.report.conftest import FakeSearch
 

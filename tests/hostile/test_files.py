@@ -12,7 +12,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expand.bounded_files import read_bounded
 from expand.config import dump_config, parse_config
 from expand.config.schema import Config
 from expand.config.yaml_document import NotYaml, parse_values
@@ -26,6 +25,7 @@ from expand.rundir.paths import RunPaths
 from expand.space.complexity import complexity_of
 from expand.space.factors import PRESETS
 from expand.space.network import Network, dump_network, load_network
+from expand.untrusted_input import read_bounded
 from tests.exports.test_card import CONFIG, RESULT
 from tests.hostile.mutations import changed, mangled
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from expand.config.schema import RunConfig
-from expand.device_faults import is_device_fault
-from expand.errors import RunError, UsageError
+from expand.errors import RunError, UsageError, is_device_fault
 from expand.kernels.library import KernelStatus
 from expand.training import gpus as gpu_room
 from expand.training import runtime as room

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from expand.bounded_files import read_bounded, size_text
 from expand.config.schema import DataConfig
 from expand.data.sources.clip import MOST_DIGITS, SPLITS, Clip, ClipList, abbreviate, is_number, quantity
 from expand.data.sources.columns import Columns, find_columns, split_of_value
@@ -26,6 +25,7 @@ from expand.data.sources.walk import stem_of
 from expand.errors import DataError, RunError
 from expand.home import expand_home_if_any
 from expand.rundir.files import write_atomic
+from expand.untrusted_input import read_bounded, size_text
 
 HEADER = ["path", "label", "split", "group", "number"]
 CONTENT = "content"
