@@ -1,5 +1,5 @@
-"""Untrusted input: files are read within bounds (no more memory than allowed, no endless wait for a pipe), and the plain
-values in them are checked.
+"""Untrusted input: files are read within bounds (no more memory than allowed, no endless wait for a pipe), and the
+plain values in them are checked.
 
 A check is a function `(value, name)` that returns the value as its field holds it (a list as a tuple, a mapping as the
 dataclass that it describes), or raises `Wrong` with a sentence naming the field; `name` is the field's path in the

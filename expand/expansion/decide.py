@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from expand.expansion.events import ContractionProposed, Event, RunFinished, StepProposed, StepSelected, WinnerChosen
 from expand.expansion.rules import Space, contract, propose, select
-from expand.expansion.state import SearchState, Step
-from expand.expansion.types import Candidate
+from expand.expansion.state import Candidate, SearchState, Step
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,15 @@ def decide(state: SearchState, space: Space) -> Action:
         return StepProposed(step=0, candidates=(space.basis(),), excluded=())
     step = state.steps[-1]
     if step.winner is None:
-        to_train = state.without_outcome(step.candidates)
-        return Train(to_train) if to_train else _select_winner(state, step, space)
+        if to_train := state.without_outcome(step.candidates):
+            return Train(to_train)
+        base = state.path[-1] if state.path else step.candidates[0]
+        selection = select(space, base, state.outcomes[base.id].accuracy or 0.0, step.candidates, state.outcomes)
+        if selection is None:
+            reasons = "; ".join(f"{c.id}: {state.outcomes[c.id].reason}" for c in step.candidates)
+            return Stuck(step, f"every candidate of step {step.number} failed ({reasons})")
+        return StepSelected(step=step.number, axis=selection.winner.axis, id=selection.winner.id,
+                            scores=dict(selection.scores))
     if step.winner.gflops > space.target:
         return _land_on_target(state, space)
     if space.is_reached_by(step.winner.gflops):
@@ -65,16 +71,6 @@ def decide(state: SearchState, space: Space) -> Action:
         reasons = "; ".join(f"{e.axis}: {e.reason}" for e in proposal.excluded)
         return _choose_winner(state, step.winner, f"no axis can grow any further ({reasons})")
     return StepProposed(step=step.number + 1, candidates=proposal.candidates, excluded=proposal.excluded)
-
-
-def _select_winner(state: SearchState, step: Step, space: Space) -> StepSelected | Stuck:
-    base = state.path[-1] if state.path else step.candidates[0]
-    selection = select(space, base, state.outcomes[base.id].accuracy or 0.0, step.candidates, state.outcomes)
-    if selection is None:
-        reasons = "; ".join(f"{c.id}: {state.outcomes[c.id].reason}" for c in step.candidates)
-        return Stuck(step, f"every candidate of step {step.number} failed ({reasons})")
-    return StepSelected(step=step.number, axis=selection.winner.axis, id=selection.winner.id,
-                        scores=dict(selection.scores))
 
 
 def _land_on_target(state: SearchState, space: Space) -> Action:

@@ -15,9 +15,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from annotated_types import Len
 
-from expand.expansion.state import Contraction, SearchState, Step
-from expand.expansion.text import axis_name, duration, number, one_line, percent, split_note, value_text
-from expand.expansion.types import (
+from expand.expansion.state import (
     CANDIDATE_ID,
     MOST_CANDIDATES,
     Amount,
@@ -26,6 +24,7 @@ from expand.expansion.types import (
     Candidate,
     CheckedCandidate,
     CheckedFactors,
+    Contraction,
     Exclusion,
     Figure,
     Gflops,
@@ -36,11 +35,14 @@ from expand.expansion.types import (
     Outcome,
     Params,
     Reason,
+    SearchState,
     Share,
+    Step,
     StepNumber,
     Word,
     read_outcome,
 )
+from expand.expansion.text import axis_name, duration, number, one_line, percent, split_note, value_text
 from expand.space.axes import AXES
 from expand.untrusted_input import (
     LARGEST_YAML,
@@ -167,15 +169,12 @@ class RunStarted(Event):
     config: Annotated[str, text(LARGEST_YAML)]
 
     def check_order(self, state: SearchState) -> None:
-        """It comes once."""
         _require(state.started is None, "the run had begun before")
 
     def apply(self, state: SearchState) -> SearchState:
-        """The run has begun."""
         return replace(state, started=self)
 
     def describe(self) -> str:
-        """Its data and its target."""
         splits = ", ".join(f"{count} {split}" for split, count in self.splits.items() if count)
         return (f"run {self.name}: {len(self.classes)} classes, {splits} clips, target {number(self.target_gflops)} "
                 f"GFLOPs, criterion {self.criterion}")
@@ -188,7 +187,6 @@ class RunResumed(Event):
     kind = "run_resumed"
 
     def describe(self) -> str:
-        """The run goes on."""
         return "the run goes on"
 
 
@@ -200,7 +198,6 @@ class RunInterrupted(Event):
     reason: Reason | None = None
 
     def describe(self) -> str:
-        """The run was interrupted."""
         return "interrupted"
 
 
@@ -212,7 +209,6 @@ class RunFailed(Event):
     reason: Reason
 
     def describe(self) -> str:
-        """The reason."""
         return f"failed: {self.reason}"
 
 
@@ -223,11 +219,9 @@ class RunFinished(Event):
     kind = "run_finished"
 
     def apply(self, state: SearchState) -> SearchState:
-        """Nothing is left to do."""
         return replace(state, finished=True)
 
     def describe(self) -> str:
-        """The run has finished."""
         return "finished"
 
 
@@ -253,24 +247,20 @@ class StepProposed(Event):
             known[candidate.id] = candidate
 
     def apply(self, state: SearchState) -> SearchState:
-        """The step is in work."""
         before = state.steps[:-1] if state.open_step else state.steps
         proposed = {**_without_open_step(state), **{candidate.id: candidate for candidate in self.candidates}}
         return replace(state, steps=(*before, Step(self.step, self.candidates, self.excluded)),
                        proposed=MappingProxyType(proposed))
 
     def describe(self) -> str:
-        """The candidates with their costs, and the reasons of the axes left out."""
-        offered = "; ".join(f"{axis_name(c)} to {value_text(c)} ({number(c['gflops'])} GFLOPs{_remark(c)})"
-                            for c in map(Candidate.as_dict, self.candidates))
+        candidates = []
+        for c in map(Candidate.as_dict, self.candidates):
+            remark = f", held back: {c['note']}" if c["note"] else ""
+            if c["overshoot"]:
+                remark = f", {number(c['ratio'])} times: a single grid step exceeds the expansion rate"
+            candidates.append(f"{axis_name(c)} to {value_text(c)} ({number(c['gflops'])} GFLOPs{remark})")
         excluded = "".join(f"; not {axis_name({'axis': e.axis})}: {e.reason}" for e in self.excluded)
-        return f"step {self.step}: {offered}{excluded}"
-
-
-def _remark(candidate: Mapping[str, Any]) -> str:
-    if candidate["overshoot"]:
-        return f", {number(candidate['ratio'])} times: a single grid step exceeds the expansion rate"
-    return f", held back: {candidate['note']}" if candidate["note"] else ""
+        return f"step {self.step}: {'; '.join(candidates)}{excluded}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,12 +273,10 @@ class CandidateStarted(Event):
     worker: Worker | None = None
 
     def check_order(self, state: SearchState) -> None:
-        """It comes after the candidate's proposal."""
         super().check_order(state)
         _require_proposed(state, self.id)
 
     def describe(self) -> str:
-        """The candidate is in training."""
         return f"{self.id}: training" + (", from its checkpoint" if self.resumed else "")
 
 
@@ -302,13 +290,11 @@ class CandidateRetried(Event):
     reason: Reason
 
     def check_order(self, state: SearchState) -> None:
-        """It comes after the candidate's proposal."""
         super().check_order(state)
         if self.id != FINAL:
             _require_proposed(state, self.id)
 
     def describe(self) -> str:
-        """The reason."""
         return f"{self.id}: {self.reason}; it goes on in another process (attempt {self.attempt + 1})"
 
 
@@ -321,13 +307,11 @@ class CandidateFinished(Event):
 
     @classmethod
     def read(cls, value: Mapping[str, Any], name: str) -> Self:
-        """Return the event with the fields `value`. Raises `Wrong` where one cannot be."""
         outcome = read_outcome(value, name)
         rest = {key: item for key, item in value.items() if key not in ("event", "time", *vars(outcome))}
         return cls(outcome=outcome, time=value.get("time", 0.0), unknown=rest)
 
     def own_fields(self) -> dict[str, Any]:
-        """Return the outcome's fields."""
         return self.outcome.as_dict()
 
     def check_order(self, state: SearchState) -> None:
@@ -337,11 +321,9 @@ class CandidateFinished(Event):
         _require(self.outcome.id not in state.outcomes, f"{self.outcome.id} has ended before")
 
     def apply(self, state: SearchState) -> SearchState:
-        """The candidate has its outcome."""
         return replace(state, outcomes=MappingProxyType({**state.outcomes, self.outcome.id: self.outcome}))
 
     def describe(self) -> str:
-        """The accuracy, or the reason of the failure."""
         outcome = self.outcome
         if not outcome.is_finished:
             return f"{outcome.id}: failed: {outcome.reason}"
@@ -359,19 +341,16 @@ class StepRetried(Event):
     ids: Annotated[tuple[Id, ...], Len(0, MOST_CANDIDATES)]
 
     def check_order(self, state: SearchState) -> None:
-        """It comes while the step is in work."""
         super().check_order(state)
         step = _require_open_step(state, self.step)
         for id_ in self.ids:
             _require(id_ in step.ids, f"{id_} is not of step {self.step}")
 
     def apply(self, state: SearchState) -> SearchState:
-        """The candidates have no outcome any more."""
         kept = {id_: outcome for id_, outcome in state.outcomes.items() if id_ not in self.ids}
         return replace(state, outcomes=MappingProxyType(kept))
 
     def describe(self) -> str:
-        """The step is trained again."""
         return f"step {self.step}: all candidates failed and are trained again"
 
 
@@ -394,11 +373,9 @@ class StepSelected(Event):
         _require_accuracy(state, self.id)
 
     def apply(self, state: SearchState) -> SearchState:
-        """The step has its winner."""
         return replace(state, steps=(*state.steps[:-1], replace(state.steps[-1], selected=self.id, scores=self.scores)))
 
     def describe(self) -> str:
-        """The axis that was chosen."""
         return f"step {self.step}: {axis_name({'axis': self.axis})} chosen ({self.id})"
 
 
@@ -412,7 +389,6 @@ class ContractionProposed(Event):
     reason: Reason | None
 
     def check_order(self, state: SearchState) -> None:
-        """It comes once, after an expansion has its winner."""
         super().check_order(state)
         _require(len(state.steps) >= 2 and not state.open_step, "there is no expansion to contract")
         _require_growth_goes_on(state)
@@ -420,13 +396,11 @@ class ContractionProposed(Event):
             _require_new(self.candidate, len(state.steps), state.proposed)
 
     def apply(self, state: SearchState) -> SearchState:
-        """The contraction is in work."""
         added = {self.candidate.id: self.candidate} if self.candidate else {}
         return replace(state, contraction=Contraction(self.axis, self.candidate, self.reason),
                        proposed=MappingProxyType({**state.proposed, **added}))
 
     def describe(self) -> str:
-        """The contracted network's cost, or the reason why there is none."""
         if self.candidate is None:
             return f"contraction: {self.reason}"
         candidate = {**self.candidate.as_dict(), "axis": self.axis}
@@ -462,11 +436,9 @@ class WinnerChosen(Event):
                  f"its network is not the one that was proposed as {self.id}")
 
     def apply(self, state: SearchState) -> SearchState:
-        """The search has its winner."""
         return replace(state, winner=self.network)
 
     def describe(self) -> str:
-        """The winner's cost."""
         return f"winner: {self.id}, {number(self.gflops, 4)} GFLOPs" + (f"; {self.note}" if self.note else "")
 
 
@@ -479,12 +451,10 @@ class FinalStarted(Event):
     worker: Worker | None = None
 
     def check_order(self, state: SearchState) -> None:
-        """It comes after the winner, before the end of the final training."""
         super().check_order(state)
         _require(state.winner is not None and state.final is None, "it is not the time for it")
 
     def describe(self) -> str:
-        """The winner is in training."""
         return "final: training the winner by the final recipe"
 
 
@@ -505,21 +475,17 @@ class FinalFinished(Event):
 
     @classmethod
     def read(cls, value: Mapping[str, Any], name: str) -> Self:
-        """Return the event with the fields `value`. Raises `Wrong` where one cannot be."""
         _check_more_figures(value, name)
         return super().read(value, name)
 
     def check_order(self, state: SearchState) -> None:
-        """It comes once, after the winner."""
         super().check_order(state)
         _require(state.winner is not None and state.final is None, "it is not the time for it")
 
     def apply(self, state: SearchState) -> SearchState:
-        """The winner is trained."""
         return replace(state, final=self)
 
     def describe(self) -> str:
-        """The winner's accuracy, and what it stands on."""
         stands_on = split_note(self.split, self.split == "val")
         figures = (f"final: {percent(self.accuracy, self.stderr)} % {stands_on}, trained in "
                    f"{duration(self.wall_s)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from expand.errors import UsageError, did_you_mean
 from expand.expansion.rules import Proposal, Space, contract, grid_steps, propose
-from expand.expansion.types import Candidate
+from expand.expansion.state import Candidate
 from expand.space.axes import AXES
 from expand.space.network import is_within_bounds
 

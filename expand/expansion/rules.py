@@ -12,7 +12,7 @@ from math import log2
 
 from expand.config.schema import SearchConfig
 from expand.errors import UsageError
-from expand.expansion.types import BASIS_AXIS, Candidate, Exclusion, Outcome
+from expand.expansion.state import BASIS_AXIS, Candidate, Exclusion, Outcome
 from expand.space.axes import AXES, Axis, Bounds
 from expand.space.complexity import complexity_of
 from expand.space.factors import Factors
@@ -105,31 +105,23 @@ def grid_steps(axis: Axis) -> Iterator[int]:
                      where="search.grid", fix="make its steps larger, or the target smaller")
 
 
-def _grid(axis: Axis, base: Factors, space: Space) -> Iterator[Factors]:
-    """The axis's networks above `base` in ascending order, only those that cost more than `base`."""
-    floor = space.complexity(base)
+def _largest_growth(space: Space, axis: Axis, base: Factors) -> tuple[Factors, str | None] | str:
+    """Return the axis's candidate with what held it back, or the reason why there is none."""
+    floor, best, refusal, is_first = space.complexity(base), None, None, True
     for k in grid_steps(axis):
         grown = axis.grow(base, k, space.bounds)
         if not is_within_bounds(grown):
-            return
-        if space.complexity(grown) > floor:  # a small step in width can round to the same network
-            yield grown
-
-
-def _largest_growth(space: Space, axis: Axis, base: Factors) -> tuple[Factors, str | None] | str:
-    """The axis's candidate with what held it back, or the reason why there is none."""
-    ceiling = space.config.expansion_rate * space.complexity(base)
-    best: Factors | None = None
-    refusal: str | None = None
-    for i, grown in enumerate(_grid(axis, base, space)):
-        exceeds = space.complexity(grown) > ceiling
-        if exceeds and i > 0:
             break
-        reason = axis.refusal(base, grown, space.bounds)
-        if reason is None:
-            best, refusal = grown, None
-        else:
-            refusal = reason
+        complexity = space.complexity(grown)
+        if complexity <= floor:  # a small step in width can round to the same network
+            continue
+        exceeds = complexity > space.config.expansion_rate * floor
+        if exceeds and not is_first:
+            break
+        is_first = False
+        refusal = axis.refusal(base, grown, space.bounds)
+        if refusal is None:
+            best = grown
         if exceeds:
             break
     return (best, refusal) if best is not None else refusal or "no grid value is left"

@@ -1,16 +1,166 @@
-"""The state of a search: plain data, rebuilt from the journal's events (`expand.expansion.events`)."""
+"""Candidates, their outcomes and the state of a search: plain values, which read and write as JSON.
+
+An annotation holds the bounds that a field must keep in a journal, which may be untrusted; no real search comes near
+them.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from expand.expansion.types import Candidate, Exclusion, Outcome
+from annotated_types import Len
+
+from expand.space.axes import AXES
+from expand.space.factors import Factors
+from expand.space.network import factor_problems
+from expand.untrusted_input import Wrong, matches, number, one_of, read_fields, record, text, whole
 
 if TYPE_CHECKING:
     from expand.expansion.events import Event, FinalFinished, RunStarted
+
+BASIS_AXIS = "basis"
+CANDIDATE_ID = re.compile(r"[a-z0-9_-]{1,100}")
+"""A candidate's id names a folder, so it can hold neither a dot nor a separator."""
+MOST_STEPS, MOST_CANDIDATES = 1000, 16
+"""Steps of a search (a doubling repeated twenty times is a million), and candidates of a step (one an axis)."""
+
+
+def read_factors(value: Any, name: str) -> Factors:
+    """Return plain values as factors. Raises `Wrong` for those of which no network can be built."""
+    for problem in factor_problems(value):
+        raise Wrong(f"'{name}' cannot be: {problem}")
+    return Factors(**value)
+
+
+Id = Annotated[str, matches(CANDIDATE_ID, "a candidate's name: 1 to 100 of a-z, 0-9, '_' and '-'")]
+AxisName = Annotated[str, one_of((BASIS_AXIS, *AXES))]
+StepNumber = Annotated[int, whole(0, MOST_STEPS)]
+CheckedFactors = Annotated[Factors, read_factors]
+Gflops = Annotated[float, number(1e-9, 1e9)]
+Params = Annotated[int, whole(1, 10**13)]
+Length = Annotated[int, whole(1, 10**6)]
+"""Frames, pixels or a stride."""
+Word = Annotated[str, matches(re.compile(r"[a-z0-9_]{1,40}"), "a word")]
+Reason = Annotated[str, text()]
+Share = Annotated[float, number(0, 1)]
+Figure = Annotated[float, number(-1e12, 1e12)]
+Amount = Annotated[float, number(0, 1e12)]
+"""Seconds, megabytes, or clips a second."""
+Loss = Annotated[float, number(-1e30, 1e30)]
+Notes = Annotated[tuple[Reason, ...], Len(0, 1000)]
+Breakdown = Annotated[Mapping[Annotated[str, text(100)], Figure], Len(0, 100)]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that a step may train.
+
+    `axis` is the axis that was expanded (`basis` for step 0), `also` the axes that give the very same network;
+    `ratio` is its complexity over the current network's; `overshoot` marks a single grid step that exceeds the
+    expansion rate; `note` says what held the axis back, if anything; `init` where its initial weights come from.
+    """
+
+    id: Id
+    step: StepNumber
+    axis: AxisName
+    factors: CheckedFactors
+    gflops: Gflops
+    params: Params
+    ratio: Annotated[float, number(0, 1e9)] | None = 1.0
+    also: Annotated[tuple[AxisName, ...], Len(0, len(AXES))] = ()
+    overshoot: bool = False
+    note: Reason | None = None
+    init: Annotated[str, text(200)] = "scratch"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields for the journal and for `--json`, with the clip's frames, resolution and stride."""
+        factors = self.factors
+        return {**asdict(self), "also": list(self.also), "factors": factors.as_dict(), "frames": factors.frames,
+                "resolution": factors.resolution, "stride": factors.stride}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Candidate:
+        """The inverse of `as_dict`. Raises `Wrong` where a field cannot be."""
+        return read_candidate(fields, "")
+
+
+def read_candidate(value: Any, name: str) -> Candidate:
+    """Return the candidate that `Candidate.as_dict` wrote. Raises `Wrong` where a field cannot be."""
+    read = read_fields(Candidate, value, name)
+    _clip(value, name)
+    return Candidate(**read)
+
+
+_clip = record(dict.fromkeys(("frames", "resolution", "stride"), whole(1, 10**6)))
+CheckedCandidate = Annotated[Candidate, read_candidate]
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """An axis that cannot grow at this step, and why."""
+
+    axis: AxisName
+    reason: Reason
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields for the journal."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of training a candidate. `accuracy` (J) is top-1 in 0..1, `stderr` its standard error.
+
+    `state` is `finished` or `failed`; a failed one has a `reason` and no figures. `breakdown` holds seconds by phase,
+    `notes` remarks on the training, such as gradients that were accumulated for lack of memory.
+    """
+
+    id: Id
+    state: Annotated[str, one_of(("finished", "failed"))]
+    reason: Reason | None = None
+    accuracy: Share | None = None
+    stderr: Share | None = None
+    top5: Share | None = None
+    loss: Loss | None = None
+    wall_s: Amount | None = None
+    peak_memory_mb: Amount | None = None
+    clips_per_s: Amount | None = None
+    breakdown: Breakdown = field(default_factory=dict)
+    notes: Notes = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields for the journal and for outcome.json."""
+        return {**asdict(self), "notes": list(self.notes)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Outcome:
+        """The inverse of `as_dict`; keys of other versions are passed over. Raises `Wrong` where a field cannot be."""
+        return read_outcome(fields, "")
+
+    @property
+    def is_finished(self) -> bool:
+        """True if there is an accuracy to compare."""
+        return self.state == "finished"
+
+
+_figures = record({"accuracy": number(0, 1)})
+_presence = {"finished": ("stderr", "wall_s", "clips_per_s"), "failed": ("reason",)}
+
+
+def read_outcome(value: Any, name: str) -> Outcome:
+    """Return the outcome that `Outcome.as_dict` wrote. Raises `Wrong` where a field cannot be, or where a state lacks
+    what belongs to it."""
+    outcome = Outcome(**read_fields(Outcome, value, name))
+    if outcome.is_finished:
+        _figures(value, name)
+    for own in _presence[outcome.state]:
+        if own not in value:
+            raise Wrong(f"'{own}' is missing")
+    return outcome
 
 
 @dataclass(frozen=True)
@@ -45,7 +195,8 @@ class Contraction:
 
 @dataclass(frozen=True)
 class SearchState:
-    """Everything that decisions depend on, and that the order of events is checked against.
+    """Everything that decisions depend on, and that the order of events is checked against, rebuilt from the journal's
+    events.
 
     `steps` holds the last proposal of each step, `proposed` every candidate by its id.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expand.expansion.types import BASIS_AXIS
+from expand.expansion.state import BASIS_AXIS
 from expand.space.axes import AXES
 
 AXIS_NAMES = {BASIS_AXIS: "basis", **{name: axis.title for name, axis in AXES.items()}}

@@ -24,9 +24,8 @@ from expand.expansion.events import (
     StepRetried,
     WinnerChosen,
 )
-from expand.expansion.state import Contraction, SearchState, Step
+from expand.expansion.state import Candidate, Contraction, SearchState, Step
 from expand.expansion.text import split_note
-from expand.expansion.types import Candidate
 from expand.rundir.journal import last_of, read_events
 from expand.rundir.lock import holder
 from expand.rundir.paths import RunPaths

@@ -32,8 +32,7 @@ from expand.expansion.events import (
     WinnerChosen,
 )
 from expand.expansion.rules import Space
-from expand.expansion.state import SearchState
-from expand.expansion.types import Candidate, Outcome
+from expand.expansion.state import Candidate, Outcome, SearchState
 from expand.exports.card import write_card
 from expand.run.display import Display
 from expand.rundir.files import cannot_write, write_atomic

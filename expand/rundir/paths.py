@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expand.errors import RunError
-from expand.expansion.types import CANDIDATE_ID
+from expand.expansion.state import CANDIDATE_ID
 from expand.untrusted_input import file_type
 
 FINAL, NETWORK, WEIGHTS = "final", "network.yaml", "weights.pt"

@@ -13,7 +13,7 @@ from expand.data import PreparedData
 from expand.data.loading.prefetch import dead_worker
 from expand.errors import CandidateFailed, Interrupted, RunError, explain_device_faults, first_line, lacks_memory
 from expand.expansion.events import FinalFinished
-from expand.expansion.types import Outcome, read_outcome
+from expand.expansion.state import Outcome, read_outcome
 from expand.rundir.files import cannot_write, jsonable, read_json, write_atomic, write_json
 from expand.space.network import dump_network
 from expand.training import checkpoint

@@ -10,7 +10,7 @@ from torch import nn
 
 from expand.config import Config
 from expand.errors import lacks_memory
-from expand.expansion.types import Candidate
+from expand.expansion.state import Candidate
 from expand.model import X3D
 from expand.space.geometry import Geometry
 from expand.training.loop import make_optimizer

@@ -13,8 +13,7 @@ from expand.expansion.decide import Done, Stuck, Train, decide
 from expand.expansion.events import Event as TypedEvent
 from expand.expansion.events import read_event
 from expand.expansion.rules import Space
-from expand.expansion.state import SearchState
-from expand.expansion.types import Candidate, Outcome
+from expand.expansion.state import Candidate, Outcome, SearchState
 from expand.space.factors import PUBLISHED_CLASSES
 
 PAPER_PATH = ("x_bottleneck", "x_fast", "x_spatial", "x_depth", "x_temporal", "x_fast", "x_temporal", "x_spatial",

@@ -10,7 +10,7 @@ from expand.config.schema import CRITERIA, GridConfig, LimitsConfig
 from expand.expansion.decide import Done, Stuck, Train, TrainFinal, decide
 from expand.expansion.events import RunFinished, read_event
 from expand.expansion.rules import contract, propose, select
-from expand.expansion.types import Candidate, Outcome
+from expand.expansion.state import Candidate, Outcome
 from tests.expansion.simulated import chance_of, failing, flat, of_kind, outcome, simulate, small_space, state_of
 
 TARGET = 0.0075

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expand.expansion.events import CandidateFinished, CandidateStarted, Event, RunResumed, RunStarted
-from expand.expansion.types import Outcome
+from expand.expansion.state import Outcome
 from expand.report.summary import elapsed_s
 
 EVENTS = {

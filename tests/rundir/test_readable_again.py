@@ -16,7 +16,7 @@ from expand.data.sources import run_list
 from expand.data.sources.clip import Clip, ClipList
 from expand.errors import DataError, RunError, UsageError
 from expand.expansion.events import CandidateFinished, Event, FinalFinished, RunFailed, UnknownEvent
-from expand.expansion.types import Outcome
+from expand.expansion.state import Outcome
 from expand.rundir import journal as journal_
 from expand.rundir.journal import Journal, read_events
 from expand.space.network import MAX_BYTES, dump_network, load_network, preset

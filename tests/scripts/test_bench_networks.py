@@ -17,7 +17,7 @@ from expand.expansion.events import (
     StepSelected,
     WinnerChosen,
 )
-from expand.expansion.types import Candidate, Outcome
+from expand.expansion.state import Candidate, Outcome
 from expand.rundir.journal import Journal
 from expand.rundir.paths import RunPaths
 from expand.space.factors import Factors
