@@ -49,7 +49,7 @@ def fit_to_encoding(text: str, encoding: str) -> str:
 
 
 def is_unicode(encoding: str) -> bool:
-    """Return whether `encoding` has every character."""
+    """Return True if `encoding` has every character."""
     return codecs.lookup(encoding).name.startswith("utf")
 
 
@@ -62,33 +62,25 @@ def _replace_by_ascii(error: UnicodeError) -> tuple[str, int]:
     """Return the replacement for characters that the encoding lacks, by Python's protocol of an error handler."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return _ascii_form(error.object[error.start:error.end], error.object[error.end:error.end + 1]), error.end
-
-
-def _ascii_form(text: str, following: str) -> str:
-    names = [_greek_name(letter) for letter in text]
-    symbols = [name for name in names if name]
-    if len(names) < GREEK_WORD and len(symbols) == len(names):  # γd is gamma_d, as in the files of a network
-        return "_".join(symbols) + ("_" if following.isalpha() else "")
-    return "".join(SYMBOLS.get(letter) or _line_form(letter) or letter.encode("ascii", "backslashreplace").decode()
-                   for letter in text)
-
-
-def _greek_name(letter: str) -> str | None:
-    found = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", unicodedata.name(letter, ""))
-    if found is None:
-        return None
-    return found[2].lower() if found[1] == "SMALL" else found[2].capitalize()
-
-
-def _line_form(letter: str) -> str | None:
-    """Return the ASCII form of a character of tables and bars: always a single one, so that columns stay aligned."""
-    name = unicodedata.name(letter, "")
-    if name.startswith("BOX DRAWINGS"):
-        across, down = ("HORIZONTAL" in name or "LEFT" in name or "RIGHT" in name,
-                        "VERTICAL" in name or "UP" in name or "DOWN" in name)
-        return "+" if across and down else "-" if across else "|"
-    return "#" if name.endswith("BLOCK") else None
+    text, following = error.object[error.start:error.end], error.object[error.end:error.end + 1]
+    names = [unicodedata.name(letter, "") for letter in text]
+    greek = [found for name in names if (found := re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", name))]
+    if len(text) < GREEK_WORD and len(greek) == len(text):  # γd is gamma_d, as in the files of a network
+        words = [found[2].lower() if found[1] == "SMALL" else found[2].capitalize() for found in greek]
+        return "_".join(words) + ("_" if following.isalpha() else ""), error.end
+    forms = []
+    for letter, name in zip(text, names, strict=True):
+        if letter in SYMBOLS:
+            forms.append(SYMBOLS[letter])
+        elif name.startswith("BOX DRAWINGS"):  # a single character, as for blocks, so that columns stay aligned
+            across, down = ("HORIZONTAL" in name or "LEFT" in name or "RIGHT" in name,
+                            "VERTICAL" in name or "UP" in name or "DOWN" in name)
+            forms.append("+" if across and down else "-" if across else "|")
+        elif name.endswith("BLOCK"):
+            forms.append("#")
+        else:
+            forms.append(letter.encode("ascii", "backslashreplace").decode())
+    return "".join(forms), error.end
 
 
 def _find_plain_ascii(name: str) -> codecs.CodecInfo | None:
@@ -195,7 +187,7 @@ def prepare() -> None:
 
 
 def _is_pythons_own(stream: Any, number: int) -> bool:
-    """Return whether Python itself made `stream` for the handle `number`, and not a test or a caller."""
+    """Return True if Python itself made `stream` for the handle `number`, and not a test or a caller."""
     if stream is None:
         return True
     if not isinstance(stream, io.TextIOWrapper) or isinstance(getattr(stream.buffer, "raw", None), _Outlet):

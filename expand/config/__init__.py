@@ -6,14 +6,13 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expand.config.dotted_keys import flatten, with_values
     from expand.config.load import config_diff, config_names, dump_config, load_config, parse_config
-    from expand.config.schema import Config
+    from expand.config.schema import Config, flatten, with_values
 
 __all__ = ["Config", "config_diff", "config_names", "dump_config", "flatten", "load_config", "parse_config",
            "with_values"]
 
-_MODULES = {"Config": "schema", "flatten": "dotted_keys", "with_values": "dotted_keys"}
+_MODULES = dict.fromkeys(("Config", "flatten", "with_values"), "schema")
 
 
 def __getattr__(name: str) -> Any:

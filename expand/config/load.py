@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ from typing import Any
 import yaml
 
 from expand.config import yaml_document
-from expand.config.dotted_keys import explain_unknown_key, flatten, section_fields, with_values
 from expand.config.option_values import WrongValue, check_value, show
-from expand.config.schema import Config
+from expand.config.schema import Config, flatten, option_annotations, section_fields, with_values
 from expand.errors import ConfigError, Problem, UsageError, did_you_mean
 
 _MOST_MISTAKES = 100
@@ -21,7 +20,7 @@ _MOST_MISTAKES = 100
 
 
 def ready_folder() -> Path:
-    """`search_configs/`: in a wheel inside the package, in a checkout linked from there to the top of the tree."""
+    """Return `search_configs/`: in a wheel inside the package, in a checkout linked from there to the tree's top."""
     package = Path(__file__).parent.parent
     inside = package / "search_configs"
     # A copy of the tree made without symbolic links still has the folder at its top.
@@ -29,7 +28,7 @@ def ready_folder() -> Path:
 
 
 def config_names() -> list[str]:
-    """The names of the ready configurations, sorted."""
+    """Return the names of the ready configurations, sorted."""
     return sorted(path.stem for path in ready_folder().glob("*.yaml"))
 
 
@@ -192,6 +191,35 @@ class _Reader:
             self._note(where, error.what, error.suggestion)
 
 
+def explain_unknown_key(name: str, prefix: str, known: Iterable[str], *, noun: str = "key",
+                        dotted: bool = False) -> tuple[str, str | None]:
+    """Return the sentence and the suggestion for an unknown `name` under `prefix` ("search.", "" at the top).
+
+    The same name in another section comes first, then a close name here, then a close one elsewhere, then the list of
+    names. `noun`: what to call it. `dotted`: names of this section are suggested with their section too, as `--set`
+    takes them.
+    """
+    what = f"unknown {noun} '{name if len(name) <= 60 else name[:56] + ' ...'}'"
+    by_name: dict[str, list[str]] = {}
+    for key in option_annotations():
+        by_name.setdefault(key.rpartition(".")[2], []).append(key)
+    here = None if name in by_name else _closest(name, known)
+    meant = name if name in by_name else _closest(name, by_name)
+    if here is not None:
+        return what, f"did you mean '{prefix if dotted else ''}{here}'?"
+    if meant is None:
+        return what, f"known here: {', '.join(known)}" if known else None
+    keys = [key for key in by_name[meant] if prefix and key.startswith(prefix)] or by_name[meant]
+    quoted = [f"'{key}'" for key in keys]
+    return what, f"did you mean {' or '.join(filter(None, (', '.join(quoted[:-1]), quoted[-1])))}?"
+
+
+def _closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that `did_you_mean` has in mind: what counts as close is defined there alone."""
+    sentence = did_you_mean(word[:60], sorted(known))
+    return sentence.split("'")[1] if sentence else None
+
+
 class _Dumper(yaml.SafeDumper):
     """Lists on one line, sections as blocks, and text in quotes that would be taken for something else."""
 
@@ -207,11 +235,11 @@ _Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_sequence(
 
 
 def dump_config(config: Config) -> str:
-    """The YAML of a configuration, every option in schema order; `parse_config` gives the same configuration back."""
+    """Return the YAML of a configuration, every option in schema order; `parse_config` is the inverse."""
     return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def config_diff(a: Config, b: Config) -> list[str]:
-    """One line for each option in which two configurations differ: "search.expansion_rate: 2.0 -> 1.5"."""
+    """Return a line for each option in which two configurations differ: "search.expansion_rate: 2.0 -> 1.5"."""
     before, after = flatten(a), flatten(b)
     return [f"{key}: {show(before[key])} -> {show(after[key])}" for key in before if before[key] != after[key]]

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic does not take the standard one before Python 3.12
 
-from expand.config.dotted_keys import option_annotations
+from expand.config.schema import option_annotations
 from expand.config.yaml_document import Mapping
 from expand.errors import did_you_mean
 

@@ -1,4 +1,5 @@
-"""The configuration, typed and frozen: one class a section, one documented field an option.
+"""The configuration, typed and frozen: one class a section, one documented field an option; and all options by their
+dotted keys (`search.basis.frames`).
 
 A field's annotation holds the bounds of its value, and `conflicts` beside the fields the rules across options;
 `expand.config.load` lets pydantic check values against the annotations and reports every mistake at once. The classes
@@ -9,10 +10,13 @@ value.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Gt, Interval, MinLen, Predicate
 
@@ -368,3 +372,46 @@ class Config:
         """Yield every rule across options that the values break."""
         for section in (self.data, self.search, self.run):
             yield from section.conflicts()
+
+
+@functools.cache
+def section_fields(section: type) -> Mapping[str, Any]:
+    """Return the annotation of each field of a section, in schema order; a dataclass is a section within."""
+    return MappingProxyType(typing.get_type_hints(section, include_extras=True))
+
+
+@functools.cache
+def option_annotations() -> Mapping[str, Any]:
+    """Return the annotation of every option by dotted key, in schema order."""
+    def below(section: type, prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, annotation in section_fields(section).items():
+            is_section = isinstance(annotation, type) and is_dataclass(annotation)
+            found |= below(annotation, f"{prefix}{name}.") if is_section else {prefix + name: annotation}
+        return found
+
+    return MappingProxyType(below(Config, ""))
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return every value of a configuration (or of a section) by dotted key, in schema order."""
+    values: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        values |= flatten(value, f"{prefix}{field.name}.") if is_dataclass(value) else {prefix + field.name: value}
+    return values
+
+
+def with_values(config: Any, values: Mapping[str, Any]) -> Any:
+    """Return the configuration with some values replaced: `with_values(config, {"candidate.epochs": 30})`.
+
+    Nothing is checked but the keys (KeyError).
+    """
+    def with_value(section: Any, value: Any, name: str, *below: str) -> Any:
+        return replace(section, **{name: with_value(getattr(section, name), value, *below) if below else value})
+
+    if unknown := values.keys() - flatten(config):
+        raise KeyError(min(unknown))
+    for key, value in values.items():
+        config = with_value(config, value, *key.split("."))
+    return config

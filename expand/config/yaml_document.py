@@ -93,18 +93,14 @@ def parse(text: str, loader: Any = _Loader) -> yaml.Node | None:
         return yaml.compose(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        lines = text.splitlines()
+        has_tab = mark and mark.line < len(lines) and "\t" in lines[mark.line]
+        hint = "indent with spaces, not with tabs" if has_tab else "check the indentation and the quotes"
         what = f"not valid YAML: {error.problem or error.context}"
-        raise NotYaml(what, mark.line + 1 if mark else 0, _syntax_hint(text, mark)) from error
+        raise NotYaml(what, mark.line + 1 if mark else 0, hint) from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         reason = getattr(error, "reason", None) or str(error).splitlines()[0]
         raise NotYaml(f"not valid YAML: {reason}") from error
-
-
-def _syntax_hint(text: str, mark: Any) -> str:
-    lines = text.splitlines()
-    if mark and mark.line < len(lines) and "\t" in lines[mark.line]:
-        return "indent with spaces, not with tabs"
-    return "check the indentation and the quotes"
 
 
 def _refuse_traps(text: str, loader: Any) -> None:

@@ -92,7 +92,18 @@ def read_events(path: Path) -> list[Event]:
     A torn last line is no event. Raises `RunError` with the line's number for any other line that is not an event, and
     for an event that no search can have written there.
     """
-    lines, events, state = _read_lines(Path(path)), [], SearchState()
+    try:
+        lines = read_bounded(path, LARGEST).split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"cannot be read: {error.strerror or error}", where=str(path),
+                       fix="Check the path and its permissions, or take the journal back from a copy.") from error
+    for place, line in enumerate(lines, start=1):
+        if len(line) > LONGEST:
+            raise RunError(f"is longer than {size_text(LONGEST)}, which no event is", where=f"{path}, line {place}",
+                           fix=CHANGED)
+    events, state = [], SearchState()
     for place, line in enumerate(lines, start=1):
         content = _parse_event(line)
         if content is not None:
@@ -110,21 +121,6 @@ def read_events(path: Path) -> list[Event]:
     return events
 
 
-def _read_lines(path: Path) -> list[bytes]:
-    try:
-        lines = read_bounded(path, LARGEST).split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RunError(f"cannot be read: {error.strerror or error}", where=str(path),
-                       fix="Check the path and its permissions, or take the journal back from a copy.") from error
-    for place, line in enumerate(lines, start=1):
-        if len(line) > LONGEST:
-            raise RunError(f"is longer than {size_text(LONGEST)}, which no event is", where=f"{path}, line {place}",
-                           fix=CHANGED)
-    return lines
-
-
 _check_head = record({"event": text(LONGEST), "time": number(-1e12, 1e12)})
 """The fields of every event. The time is unix seconds, within some 30,000 years either way."""
 
@@ -140,7 +136,7 @@ def _parse_event(line: bytes) -> dict[str, Any] | None:
 
 
 def _repair_end(handle: int) -> None:
-    """Ends a whole last line, or cuts a torn one off. Reads the file only where its last byte is not a line end."""
+    """End a whole last line, or cut a torn one off. Reads the file only where its last byte is not a line end."""
     size = os.fstat(handle).st_size
     if size == 0 or os.pread(handle, 1, size - 1) == b"\n":
         return
@@ -154,6 +150,6 @@ def _repair_end(handle: int) -> None:
 
 
 def _write_all(handle: int, data: bytes) -> None:
-    """One write as a rule; the system may take less (a nearly full disk)."""
+    """Write `data`, in one write as a rule; the system may take less (a nearly full disk)."""
     while data:
         data = data[os.write(handle, data):]

@@ -31,7 +31,11 @@ def inside(root: Path, path: Path, *, folder: bool = False) -> Path:
         try:
             mode = os.lstat(place).st_mode
             if stat.S_ISLNK(mode):
-                _follow(root, place)
+                base, end = os.path.realpath(root), os.path.realpath(place)
+                if os.path.commonpath((base, end)) != base:
+                    raise RunError(f"is a link that leads out of the run, to {end}", where=str(place),
+                                   fix="Put what it leads to in its place. To keep a run on another disk, move all of "
+                                       "it there and link to its folder.")
                 mode = os.stat(place).st_mode
         except (FileNotFoundError, NotADirectoryError):  # the latter: `root` is no folder
             return path
@@ -43,14 +47,6 @@ def inside(root: Path, path: Path, *, folder: bool = False) -> Path:
             raise RunError(f"is {file_type(mode)}, and a run has a {'folder' if is_folder else 'file'} there",
                            where=str(place), fix="Take it away, or take the run back from a copy.")
     return path
-
-
-def _follow(root: Path, link: Path) -> None:
-    base, end = os.path.realpath(root), os.path.realpath(link)
-    if os.path.commonpath((base, end)) != base:
-        raise RunError(f"is a link that leads out of the run, to {end}", where=str(link),
-                       fix="Put what it leads to in its place. To keep a run on another disk, move all of it there and "
-                           "link to its folder.")
 
 
 @dataclass(frozen=True)

@@ -32,19 +32,19 @@ class Axis:
     title: str
 
     def grow(self, base: Factors, k: int, bounds: Bounds) -> Factors:
-        """The network `k` grid steps above `base`."""
+        """Return the network `k` grid steps above `base`."""
         raise NotImplementedError
 
     def between(self, base: Factors, expanded: Factors, k: int, bounds: Bounds) -> Factors:
-        """The network `k` grid steps above `base` on the way to `expanded`."""
+        """Return the network `k` grid steps above `base` on the way to `expanded`."""
         return self.grow(base, k, bounds)
 
     def refusal(self, base: Factors, grown: Factors, bounds: Bounds) -> str | None:
-        """Why the search may not go from `base` to `grown`; None where it may."""
+        """Return the reason why the search may not go from `base` to `grown`; None where it may."""
         raise NotImplementedError
 
     def value(self, factors: Factors) -> str:
-        """The axis's value in words, for tables and plots."""
+        """Return the axis's value in words, for tables and plots."""
         raise NotImplementedError
 
 
@@ -96,7 +96,7 @@ class TemporalAxis(Axis):
         return replace(base, gamma_t=frames, gamma_tau=max(1, round_half_up(base.stride * ratio**exponent)))
 
     def between(self, base: Factors, expanded: Factors, k: int, bounds: Bounds) -> Factors:
-        """Fewer frames over the expanded clip's duration: 16 x 5 contracts to the published 13 x 6."""
+        """Return fewer frames over the expanded clip's duration: 16 x 5 contracts to the published 13 x 6."""
         frames, limit_s = base.frames + k * bounds.grid.frames, bounds.limits.clip_s
         stride = max(1, round_half_up(expanded.stride * expanded.frames / frames))
         if limit_s is not None:  # an untrusted stride is not walked down step by step

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from expand.space.factors import Factors
-from expand.space.geometry import Block, Geometry, halved
+from expand.space.geometry import Block, Geometry, halve
 
 
 class Layer(NamedTuple):
@@ -72,14 +72,14 @@ def _block_layers(block: Block, positions_in: int, positions: int) -> Iterator[L
 
 
 def counted_layers(geometry: Geometry) -> Iterator[tuple[int, Layer]]:
-    """Every counted layer, from the stem to the last linear layer, with the number of times that it stands there."""
-    side = halved(geometry.resolution)
+    """Yield every counted layer, from the stem to the last linear layer, with the number of times that it occurs."""
+    side = halve(geometry.resolution)
     positions = geometry.frames * side * side
     yield 1, _conv(3, geometry.stem, positions, kernel=9)
     yield 1, _conv(geometry.stem, geometry.stem, positions, kernel=5, groups=geometry.stem)
     yield 1, _norm(geometry.stem, positions)
     for stage in geometry.stages:
-        positions_in, side = positions, halved(side)
+        positions_in, side = positions, halve(side)
         positions = geometry.frames * side * side
         for block, times in Counter(stage).items():  # only a stage's first block is unlike the rest, and stands once
             for layer in _block_layers(block, positions_in if block.stride > 1 else positions, positions):
@@ -91,7 +91,7 @@ def counted_layers(geometry: Geometry) -> Iterator[tuple[int, Layer]]:
 
 
 def complexity(geometry: Geometry) -> Complexity:
-    """The costs of a geometry, in a fraction of a millisecond."""
+    """Return the costs of a geometry, in a fraction of a millisecond."""
     madds = params = activations = norm_inputs = 0
     for times, layer in counted_layers(geometry):
         madds += times * layer.madds
@@ -104,5 +104,5 @@ def complexity(geometry: Geometry) -> Complexity:
 
 @lru_cache(maxsize=65536)
 def complexity_of(factors: Factors, classes: int) -> Complexity:
-    """The costs of the network of `factors` with `classes` outputs."""
+    """Return the costs of the network of `factors` with `classes` outputs."""
     return complexity(Geometry.of(factors, classes))

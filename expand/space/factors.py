@@ -13,7 +13,7 @@ REFERENCE_FPS = 30
 
 
 def round_half_up(value: float) -> int:
-    """The nearest integer, halves upwards: Python's `round` would send 2.5 to 2 and 3.5 to 4."""
+    """Return the nearest integer, halves upwards: Python's `round` would send 2.5 to 2 and 3.5 to 4."""
     return math.floor(value + 0.5)
 
 
@@ -35,7 +35,7 @@ class Factors:
     @classmethod
     def of(cls, *, frames: int, stride: int, resolution: int, width: float = 1.0, bottleneck: float = 1.0,
            depth: float = 1.0) -> Factors:
-        """Factors from a clip of `frames` frames, `stride` source frames apart, `resolution` pixels square."""
+        """Return the factors of a clip of `frames` frames, `stride` source frames apart, `resolution` pixels square."""
         return cls(gamma_tau=stride, gamma_t=frames, gamma_s=resolution / BASE_RESOLUTION,
                    gamma_w=width, gamma_b=bottleneck, gamma_d=depth)
 
@@ -60,11 +60,11 @@ class Factors:
         return (self.frames - 1) * self.stride / REFERENCE_FPS
 
     def as_dict(self) -> dict[str, Any]:
-        """The factors under their symbols' names."""
+        """Return the factors under their symbols' names."""
         return asdict(self)
 
 
-def _published(frames: int, stride: int, resolution: int, width: float = 1.0, bottleneck: float = 2.25,
+def _preset(frames: int, stride: int, resolution: int, width: float = 1.0, bottleneck: float = 2.25,
                depth: float = 2.2) -> Factors:
     return Factors.of(frames=frames, stride=stride, resolution=resolution, width=width, bottleneck=bottleneck,
                       depth=depth)
@@ -74,11 +74,11 @@ def _published(frames: int, stride: int, resolution: int, width: float = 1.0, bo
 X2D = Factors.of(frames=1, stride=28, resolution=112)
 PRESETS: dict[str, Factors] = {
     "x2d": X2D,
-    "xs": _published(4, 12, 160),
-    "s": _published(13, 6, 160),
-    "m": _published(16, 5, 224),
-    "l": _published(16, 5, 312, depth=5.0),
-    "xl": _published(16, 5, 312, width=1.45, depth=5.0),
+    "xs": _preset(4, 12, 160),
+    "s": _preset(13, 6, 160),
+    "m": _preset(16, 5, 224),
+    "l": _preset(16, 5, 312, depth=5.0),
+    "xl": _preset(16, 5, 312, width=1.45, depth=5.0),
 }
 PUBLISHED_CLASSES = 400
 """Kinetics-400, with which the published complexities are counted."""

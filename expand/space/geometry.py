@@ -17,24 +17,24 @@ _EXACT = 6  # decimals kept before a floor or a ceiling, so that 2.2 * 5 counts 
 
 
 def round_width(width: float, multiplier: float = 1.0, minimum: int = 8, divisor: int = 8) -> int:
-    """`width * multiplier` rounded to a multiple of `divisor`, never more than a tenth below."""
+    """Return `width * multiplier` rounded to a multiple of `divisor`, never more than a tenth below."""
     width = round(width * multiplier, _EXACT)
     rounded = max(minimum, int(width + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * width else rounded
 
 
-def halved(side: int) -> int:
-    """Side after a convolution of stride 2 with kernel 3 and padding 1."""
+def halve(side: int) -> int:
+    """Return the side after a convolution of stride 2 with kernel 3 and padding 1."""
     return (side + 1) // 2
 
 
 def evaluation_crop(resolution: int) -> int:
-    """Side of the crop in evaluation for a training crop of `resolution` pixels (160: 182, 224: 256, 312: 356)."""
+    """Return the side of the evaluation crop for a training crop of `resolution` pixels (160: 182, 224: 256)."""
     return resolution * 8 // 7
 
 
 def stage_widths(gamma_w: float, gamma_b: float) -> list[tuple[int, int]]:
-    """Channels of each stage's blocks: outside, and inside of the bottleneck, where 0 makes no network."""
+    """Return the channels of each stage's blocks: outside, and inside of the bottleneck, where 0 makes no network."""
     widths, width = [], BASE_WIDTH
     for _ in BASE_DEPTHS:
         outer = round_width(width, WIDTH_FACTOR * gamma_w)
@@ -77,7 +77,7 @@ class Geometry:
         """Size of a training clip's features, T x H x W: what the head averages over."""
         side = self.resolution
         for _ in range(1 + len(self.stages)):
-            side = halved(side)
+            side = halve(side)
         return self.frames, side, side
 
     @property
@@ -88,7 +88,7 @@ class Geometry:
 
     @classmethod
     def of(cls, factors: Factors, classes: int, *, first_projection_bn: bool = True) -> Geometry:
-        """Shapes of the network of `factors` with `classes` outputs.
+        """Return the shapes of the network of `factors` with `classes` outputs.
 
         `first_projection_bn`: batch norm on the first stage's shortcut, as in SlowFast; PyTorchVideo has none there.
 

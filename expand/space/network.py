@@ -49,7 +49,7 @@ class Network:
         return Geometry.of(self.factors, self.classes, first_projection_bn=self.first_projection_bn)
 
     def as_dict(self) -> dict[str, Any]:
-        """The description as plain values, as its YAML holds it; `Network.from_dict` is the inverse."""
+        """Return the description as plain values, as its YAML holds it; `Network.from_dict` is the inverse."""
         names = None if self.class_names is None else list(self.class_names)
         return {"network": self.name, "classes": self.classes, "factors": self.factors.as_dict(), "mean": self.mean,
                 "std": self.std, "first_projection_bn": self.first_projection_bn, "class_names": names}
@@ -62,7 +62,8 @@ class Network:
         Raises `UsageError` naming everything that is wrong with them, and `where` they stand.
         """
         if isinstance(content, dict) and content.get("classes") is None:
-            content = {**content, "classes": _count_of_names(content, classes)}
+            names = content.get("class_names")
+            content = {**content, "classes": len(names) if isinstance(names, list) and names else classes}
         problems = list(_problems(content))
         if problems:
             raise UsageError("; ".join(problems), where=where,
@@ -75,13 +76,8 @@ class Network:
                    float(content.get("std", cls.std)), content.get("first_projection_bn", cls.first_projection_bn))
 
 
-def _count_of_names(content: dict[Any, Any], otherwise: int | None) -> int | None:
-    names = content.get("class_names")
-    return len(names) if isinstance(names, list) and names else otherwise
-
-
 def dump_network(network: Network) -> str:
-    """The YAML of a network; `load_network` reads it back. The costs are for the reader and are not read. Raises
+    """Return the YAML of a network; `load_network` reads it back. The costs are for the reader and are not read. Raises
     `UsageError` where it would be larger than may be read."""
     from expand.config import yaml_document
 
@@ -95,7 +91,7 @@ def dump_network(network: Network) -> str:
 
 
 def preset(name: str, classes: int = PUBLISHED_CLASSES) -> Network:
-    """A published network: `xs`, `s`, `m`, `l`, `xl` or `x2d`. Raises `UsageError` for other names."""
+    """Return a published network: `xs`, `s`, `m`, `l`, `xl` or `x2d`. Raises `UsageError` for other names."""
     if name not in PRESETS:
         raise UsageError(f"no network is called '{name}'",
                          fix=did_you_mean(name, PRESETS) or f"known: {', '.join(PRESETS)}")
@@ -103,8 +99,8 @@ def preset(name: str, classes: int = PUBLISHED_CLASSES) -> Network:
 
 
 def find_network(source: str, classes: int | None = None) -> Network:
-    """The network that `source` names: a preset or a network's YAML, with `classes` where the YAML does not say how
-    many. Raises `UsageError` where it names none."""
+    """Return the network that `source` names: a preset or a network's YAML, with `classes` where the YAML does not say
+    how many. Raises `UsageError` where it names none."""
     path = Path(source)
     if path.suffix.lower() in WEIGHTS:
         raise UsageError("is a file of weights, not a network's description", where=source,
@@ -119,7 +115,7 @@ def find_network(source: str, classes: int | None = None) -> Network:
 
 
 def load_network(path: Path, classes: int | None = None) -> Network:
-    """Reads a network's YAML; `classes` are taken where it does not say how many. Raises `UsageError` naming everything
+    """Read a network's YAML; `classes` are taken where it does not say how many. Raises `UsageError` naming everything
     that is wrong with it."""
     from expand.config import yaml_document  # a YAML reader, which those that know their networks do without
 
@@ -135,7 +131,8 @@ _MOST_SHOWN = 20
 """Unknown names that are told one by one."""
 
 
-def _problems(content: Any) -> Any:
+def _problems(content: Any) -> Iterator[str]:
+    """Give a sentence for each fault of plain values that should be a network."""
     if not isinstance(content, dict) or not isinstance(content.get("factors"), dict):
         yield "no mapping 'factors'"
         return
@@ -144,7 +141,16 @@ def _problems(content: Any) -> Any:
     elif not isinstance(content["classes"], int) or not 1 <= content["classes"] <= 1_000_000:
         yield "'classes' is not a positive whole number"
     yield from factor_problems(content["factors"])
-    yield from _problems_of_the_clip(content)
+    for name, (low, high) in PIXEL_BOUNDS.items():
+        value = content.get(name, high)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            yield f"'{name}' is not a number from {low:g} to {high:g}"
+    if not isinstance(content.get("first_projection_bn", True), bool):
+        yield "'first_projection_bn' is neither true nor false"
+    names = content.get("class_names")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)
+                                  and len(names) == content.get("classes")):
+        yield "'class_names' is not a list of as many texts as there are 'classes'"
 
 
 def factor_problems(factors: Any) -> Iterator[str]:
@@ -189,16 +195,3 @@ def _excess(factors: dict[str, Any]) -> Iterator[str]:
         yield f"it would have {params:.2g} weights, more than {LARGEST_PARAMS:,}"
     if any(inner < 1 for _, inner in stage_widths(factors["gamma_w"], factors["gamma_b"])):
         yield f"'factors.gamma_b' is {factors['gamma_b']:g}, which leaves blocks without a filter"
-
-
-def _problems_of_the_clip(content: dict[str, Any]) -> Any:
-    for name, (low, high) in PIXEL_BOUNDS.items():
-        value = content.get(name, high)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            yield f"'{name}' is not a number from {low:g} to {high:g}"
-    if not isinstance(content.get("first_projection_bn", True), bool):
-        yield "'first_projection_bn' is neither true nor false"
-    names = content.get("class_names")
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)
-                                  and len(names) == content.get("classes")):
-        yield "'class_names' is not a list of as many texts as there are 'classes'"

@@ -17,7 +17,7 @@ from expand.config.schema import RecipeConfig
 from expand.kernels import triton_depthwise
 from expand.model import X3D
 from expand.space.factors import Factors
-from expand.space.geometry import halved
+from expand.space.geometry import halve
 from expand.space.network import Network, preset
 from expand.training.cuda_graphs import GraphedStep
 from expand.training.loop import make_optimizer
@@ -231,7 +231,7 @@ class Shape:
 def convolutions(network: Network, *, depthwise: bool) -> list[Shape]:
     """The different depthwise convolutions of a network, or the different 1x1x1 ones of its blocks, in their order."""
     geometry = network.geometry
-    side, found = halved(geometry.resolution), []
+    side, found = halve(geometry.resolution), []
 
     def add(channels: int, out: int, kernel: tuple[int, int, int] = (1, 1, 1), stride: int = 1) -> None:
         is_depthwise = kernel != (1, 1, 1)
@@ -244,6 +244,6 @@ def convolutions(network: Network, *, depthwise: bool) -> list[Shape]:
         add(block.inner, block.inner, (3, 3, 3), block.stride)
         if block.projection:
             add(block.outer_in, block.outer, stride=block.stride)
-        side = halved(side) if block.stride == 2 else side
+        side = halve(side) if block.stride == 2 else side
         add(block.inner, block.outer)
     return list(dict.fromkeys(found))

@@ -19,8 +19,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from expand.config import Config, config_diff, dump_config, flatten, load_config, parse_config, with_values
-from expand.config.dotted_keys import option_annotations
 from expand.config.option_values import WrongValue, check_value
+from expand.config.schema import option_annotations
 from expand.errors import ConfigError
 
 
@@ -159,7 +159,7 @@ def test_text_in_quotes_is_no_number_and_no_truth_value(text: str) -> None:
 
 
 def test_the_options_can_be_named_without_pydantic_and_without_a_yaml_reader() -> None:
-    code = ("import sys, expand.config.schema, expand.config.dotted_keys; from expand.config import Config, flatten; "
+    code = ("import sys, expand.config.schema; from expand.config import Config, flatten; "
             "flatten(Config()); sys.exit(bool({'pydantic', 'pydantic_core', 'yaml'} & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
