@@ -175,7 +175,7 @@ def _load_config(config: str | Path | Config | None, overrides: Overrides, value
 def _count_classes(data: DataConfig, *, is_named: bool) -> tuple[int, list[str]]:
     """The number of classes of the clips `data`, and remarks on these clips."""
     from expand.data.sources import count_classes, list_clips
-    from expand.data.sources.balance import balance, balance_notes
+    from expand.data.sources.splits import balance, balance_notes
     from expand.space.factors import PUBLISHED_CLASSES
 
     if data.is_builtin:

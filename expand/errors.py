@@ -15,6 +15,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+SHOWN = 10
+"""Mistakes named in an error; the rest are counted."""
+
 
 class ExpandError(Exception):
     """An error that a user can act on.
@@ -164,3 +167,14 @@ def explain_device_faults() -> Iterator[None]:
             raise
         raise DeviceFault(f"the GPU failed ({first_line(error)})",
                           fix=f"start it again; if it fails again, {GPU_WAY_OUT}") from error
+
+
+def abbreviate(lines: list[str]) -> str:
+    """Return the first `SHOWN` of `lines`, indented, and the number of the others."""
+    rest = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "\n".join(f"  {line}" for line in lines[:SHOWN] + rest)
+
+
+def quantity(number: int, noun: str) -> str:
+    """Return a number and its noun: "1 clip", "2 clips", "2 classes"."""
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"

@@ -21,9 +21,8 @@ from expand.data import ClipList, prepare
 from expand.data.frames.cache import CachedClip
 from expand.data.loading.loader import eval_loader
 from expand.data.loading.prefetch import dead_worker
-from expand.data.sources import SHOWN, abbreviate
 from expand.data.sources.labels import label_key
-from expand.errors import DataError, RunError, did_you_mean, explain_device_faults, lacks_memory
+from expand.errors import SHOWN, DataError, RunError, abbreviate, did_you_mean, explain_device_faults, lacks_memory
 from expand.expansion.text import cell, one_line, percent, split_note
 from expand.inference.loaded_network import check_finite, ready
 from expand.inference.options import CROPS, TestClips

@@ -17,8 +17,8 @@ import yaml
 
 from expand.config import Config, dump_config
 from expand.data import ClipList, PreparedData
-from expand.data.sources import quantity, write_run_list
-from expand.errors import GPU_WAY_OUT, CandidateFailed, DeviceFault, Interrupted, RunError
+from expand.data.sources import write_run_list
+from expand.errors import GPU_WAY_OUT, CandidateFailed, DeviceFault, Interrupted, RunError, quantity
 from expand.expansion.events import FINAL
 from expand.expansion.text import percent
 from expand.exports.card import write_card

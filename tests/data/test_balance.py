@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from expand.api import plan
-from expand.data.sources.balance import balance, balance_notes
 from expand.data.sources.clip import Clip, ClipList
+from expand.data.sources.splits import balance, balance_notes
 from expand.report.plan_text import plan_text
 
 

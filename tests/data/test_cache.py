@@ -12,10 +12,9 @@ import pytest
 
 from expand.data.frames import cache as cache_module
 from expand.data.frames import file_locks as locks_module
-from expand.data.frames.cache import FrameCache, read_frames
+from expand.data.frames.cache import FORMAT, FrameCache, read_frames
 from expand.data.frames.decode import UnreadableClip
 from expand.data.frames.file_locks import claim, claim_another, release
-from expand.data.frames.frame_file import FORMAT
 from expand.errors import DataError
 from tests.data.cached import PLENTY, decoded, frames_of, ten
 from tests.data.clips import steady, write_clip, write_frames

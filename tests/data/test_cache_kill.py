@@ -13,8 +13,7 @@ import pytest
 
 from expand.config.schema import DataConfig
 from expand.data import prepare
-from expand.data.frames.cache import FrameCache
-from expand.data.frames.frame_file import frames_bytes, read_description
+from expand.data.frames.cache import FrameCache, frames_bytes, read_description
 from tests.data.cached import PLENTY, decoded, frames_of
 from tests.data.clips import steady, write_clip
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expand.data.frames.cache_size import LOOK_AGAIN, SPARED_SHARE, SizeLimit
-from expand.data.frames.frame_file import FRAMES, INDEX
+from expand.data.frames.cache import FRAMES, INDEX, LOOK_AGAIN, SPARED_SHARE, SizeLimit
 
 
 @dataclass(frozen=True)

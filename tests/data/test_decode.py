@@ -253,7 +253,7 @@ def test_absurdly_large_and_small_frames_are_refused(tmp_path, monkeypatch):
     assert MAX_PIXELS >= 7680 * 4320
     assert unreadable(write_clip(tmp_path / "a.mp4", steady(10, 0.3), height=6, width=64)).kind == "tiny"
     path = write_clip(tmp_path / "b.mp4", steady(10, 0.3), height=64, width=64)
-    monkeypatch.setattr("expand.data.frames.unreadable.MAX_PIXELS", 64 * 64 - 1)
+    monkeypatch.setattr("expand.data.frames.video_file.MAX_PIXELS", 64 * 64 - 1)
     error = unreadable(path)
     assert error.kind == "huge" and "64 x 64" in error.what
 

@@ -9,7 +9,7 @@ import pytest
 
 from expand.config.schema import DataConfig
 from expand.data.sources import ClipList, list_clips
-from expand.data.sources.proxies import is_proxy, recording_name
+from expand.data.sources.walk import is_proxy, recording_name
 from expand.errors import DataError
 from tests.data.test_sources import touch
 

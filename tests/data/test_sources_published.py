@@ -11,7 +11,7 @@ import pytest
 
 from expand.config.schema import DataConfig
 from expand.data.sources import ClipList, list_clips
-from expand.data.sources.published.ucf_and_hmdb import recording_of
+from expand.data.sources.published import recording_of
 from expand.errors import DataError
 
 KINETICS = "label,youtube_id,time_start,time_end,split,is_cc\n"

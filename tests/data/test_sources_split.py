@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from expand.config.schema import DataConfig
 from expand.data.sources import list_clips
-from expand.data.sources.split import assign
+from expand.data.sources.splits import assign
 from expand.errors import DataError
 
 CLASSES = st.sampled_from(["run", "jump", "fly"])

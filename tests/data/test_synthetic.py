@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from expand.config.schema import BuiltinConfig, DataConfig
 from expand.data import prepare
 from expand.data.loading.transforms import resize
+from expand.data.synthetic import CUES, MAX_PATTERNS, patterns_for, possible_classes
 from expand.data.synthetic import rendering as synthetic
-from expand.data.synthetic.cues import CUES, MAX_PATTERNS, patterns_for, possible_classes
 from expand.data.synthetic.rendering import (
     CLASSES,
     HUES,

@@ -14,7 +14,7 @@ import dataclasses
 import math
 
 from expand.config.schema import AXES, BuiltinConfig
-from expand.data.synthetic.cues import class_names
+from expand.data.synthetic import class_names
 from expand.data.synthetic.rendering import synthesize
 from tests.e2e.runs import call, events
 

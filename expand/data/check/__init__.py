@@ -19,20 +19,12 @@ from expand.data.check.figures import by_class_and_split, search_limits
 from expand.data.check.measure import measure_all
 from expand.data.check.problems import KINDS, count_copies, find_problems
 from expand.data.loading.sampling import median_length_s
-from expand.data.sources import (
-    ClipList,
-    cache_dir,
-    list_clips,
-    quantity,
-    quarantine_file,
-    read_quarantine,
-    write_quarantine,
-)
-from expand.data.sources.balance import balance, balance_notes
+from expand.data.sources import ClipList, cache_dir, list_clips, quarantine_file, read_quarantine, write_quarantine
 from expand.data.sources.clip import absolute
 from expand.data.sources.quarantine import NAME
+from expand.data.sources.splits import balance, balance_notes
 from expand.data.synthetic import rendering as synthetic
-from expand.errors import DataError, RunError, UsageError
+from expand.errors import DataError, RunError, UsageError, quantity
 from expand.rundir.files import make_dir, write_json
 from expand.version import __version__
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from expand.data.check.measure import Failure, same_contents
-from expand.data.frames.unreadable import KINDS as UNREADABLE
-from expand.data.sources import Clip, ClipList, quantity
+from expand.data.frames.video_file import KINDS as UNREADABLE
+from expand.data.sources import Clip, ClipList
 from expand.data.sources.clip import absolute
+from expand.errors import quantity
 
 KINDS = (*UNREADABLE, "truncated", "clock", "too-short", "duplicate")
 MUCH_LESS = 0.9

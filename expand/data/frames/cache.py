@@ -1,15 +1,16 @@
 """The cache of decoded frames: one file for each clip, found by the clip's content and read in parts.
 
-`FrameCache.get` returns a clip with its frames and decodes them if they are not stored yet. Its parts:
+`FrameCache.get` returns a clip with its frames and decodes them if they are not stored yet. The hash of the clip's
+bytes (`content.py`), the file format and the settings that change the frames give the file's name, so a set that was copied,
+moved or renamed finds the frames that are already there. `SizeLimit` keeps all sets within one limit.
 
-- `content.py` hashes a clip's bytes. The hash, the file format and the settings that change the frames give the file's
-  name, so a set that was copied, moved or renamed finds the frames that are already there.
-- `frame_file.py` defines the file format: uint8 frames as decoded and resized, without further loss. An `.index` file
-  is the description alone, for a clip whose frames are decoded at each access.
-- `cache_size.py` keeps all sets within one limit and removes old files.
-- `file_locks.py` has the locks: a process writes to a temporary file that it has locked, and renames it when it is
-  complete. A killed process leaves no incomplete file, and its lock ends with it.
-- `frame_access.py` reads the frames of a prepared clip.
+A process writes to a temporary file that it has locked (`file_locks.py`), and renames it when it is complete. A killed
+process leaves no incomplete file, and its lock ends with it.
+
+A file holds the uint8 frames as decoded and resized, one after the other (T x H x W x 3 bytes), then their description
+(deflated JSON), then the length of the description and a magic word. It is complete if its length is the one that its
+end gives, so nothing else has to be read to check it. An `.index` file is the description alone, for a clip whose
+frames are decoded at each access.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import json
 import os
+import struct
 import time
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,18 +30,16 @@ from typing import Any
 
 import numpy as np
 
-from expand.data.frames.cache_size import LOCK, SizeLimit
 from expand.data.frames.content import ContentMemo
 from expand.data.frames.decode import ClipReader, UnreadableClip
 from expand.data.frames.file_locks import POLL_S, TEMPORARY, claim, claim_another, lock, release, sweep
 from expand.data.frames.frame_access import CachedClip, read_frames
-from expand.data.frames.frame_file import FORMAT, FRAMES, INDEX, frames_bytes, pack_description, read_description
 from expand.errors import DataError
 from expand.processes.child import CONTEXT, heartbeat
 
 __all__ = ["FORMAT", "CachedClip", "FrameCache", "read_frames"]
 
-MEMO = "contents.txt"
+MEMO, LOCK = "contents.txt", "lock"
 ROOM, OVER_LIMIT, DISK_FULL = 0, 1, 2
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -277,3 +279,142 @@ class FrameCache:
     def _write_error(self, error: OSError) -> DataError:
         return DataError(f"decoded frames cannot be written: {error.strerror}", where=str(self.folder),
                          fix="name another folder with data.cache_dir")
+
+
+LOOK_AGAIN = 0.02
+"""Share of the limit by which one process may fill the folder before it looks at what others have put there, and by
+which it removes more than needed, so that the folder is not read for every clip."""
+SPARED_BYTES, SPARED_SHARE = 1e9, 0.05
+"""Space that frames leave free on their disk, the smaller of these bytes and this share of the disk: the run writes
+its checkpoints, most often to the same one."""
+
+
+class SizeLimit:
+    """The count of the bytes in `folder`, held below `limit_bytes` and below what its disk has room for.
+
+    The processes of one `process_map` share the count. Files of other programs are found by reading the folder: at the
+    start, when the count reaches the limit, and after every 2 % of it. Descriptions alone (`.index`) are counted and
+    removed as frames are, so that those of old sets and formats do not stay for ever.
+
+    A file's modification time says when a set that it belongs to was last prepared. Files marked since this object was
+    made belong to the current set, or to one that is prepared at the same time: they are never removed.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: float) -> None:
+        self._folder, self.limit_bytes = folder, limit_bytes
+        self._started_ns = time.time_ns()
+        # without the lock of `CONTEXT.Value`: a process that is killed with it in hand would stop all the others
+        self._used, self._unseen = CONTEXT.RawValue("d", 0.0), CONTEXT.RawValue("d", 0.0)
+        with lock(folder / LOCK):
+            self._count_folder()
+
+    @property
+    def used_bytes(self) -> float:
+        """The bytes of all frame files in the folder, as far as is known."""
+        return self._used.value
+
+    @property
+    def is_disk_full(self) -> bool:
+        """True if the disk, and not the setting, is the limit."""
+        return self._limit() < self.limit_bytes
+
+    def take(self, count: int, *, evict: bool) -> bool:
+        """Count `count` more bytes if they stay within the limit, and return whether they do.
+
+        With `evict`, the files that were not marked for longest are removed if that makes enough room.
+        """
+        with lock(self._folder / LOCK):
+            if not self._fits(count, evict):
+                return False
+            self._used.value += count
+            self._unseen.value += count
+            return True
+
+    def has_room(self, count: int, *, evict: bool) -> bool:
+        """Return whether `take` would succeed, without counting; with `evict` it removes files as `take` does."""
+        with lock(self._folder / LOCK):
+            return self._fits(count, evict)
+
+    def mark(self, file: Path | int) -> None:
+        """Mark `file` as used by the set that is prepared now."""
+        now_ns = max(time.time_ns(), self._started_ns)  # this machine's clock, also where a file server has its own
+        with suppress(OSError):  # a file of another user
+            os.utime(file, ns=(now_ns, now_ns))
+
+    def _fits(self, count: int, evict: bool) -> bool:
+        if self._used.value + count > self._limit() or self._unseen.value > LOOK_AGAIN * self.limit_bytes:
+            files = self._count_folder()
+            if evict and self._used.value + count > self._limit():
+                self._evict(files, self._limit() - count)
+        return self._used.value + count <= self._limit()
+
+    def _limit(self) -> float:
+        try:
+            disk = os.statvfs(self._folder)
+        except OSError:
+            return self.limit_bytes
+        spared = min(SPARED_BYTES, SPARED_SHARE * disk.f_blocks * disk.f_frsize)
+        most = self._used.value + disk.f_bavail * disk.f_frsize - spared
+        return min(self.limit_bytes, most) if disk.f_blocks else self.limit_bytes  # some disks do not say
+
+    def _count_folder(self) -> list[tuple[int, int, str]]:
+        """Count all files of frames and descriptions anew; return (mark, bytes, path) of each."""
+        files = []
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.endswith((FRAMES, INDEX)):
+                    with suppress(OSError):
+                        stat = entry.stat()
+                        files.append((stat.st_mtime_ns, stat.st_size, entry.path))
+        self._used.value, self._unseen.value = float(sum(size for _, size, _ in files)), 0.0
+        return files
+
+    def _evict(self, files: list[tuple[int, int, str]], most_bytes: float) -> None:
+        """Remove files, longest unmarked first, until 2 % less than `most_bytes` is left; none at all if not even
+        `most_bytes` can be reached."""
+        old = sorted(file for file in files if file[0] < self._started_ns)
+        if self._used.value - sum(size for _, size, _ in old) > most_bytes:
+            return
+        for marked_ns, size, path in old:
+            if self._used.value <= most_bytes - LOOK_AGAIN * self.limit_bytes:
+                return
+            with suppress(OSError):
+                if os.stat(path).st_mtime_ns == marked_ns:  # else another set has just marked it
+                    os.unlink(path)
+                    self._used.value -= size
+
+
+FORMAT = 3
+"""Changes with the format and with how frames are decoded; part of every name, so that no old file is used. 3: frames
+are mirrored and stretched as the clip says."""
+MAGIC = b"x3dframe"
+TRAILER = struct.Struct("<Q8s")
+FRAMES, INDEX = ".frames", ".index"
+
+
+def pack_description(description: dict[str, Any]) -> bytes:
+    """Return the bytes that follow the frames in a file; `description` has `bytes`, the length of the frames in it."""
+    text = zlib.compress(json.dumps(description | {"format": FORMAT}).encode())
+    return text + TRAILER.pack(len(text), MAGIC)
+
+
+def read_description(file: Path) -> dict[str, Any] | None:
+    """Return the description in `file`; None if there is none or the file is not complete."""
+    try:
+        with open(file, "rb", buffering=0) as opened:
+            size = opened.seek(0, os.SEEK_END)
+            opened.seek(size - TRAILER.size)
+            length, magic = TRAILER.unpack(opened.read(TRAILER.size))
+            if magic != MAGIC or length > size:
+                return None
+            opened.seek(size - TRAILER.size - length)
+            description = json.loads(zlib.decompress(opened.read(length)))
+            is_complete = description["format"] == FORMAT and description["bytes"] + length + TRAILER.size == size
+            return description if is_complete else None
+    except (OSError, ValueError, struct.error, zlib.error, KeyError, TypeError):
+        return None
+
+
+def frames_bytes(description: dict[str, Any]) -> int:
+    """Return the bytes that the described frames take once decoded, whether they are in the file or not."""
+    return len(description["times_s"]) * description["height"] * description["width"] * 3

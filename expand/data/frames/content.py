@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from expand.data.frames.frame_folder import frame_files
-from expand.data.frames.unreadable import UnreadableClip
+from expand.data.frames.video_file import UnreadableClip
 from expand.processes.child import heartbeat
 
 CHUNK = 1 << 20

@@ -18,8 +18,16 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from expand.data.frames.clock import Stamped, one_per_tick
 from expand.data.frames.frame_folder import FrameFolder
 from expand.data.frames.orientation import SQUARE, UPRIGHT, shown_size, turn_upright
-from expand.data.frames.unreadable import KINDS, MAX_PIXELS, MIN_SIDE, UnreadableClip, check_size
-from expand.data.frames.video_file import NO_HEADER, Header, VideoFile
+from expand.data.frames.video_file import (
+    KINDS,
+    MAX_PIXELS,
+    MIN_SIDE,
+    NO_HEADER,
+    Header,
+    UnreadableClip,
+    VideoFile,
+    check_size,
+)
 
 __all__ = ["KINDS", "MAX_PIXELS", "MIN_SIDE", "ClipReader", "Header", "UnreadableClip", "stored_size"]
 

@@ -23,8 +23,17 @@ from expand.data.file_kinds import OTHER_PICTURES, suffix_of
 from expand.data.file_kinds import PICTURES as CODECS
 from expand.data.frames.clock import Clock, Stamped
 from expand.data.frames.orientation import orientation_of_frame
-from expand.data.frames.unreadable import MAX_PIXELS, UnreadableClip, system_reason
-from expand.data.frames.video_file import LIMIT, NO_HEADER, TOO_LARGE, Header, ffmpeg_errors, mention
+from expand.data.frames.video_file import (
+    LIMIT,
+    MAX_PIXELS,
+    NO_HEADER,
+    TOO_LARGE,
+    Header,
+    UnreadableClip,
+    ffmpeg_errors,
+    mention,
+    system_reason,
+)
 from expand.processes.child import heartbeat
 
 NO_FRAME = re.compile(r"(?<![a-z])(?:masks?|depth|(?:optical)?flow|seg|segm|segmentation|semantic|instances?|labels?|gt"

@@ -16,11 +16,11 @@ from expand.data.frames.cache import CachedClip, FrameCache
 from expand.data.frames.decode import UnreadableClip
 from expand.data.loading.cache_estimate import estimate_bytes
 from expand.data.loading.sampling import median_length_s
-from expand.data.sources import PUT_BACK, SHOWN, SPLITS, Clip, ClipList, abbreviate, cache_dir, list_clips, quantity
-from expand.data.sources.balance import balance, balance_notes
+from expand.data.sources import PUT_BACK, SPLITS, Clip, ClipList, cache_dir, list_clips
 from expand.data.sources.clip import CONTENT_DIGITS
+from expand.data.sources.splits import balance, balance_notes
 from expand.data.synthetic import rendering as synthetic
-from expand.errors import DataError
+from expand.errors import SHOWN, DataError, abbreviate, quantity
 from expand.processes.child import died_of
 from expand.processes.pool import process_map
 

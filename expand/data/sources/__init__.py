@@ -14,21 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from expand.config.schema import DataConfig
-from expand.data.sources.clip import (
-    SHOWN,
-    SPLITS,
-    Clip,
-    ClipList,
-    Source,
-    SourceClip,
-    abbreviate,
-    absolute,
-    is_number,
-    quantity,
-)
+from expand.data.sources.clip import SPLITS, Clip, ClipList, Source, SourceClip, absolute, is_number
 from expand.data.sources.labels import unify_labels
 from expand.data.sources.paths import cache_dir
-from expand.data.sources.proxies import group_qualities
 from expand.data.sources.quarantine import quarantine_file, read_exclusions, read_quarantine, write_quarantine
 from expand.data.sources.read_source import read_source
 from expand.data.sources.run_list import (
@@ -40,13 +28,13 @@ from expand.data.sources.run_list import (
     write_clips,
     write_run_list,
 )
-from expand.data.sources.split import make_splits
-from expand.data.synthetic import clip_files
-from expand.data.synthetic.cues import class_names
-from expand.errors import DataError, did_you_mean
+from expand.data.sources.splits import make_splits
+from expand.data.sources.walk import group_qualities
+from expand.data.synthetic import class_names, clip_files
+from expand.errors import DataError, abbreviate, did_you_mean, quantity
 
-__all__ = ["PUT_BACK", "SHOWN", "SPLITS", "Clip", "ClipList", "abbreviate", "cache_dir", "count_classes", "list_clips",
-           "list_run_clips", "other_orders", "quantity", "quarantine_file", "read_clips", "read_quarantine",
+__all__ = ["PUT_BACK", "SPLITS", "Clip", "ClipList", "cache_dir", "count_classes", "list_clips",
+           "list_run_clips", "other_orders", "quarantine_file", "read_clips", "read_quarantine",
            "refuse_changed", "write_clips", "write_quarantine", "write_run_list"]
 
 

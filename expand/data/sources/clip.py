@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from expand.errors import DataError
+from expand.errors import DataError, abbreviate, quantity
 from expand.home import expand_home_if_any
 
 SPLITS = ("train", "val", "test")
@@ -19,8 +19,6 @@ _SPLIT_PARTS = re.compile(r"(?:(?P<before>{0})[ ._-]*(?:sets?|splits?|data|datas
                           r"|images)|(?:sets?|splits?|data|dataset|videos?|clips?|frames|rawframes|images)[ ._-]+"
                           r"(?P<after>{0}))".format("|".join(sorted(SPLIT_NAMES, key=len, reverse=True))),
                           re.IGNORECASE)
-SHOWN = 10
-"""Mistakes named in an error; the rest are counted."""
 MOST_DIGITS = 18
 """Digits of a class's number."""
 CONTENT_DIGITS = 32
@@ -142,14 +140,3 @@ def order_splits(splits: Iterable[str]) -> tuple[str, ...]:
 def unreadable_lines(mistakes: list[str], fix: str) -> DataError:
     """Return one error for all lines of a list that cannot be read."""
     return DataError(f"{quantity(len(mistakes), 'line')} cannot be read:\n{abbreviate(mistakes)}", fix=fix)
-
-
-def abbreviate(lines: list[str]) -> str:
-    """Return the first `SHOWN` of `lines`, indented, and the number of the others."""
-    rest = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return "\n".join(f"  {line}" for line in lines[:SHOWN] + rest)
-
-
-def quantity(number: int, noun: str) -> str:
-    """Return a number and its noun: "1 clip", "2 clips", "2 classes"."""
-    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"

@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterable
 
 from expand.data.file_kinds import ABOUT_FRAMES, FRAME_FOLDERS, PICTURE_FOLDERS, PROXY_FOLDERS
-from expand.data.sources.clip import SHOWN, SPLIT_NAMES, Source, SourceClip, abbreviate, order_splits, split_of_folder
-from expand.data.sources.proxies import remove_proxies
-from expand.data.sources.walk import PassedOver, clips_below, count_system_folders, files_in, folders_in
-from expand.errors import DataError
+from expand.data.sources.clip import SPLIT_NAMES, Source, SourceClip, order_splits, split_of_folder
+from expand.data.sources.walk import PassedOver, clips_below, count_system_folders, files_in, folders_in, remove_proxies
+from expand.errors import SHOWN, DataError, abbreviate
 
 LAYOUT = ("clips are expected as {train,val[,test]}/<class>/<clip> or <class>/<clip>, or listed in train.csv and "
           "val.csv as lines of `path label`; data.path may also be a list itself, of any name")

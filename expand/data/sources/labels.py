@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from expand.data.sources.clip import MOST_DIGITS, Source, abbreviate, is_number, quantity
+from expand.data.sources.clip import MOST_DIGITS, Source, is_number
 from expand.data.sources.paths import INVISIBLE
 from expand.data.sources.text_files import read_json, read_lines
-from expand.errors import DataError, did_you_mean
+from expand.errors import DataError, abbreviate, did_you_mean, quantity
 
 NUMBER = re.compile(rf"[+-]?[0-9]{{1,{MOST_DIGITS}}}(?:\.0*)?")
 """A whole number, also as a table with gaps or a spreadsheet writes it: `1`, `01`, `1.0`."""

@@ -26,12 +26,12 @@ from expand.data.sources.columns import (
     LABELS,
     PATHS,
     Columns,
+    clip_objects,
     find_columns,
     is_column_name,
     split_of_flags,
     split_of_value,
 )
-from expand.data.sources.json_lists import clip_objects
 from expand.data.sources.labels import label_number, refuse_negative, unify_spellings
 from expand.data.sources.paths import PLAIN, SUFFIX, ClipPaths, foreign_reason, spellings, strip_quotes, trim
 from expand.data.sources.text_files import csv_rows, read_lines, read_text
