@@ -1,8 +1,8 @@
 """The cache of decoded frames: one file for each clip, found by the clip's content and read in parts.
 
 `FrameCache.get` returns a clip with its frames and decodes them if they are not stored yet. The hash of the clip's
-bytes (`content.py`), the file format and the settings that change the frames give the file's name, so a set that was copied,
-moved or renamed finds the frames that are already there. `SizeLimit` keeps all sets within one limit.
+bytes (`content.py`), the file format and the settings that change the frames give the file's name, so a set that was
+copied, moved or renamed finds the frames that are already there. `SizeLimit` keeps all sets within one limit.
 
 A process writes to a temporary file that it has locked (`file_locks.py`), and renames it when it is complete. A killed
 process leaves no incomplete file, and its lock ends with it.

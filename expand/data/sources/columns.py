@@ -143,9 +143,15 @@ def clip_objects(value: Any, depth: int = 0) -> list[dict[str, Any]] | None:
     if columns.path is not None and columns.label is not None:
         return _by_columns(value) if kinds & {list, dict} else [value]
     if isinstance(value.get("classes"), list) and isinstance(value.get("labels"), dict):
-        return _name_numbers(value["classes"], value["labels"])
+        classes, labels = value["classes"], value["labels"]
+        if not all(isinstance(number, int) and 0 <= number < len(classes) for number in labels.values()):
+            return None
+        return [{"file_name": name, "label": str(classes[number])} for name, number in labels.items()]
     if kinds <= {list, dict} and all(split_of_value(name) for name in value):
-        return _join([(clip_objects(item, depth + 1), {"split": name}) for name, item in value.items()])
+        parts = {name: clip_objects(item, depth + 1) for name, item in value.items()}
+        if None in parts.values():
+            return None
+        return [item | {"split": name} for name, objects in parts.items() for item in objects or ()]
     if inside := next((value[name] for name in WRAPPERS if isinstance(value.get(name), list | dict)), None):
         return clip_objects(inside, depth + 1)
     if kinds == {dict}:
@@ -166,30 +172,11 @@ def _is_video(path: str) -> bool:
 
 def _by_columns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """The rows of {column: [values]} or of {column: {row: value}}."""
-    columns = list(value.values())
-    if all(isinstance(column, list) for column in columns):
-        rows: Sequence[Any] = range(len(columns[0]))
-        if any(len(column) != len(rows) for column in columns):
-            return None
-    elif all(isinstance(column, dict) for column in columns):
-        rows = list(columns[0])
-        if any(column.keys() != columns[0].keys() for column in columns):
-            return None
-    else:
+    columns = [dict(enumerate(column)) if isinstance(column, list) else column for column in value.values()]
+    is_table = len({type(column) for column in value.values()}) == 1 and isinstance(columns[0], dict)
+    if not is_table or any(column.keys() != columns[0].keys() for column in columns):
         return None
-    return [{name: column[row] for name, column in value.items()} for row in rows]
-
-
-def _name_numbers(classes: list[Any], labels: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    if not all(isinstance(number, int) and 0 <= number < len(classes) for number in labels.values()):
-        return None
-    return [{"file_name": name, "label": str(classes[number])} for name, number in labels.items()]
-
-
-def _join(parts: Sequence[tuple[list[dict[str, Any]] | None, dict[str, str]]]) -> list[dict[str, Any]] | None:
-    if any(objects is None for objects, _ in parts):
-        return None
-    return [item | more for objects, more in parts for item in objects or ()]
+    return [{name: column[row] for name, column in zip(value, columns, strict=True)} for row in columns[0]]
 
 
 def _flatten(item: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from expand.data.sources.clip import SPLIT_NAMES, Source, SourceClip, order_spli
 from expand.data.sources.walk import PassedOver, clips_below, count_system_folders, files_in, folders_in, remove_proxies
 from expand.errors import SHOWN, DataError, abbreviate
 
-LAYOUT = ("clips are expected as {train,val[,test]}/<class>/<clip> or <class>/<clip>, or listed in train.csv and "
-          "val.csv as lines of `path label`; data.path may also be a list itself, of any name")
+LAYOUT = ("clips are expected as {train,val[,test]}/<class>/<clip>, <class>/{train,val}/<clip> or <class>/<clip>, or "
+          "listed in train.csv and val.csv as lines of `path label`; data.path may also be a list itself, of any name")
 MOVE = "put all clips as {train,val}/<class>/<clip>, or as <class>/{train,val}/<clip>"
 CLASSES = "if they are classes: --set data.format=folders"
 PART = re.compile(r"(?:k?[ _-]?folds?|splits?|parts?|shards?|chunks?|batch(?:es)?|cv)[ ._-]*(?:\d{1,3}|[a-e])",

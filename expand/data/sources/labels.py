@@ -136,7 +136,16 @@ def read_class_names(path: Path) -> dict[int, str]:
         raise DataError("no such file", where=str(path), fix=NAMES_FIX)
     lines = [line for _, line in read_lines(path)]
     if lines and lines[0][0] in "{[":
-        pairs = _pairs_of_json(path)
+        value = read_json(path, NAMES_FIX)
+        try:
+            if isinstance(value, list):
+                pairs = list(enumerate(map(str, value)))
+            elif all(str(key).isdecimal() for key in value) and not all(str(n).isdecimal() for n in value.values()):
+                pairs = [(int(number), str(name)) for number, name in value.items()]
+            else:
+                pairs = [(int(number), str(name)) for name, number in value.items()]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError("has a class number that is no whole number", where=str(path), fix=NAMES_FIX) from error
     else:
         matches = [NUMBER_AND_NAME.fullmatch(line) for line in lines]
         if len(lines) > 2 and all(matches[1:]) and not matches[0]:
@@ -148,15 +157,3 @@ def read_class_names(path: Path) -> dict[int, str]:
     if not pairs or len(by_number) != len(pairs) or len(set(by_number.values())) != len(pairs):
         raise DataError("names a number or a class twice" if pairs else "is empty", where=str(path), fix=NAMES_FIX)
     return by_number
-
-
-def _pairs_of_json(path: Path) -> list[tuple[int, str]]:
-    value = read_json(path, NAMES_FIX)
-    try:
-        if isinstance(value, list):
-            return list(enumerate(map(str, value)))
-        if all(str(name).isdecimal() for name in value) and not all(str(n).isdecimal() for n in value.values()):
-            return [(int(number), str(name)) for number, name in value.items()]
-        return [(int(number), str(name)) for name, number in value.items()]
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DataError("has a class number that is no whole number", where=str(path), fix=NAMES_FIX) from error

@@ -128,6 +128,8 @@ def _read_kinetics_file(path: Path, split: str | None) -> tuple[list[SourceClip]
     clips: list[SourceClip] = []
     mistakes: list[str] = []
     unlabelled = 0
+    words = path.stem.lower().replace("-", "_").split("_")
+    split_of_name = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
     for number, values in records:
         if not any(values):
             continue
@@ -142,7 +144,10 @@ def _read_kinetics_file(path: Path, split: str | None) -> tuple[list[SourceClip]
                             f"{','.join(values)[:80]!r}")
             continue
         label = fields.get("label", "").strip().strip('"')
-        own = _split(fields.get("split"), path) or split
+        if said := fields.get("split", "").strip():
+            own = SPLIT_NAMES.get(said.lower()) or split
+        else:
+            own = split_of_name or split
         if not label:
             unlabelled += 1
         elif own is None:
@@ -150,14 +155,6 @@ def _read_kinetics_file(path: Path, split: str | None) -> tuple[list[SourceClip]
         else:
             clips.append(SourceClip(name, label, own, where, key))
     return clips, mistakes, unlabelled
-
-
-def _split(text: str | None, path: Path) -> str | None:
-    """The split by the column, else by the file's name."""
-    if text and text.strip():
-        return SPLIT_NAMES.get(text.strip().lower())
-    words = path.stem.lower().replace("-", "_").split("_")
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
 
 
 @cache
@@ -287,7 +284,12 @@ def read_ucf101(files: Files, root: str, fold: int) -> Source:
             chosen.append((split or (match[1].lower() if match else "train"), path))
     if not chosen:
         raise _missing_fold(files, fold, f"trainlist{fold:02d}.txt")
-    order = _read_class_order(chosen[0][1].parent)
+    order, numbers = None, chosen[0][1].parent / "classInd.txt"
+    if numbers.is_file():
+        lines = [line.split(maxsplit=1) for _, line in read_lines(numbers)]
+        if not all(len(line) == 2 and is_number(line[0]) for line in lines):
+            raise DataError("has a line that is not `number class`", where=str(numbers), fix=FIX)
+        order = tuple(name for _, name in sorted(lines, key=lambda line: int(line[0])))
     paths, mistakes = PublishedPaths(root), []
     clips: list[SourceClip] = []
     for split, path in chosen:
@@ -362,16 +364,6 @@ def _make_source(name: str, fold: int, where: list[Path], clips: list[SourceClip
     which = "" if files[0][0] else f", fold {fold}"
     return Source(", ".join(map(str, where)), order_splits(clip.split for clip in clips), clips, order,
                   [f"read as {name}{which}", *paths.missing_notes(len(clips))], "no list for {splits}")
-
-
-def _read_class_order(folder: Path) -> tuple[str, ...] | None:
-    path = folder / "classInd.txt"
-    if not path.is_file():
-        return None
-    lines = [line.split(maxsplit=1) for _, line in read_lines(path)]
-    if not all(len(line) == 2 and is_number(line[0]) for line in lines):
-        raise DataError("has a line that is not `number class`", where=str(path), fix=FIX)
-    return tuple(name for _, name in sorted(lines, key=lambda line: int(line[0])))
 
 
 def _missing_fold(files: Files, fold: int, name: str) -> DataError:

@@ -40,8 +40,9 @@ def read_source(config: DataConfig) -> Source:
         files = [(None, path)]
     else:
         raise DataError("no such folder or file", where=str(path),
-                        fix="data.path is a folder with {train,val}/<class>/<clip> or <class>/<clip>, one with "
-                            "train.csv and val.csv or a published set's annotations, or a list")
+                        fix="data.path is a folder with {train,val}/<class>/<clip>, <class>/{train,val}/<clip> or "
+                            "<class>/<clip>, one with train.csv and val.csv or a published set's annotations, or a "
+                            "list")
     if files:
         form, root = _form_of_files(config.format, files), str(files[0][1].parent)
     else:

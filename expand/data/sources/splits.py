@@ -16,9 +16,6 @@ from typing import Any
 from expand.data.sources.clip import SPLITS, ClipList, Source, SourceClip, order_splits
 from expand.errors import DataError, abbreviate, quantity
 
-Groups = dict[str, dict[str, int]]
-"""Clips by group, then by class."""
-
 
 def assign(units: Sequence[tuple[str, str]], shares: Mapping[str, float], seed: int) -> list[str]:
     """Return the split of every clip of `units` = (class, group): one of `shares`, or "train".
@@ -27,11 +24,11 @@ def assign(units: Sequence[tuple[str, str]], shares: Mapping[str, float], seed: 
     largest group of share x n clips if no group spans classes, and at least one group if it has enough of them. Groups
     that span classes are taken if that lowers the sum of the classes' distances from the wanted count.
     """
-    groups: Groups = {}
+    groups: dict[str, Counter[str]] = {}  # the clips of each class in each group
     for name, group in units:
-        counts = groups.setdefault(group, {})
-        counts[name] = counts.get(name, 0) + 1
+        groups.setdefault(group, Counter())[name] += 1
     total = Counter(name for name, _ in units)
+
     def rank(group: str) -> tuple[bytes, str]:
         text = f"{seed}\0{group}".encode("utf-8", "surrogateescape")
         return hashlib.blake2b(text, digest_size=12).digest(), group
@@ -45,8 +42,8 @@ def assign(units: Sequence[tuple[str, str]], shares: Mapping[str, float], seed: 
     return [chosen.get(group, "train") for _, group in units]
 
 
-def _choose_groups(split: str, wanted: Mapping[str, float], ranked: Sequence[str], groups: Groups, left: Counter[str],
-                   chosen: dict[str, str]) -> None:
+def _choose_groups(split: str, wanted: Mapping[str, float], ranked: Sequence[str],
+                   groups: Mapping[str, Counter[str]], left: Counter[str], chosen: dict[str, str]) -> None:
     """Take groups out of train for `split`. `left` counts the clips that stay in train, by class; `chosen` gets the
     split of each group that is taken."""
     taken: Counter[str] = Counter()
@@ -89,28 +86,24 @@ def make_splits(source: Source, *, val_share: float, test_share: float, seed: in
     drawn = [clip for clip in source.clips if clip.split == "train"]
     # no path of a clip can be taken for the name of a group
     units = [(clip.label, f"clip\0{clip.key}" if clip.group is None else f"group\0{clip.group}") for clip in drawn]
-    _check_divisible(units, source.where, tuple(shares))
-    for clip, split in zip(drawn, assign(units, shares, seed), strict=True):
-        clip.split = split
-    source.splits = order_splits((*source.splits, *shares))
-    source.notes += _split_notes(source, drawn, shares, seed)
-
-
-def _check_divisible(units: Sequence[tuple[str, str]], where: str, made: tuple[str, ...]) -> None:
     groups: dict[str, set[str]] = {}
     for name, group in units:
         groups.setdefault(name, set()).add(group)
     lines = []
     for name, own in sorted(groups.items()):
         if len(own) == 1:
-            kind, _, text = next(iter(own)).partition("\0")
+            kind, _, text = own.pop().partition("\0")
             lines.append(f"{name!r}: " + (f"all clips are of one group, {text!r}" if kind == "group"
                                           else f"a single clip, {text}"))
     if lines:
         few = "this class cannot" if len(lines) == 1 else "these classes cannot"
-        raise DataError(f"{' and '.join(made)} must be made from train, and {few} be split:\n{abbreviate(lines)}",
-                        where=where, fix="add clips (of another group) to them, give a val split of your own, or "
-                                         "remove the class")
+        raise DataError(f"{' and '.join(shares)} must be made from train, and {few} be split:\n{abbreviate(lines)}",
+                        where=source.where, fix="add clips (of another group) to them, give a val split of your own, "
+                                                "or remove the class")
+    for clip, split in zip(drawn, assign(units, shares, seed), strict=True):
+        clip.split = split
+    source.splits = order_splits((*source.splits, *shares))
+    source.notes += _split_notes(source, drawn, shares, seed)
 
 
 def _split_notes(source: Source, drawn: Sequence[SourceClip], shares: Mapping[str, float], seed: int) -> list[str]:
