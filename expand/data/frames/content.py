@@ -11,7 +11,6 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -82,7 +81,14 @@ class ContentMemo:
         self._known: dict[bytes, bytes] = {}  # 16 bytes for a path: 40 for its state and content
         self._lines = 0
         with suppress(OSError):
-            self._known, self._lines = _parse(file.read_bytes().splitlines())
+            for line in file.read_bytes().splitlines():  # the last valid line of a path counts
+                self._lines += 1
+                words = line.split(b" ")
+                if len(line) == _PATH + _STATE + _CONTENT + _CHECK + 3 and len(words) == 4:
+                    with suppress(ValueError, UnicodeDecodeError):
+                        name, state, content = (word.decode() for word in words[:3])
+                        if _line(name, state + content)[:-1] == line:
+                            self._known[bytes.fromhex(name)] = bytes.fromhex(state + content)
 
     def known_content(self, path: Path) -> str | None:
         """Return the content of `path` if it was hashed in its present state; this does not read the clip."""
@@ -137,18 +143,3 @@ def _line(name: str, value: str) -> bytes:
     """Return the line of a path: its digest, state and content, and a check sum."""
     text = f"{name} {value[:_STATE]} {value[_STATE:]}"
     return f"{text} {hashlib.sha256(text.encode()).hexdigest()[:_CHECK]}\n".encode()
-
-
-def _parse(lines: Iterable[bytes]) -> tuple[dict[bytes, bytes], int]:
-    """Return the contents that valid lines give (the last line of a path counts), and the number of all lines."""
-    known: dict[bytes, bytes] = {}
-    count = 0
-    for line in lines:
-        count += 1
-        words = line.split(b" ")
-        if len(line) == _PATH + _STATE + _CONTENT + _CHECK + 3 and len(words) == 4:
-            with suppress(ValueError, UnicodeDecodeError):
-                name, state, content = (word.decode() for word in words[:3])
-                if _line(name, state + content)[:-1] == line:
-                    known[bytes.fromhex(name)] = bytes.fromhex(state + content)
-    return known, count

@@ -127,7 +127,13 @@ def _decode_in_child(clip: CachedClip, wanted: np.ndarray, top: int, bottom: int
 
 def _decode(clip: CachedClip, wanted: np.ndarray, top: int, bottom: int) -> np.ndarray:
     """Decode in the child. Raises `DataError` if the clip is not what it was when it was prepared."""
-    _check_unchanged(clip)
+    try:
+        if clip.content and (state := file_state(clip.path)) not in (clip.state, _verified.get(clip.path)):
+            if content_hash(clip.path) != clip.content:
+                raise _change_error(clip, "has other content than when the run started")
+            _verified[clip.path] = state
+    except OSError as error:
+        raise _change_error(clip, f"can no longer be read ({error.strerror})") from error
     frames = []
     for _, frame_HWC in ClipReader(clip.path, clip.short_side, frame_rate=clip.frame_rate,
                                    wanted=wanted.tolist(), stamps=clip.stamps):
@@ -141,19 +147,6 @@ def _decode(clip: CachedClip, wanted: np.ndarray, top: int, bottom: int) -> np.n
 
 _verified: dict[Path, str] = {}
 """States of touched files in which the clips were found to have their old content."""
-
-
-def _check_unchanged(clip: CachedClip) -> None:
-    if not clip.content:
-        return
-    try:
-        state = file_state(clip.path)
-        if state not in (clip.state, _verified.get(clip.path)):
-            if content_hash(clip.path) != clip.content:
-                raise _change_error(clip, "has other content than when the run started")
-            _verified[clip.path] = state
-    except OSError as error:
-        raise _change_error(clip, f"can no longer be read ({error.strerror})") from error
 
 
 def _change_error(clip: CachedClip, what: str) -> DataError:

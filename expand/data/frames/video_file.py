@@ -170,7 +170,16 @@ class VideoFile:
             check_size(codec.height, codec.width, str(self.path))
         codec.thread_count = 1  # clips are decoded in several processes, so that more threads would only wait
         codec.options = LIMIT  # also where a size stands in the stream alone, or changes
-        self.header, self._time_base = _read_header(container, stream), stream.time_base or Fraction(1)
+        self._time_base = stream.time_base or Fraction(1)
+        fps = duration_s = None
+        for rate in (stream.average_rate, stream.guessed_rate):
+            with suppress(ZeroDivisionError):
+                fps = fps or float(rate or 0) or None
+        if stream.duration is not None and stream.time_base is not None:
+            duration_s = float(stream.duration * stream.time_base)
+        elif container.duration is not None:
+            duration_s = container.duration / av.time_base
+        self.header = Header(stream.frames or None, duration_s, fps, codec.name)
         return stream
 
     def _decode(self, container: av.container.InputContainer,
@@ -179,7 +188,14 @@ class VideoFile:
         declared = stream.sample_aspect_ratio
         is_containers = bool(declared) and declared != codec.sample_aspect_ratio  # the container's value has precedence
         for packet in self._packets(container, stream):
-            for frame in self._decode_packet(packet):
+            frames, is_whole = [], False
+            with ffmpeg_errors() as complaints, suppress(av.FFmpegError):
+                frames = packet.decode()
+                is_whole = not complaints
+            if not is_whole:
+                self.damaged, self.sound = self.damaged + 1, False
+                self.oversized = self.oversized or mention(complaints, TOO_LARGE)
+            for frame in frames:
                 heartbeat()
                 stamp = frame.pts
                 self.sound = self.sound and stamp is not None and (last is None or stamp > last)
@@ -187,16 +203,6 @@ class VideoFile:
                 aspect = declared if is_containers else codec.sample_aspect_ratio or declared
                 yield Stamped(stamp, None if stamp is None else self.time_s(stamp), frame,
                               orientation_of_frame(frame, partial(bytes, packet)), pixel_aspect(aspect))
-
-    def _decode_packet(self, packet: av.Packet) -> list[av.VideoFrame]:
-        frames: list[av.VideoFrame] = []
-        with ffmpeg_errors() as complaints, suppress(av.FFmpegError):
-            frames = packet.decode()
-            if not complaints:
-                return frames
-        self.damaged, self.sound = self.damaged + 1, False
-        self.oversized = self.oversized or mention(complaints, TOO_LARGE)
-        return frames
 
     def _packets(self, container: av.container.InputContainer,
                  stream: av.video.stream.VideoStream) -> Iterator[av.Packet]:
@@ -233,18 +239,6 @@ def ffmpeg_errors() -> Iterator[list[tuple[int, str, str]]]:
 def mention(complaints: list[tuple[int, str, str]], *words: str) -> bool:
     """Return whether one of the `words` is in the messages from `ffmpeg_errors`."""
     return any(some in message for _, _, message in complaints for some in words)
-
-
-def _read_header(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Header:
-    codec, fps, duration_s = stream.codec_context, None, None
-    for rate in (stream.average_rate, stream.guessed_rate):
-        with suppress(ZeroDivisionError):
-            fps = fps or float(rate or 0) or None
-    if stream.duration is not None and stream.time_base is not None:
-        duration_s = float(stream.duration * stream.time_base)
-    elif container.duration is not None:
-        duration_s = container.duration / av.time_base
-    return Header(stream.frames or None, duration_s, fps, codec.name)
 
 
 def _in_order_of_time(frames: Iterable[Stamped]) -> Iterator[Stamped]:

@@ -84,8 +84,11 @@ def read_folders(root: str, *, are_classes: bool = False) -> Source:
     """
     names, passed = folders_in(root), PassedOver()
     count_system_folders(root, passed)
-    inner = None if _are_splits_of_splits(root, names) else _splits_of_classes(root, names)
-    if inner is not None:
+    # splits of classes that are named like splits, such as `{train,val}/{train,test}/<clip>` of vehicles
+    outer = {SPLIT_NAMES.get(name.lower()) for name in names}
+    are_splits = ("train" in outer and len(outer) == len(names) > 1 and None not in outer
+                  and all(len(folders_in(os.path.join(root, name))) > 1 for name in names))
+    if not are_splits and (inner := _splits_of_classes(root, names)) is not None:
         source = _read_splits_of_classes(root, inner, passed)
     elif splits := split_folders(root, loosely=True):
         source = _read_splits(root, names, splits, passed)
@@ -102,13 +105,6 @@ def _refuse_unread(root: str, passed: PassedOver) -> None:
         lines = [f"{folder}: {suffix}" for folder, suffix in passed.unread.items()]
         raise DataError(f"folders of pictures in a format that is not read:\n{abbreviate(lines)}", where=root,
                         fix="convert them to JPEG or PNG, or remove them")
-
-
-def _are_splits_of_splits(root: str, names: list[str]) -> bool:
-    """True if splits hold classes that are named like splits, such as `{train,val}/{train,test}/<clip>` of vehicles."""
-    outer = {SPLIT_NAMES.get(name.lower()) for name in names}
-    return ("train" in outer and len(outer) == len(names) > 1 and None not in outer
-            and all(len(folders_in(os.path.join(root, name))) > 1 for name in names))
 
 
 def _read_splits(root: str, names: list[str], splits: Splits, passed: PassedOver) -> Source:
@@ -214,11 +210,6 @@ def _splits_of_classes(root: str, names: list[str]) -> dict[str, Splits] | None:
                             "the same folders in both: they may be classes or data sets", where=root,
                             fix=f"if they are data sets, name one: --data {os.path.join(root, holding[0])}; if they "
                             "are classes, put all clips as {train,val}/<class>/<clip>")
-    return _require_splits(root, splits)
-
-
-def _require_splits(root: str, splits: dict[str, Splits]) -> dict[str, Splits]:
-    """The `splits` of the classes that have clips. Raises `DataError` if one of them has clips outside of splits."""
     whole: dict[str, Splits] = {}
     wrong: list[str] = []
     for name, own in splits.items():
@@ -226,8 +217,8 @@ def _require_splits(root: str, splits: dict[str, Splits]) -> dict[str, Splits]:
         if not clips:
             continue
         whole[name] = own
-        inside = tuple(f"{folder}/" for folder in own.values())
-        beside = [clip for clip in clips if not clip.startswith(inside)] if own else clips
+        prefixes = tuple(f"{folder}/" for folder in own.values())
+        beside = [clip for clip in clips if not clip.startswith(prefixes)] if own else clips
         if not own:
             wrong.append(f"{os.path.join(root, name)}: no folder train or val")
         elif beside and beside[0] in own.values():

@@ -210,27 +210,23 @@ def _read_edited_clip(fields: Sequence[str], columns: Columns, names: dict[int, 
     known_split = split_of_value(split)
     if known_split is None:
         raise ValueError(f"expected train, val or test as the split, got {split[:80]!r}")
-    label = _class_of(name, number.replace(",", "."), names, is_known)
-    return Clip(Path(path), label, known_split, group or None)
-
-
-def _class_of(name: str, number: str, names: dict[int, str], is_known: bool) -> int:
-    """The number of the class that a line gives by its name, its number or both."""
+    number = number.replace(",", ".")
+    label = label_number(number) if number else None
     if not number:
         alike = [label for label, own in names.items() if own == name] or [
             label for label, own in names.items() if _is_same_class(own, name)]
         if len(alike) != 1:
             raise ValueError(f"expected one of the run's classes or its number, got {name[:80]!r} and no number")
-        return alike[0]
-    label = label_number(number)
-    if label is None or label < 0:
+        label = alike[0]
+    elif label is None or label < 0:
         raise ValueError(f"expected a whole number as the class's number, got {number[:80]!r}")
-    if is_known and label not in names:
+    elif is_known and label not in names:
         raise ValueError(f"expected a class from 0 to {len(names) - 1}, got {label}")
-    own = names.setdefault(label, name)
-    if name and not _is_same_class(own, name):
-        raise ValueError(f"says class {label} {name!r}, but class {label} is {own!r}")
-    return label
+    else:
+        own = names.setdefault(label, name)
+        if name and not _is_same_class(own, name):
+            raise ValueError(f"says class {label} {name!r}, but class {label} is {own!r}")
+    return Clip(Path(path), label, known_split, group or None)
 
 
 def _is_same_class(own: str, name: str) -> bool:

@@ -224,7 +224,9 @@ def group_qualities(source: Source) -> None:
     """
     by_recording: dict[tuple[str, str], list[SourceClip]] = defaultdict(list)
     for clip in source.clips:
-        by_recording[clip.label, _recording_key(clip.key)].append(clip)
+        folder, _, name = clip.key.rpartition("/")
+        recording = recording_name(_stem(name)) if MAYBE_QUALITY.search(name) else _stem(name)
+        by_recording[clip.label, f"{_plain_folder(folder)}/{recording}"].append(clip)
     separated = []
     for (_, name), clips in by_recording.items():
         if len(clips) < 2:
@@ -240,13 +242,6 @@ def group_qualities(source: Source) -> None:
         source.notes.append(f"{quantity(len(separated), 'recording')} in two qualities in two splits, by their names, "
                            f"which makes accuracies too good: such as {first.key} in {first.split} and {other.key} in "
                            f"{other.split}")
-
-
-def _recording_key(key: str) -> str:
-    """`key` without suffix, quality and split."""
-    folder, _, name = key.rpartition("/")
-    stem = _stem(name)
-    return f"{_plain_folder(folder)}/{recording_name(stem) if MAYBE_QUALITY.search(name) else stem}"
 
 
 @cache
