@@ -49,6 +49,17 @@ def inside(root: Path, path: Path, *, folder: bool = False) -> Path:
     return path
 
 
+class _Name:
+    """The name of a file or folder in the folder `root` (a candidate's: `dir`) of its owner, checked at each access."""
+
+    def __init__(self, *parts: str, folder: bool = False) -> None:
+        self.parts, self.folder = parts, folder
+
+    def __get__(self, paths: CandidatePaths | RunPaths, owner: type) -> Path:
+        base = paths.dir if isinstance(paths, CandidatePaths) else paths.root
+        return inside(paths.root or base, base.joinpath(*self.parts), folder=self.folder)
+
+
 @dataclass(frozen=True)
 class CandidatePaths:
     """The files of one network in training, in the folder `dir`: a candidate's, or the final training's. `root` is the
@@ -57,45 +68,25 @@ class CandidatePaths:
     dir: Path
     root: Path | None = None
 
-    def _file(self, name: str) -> Path:
-        return inside(self.root or self.dir, self.dir / name)
-
-    @property
-    def spec(self) -> Path:
-        """The network in training: factors, complexity, seed."""
-        return self._file("spec.yaml")
-
-    @property
-    def metrics(self) -> Path:
-        """A row an epoch."""
-        return self._file("metrics.csv")
-
-    @property
-    def checkpoint(self) -> Path:
-        """Weights, optimiser and position, to go on from."""
-        return self._file("checkpoint.pt")
-
-    @property
-    def checkpoint_before(self) -> Path:
-        """The one before, for as long as the training goes on."""
-        return self._file("checkpoint-before.pt")
-
-    @property
-    def outcome(self) -> Path:
-        """The result; there only when training has ended."""
-        return self._file("outcome.json")
-
-    @property
-    def damaged_outcome(self) -> Path:
-        """A result that could not be read, set aside."""
-        return self._file("outcome-damaged.json")
+    spec = _Name("spec.yaml")
+    """The network in training: factors, complexity, seed."""
+    metrics = _Name("metrics.csv")
+    """A row an epoch."""
+    checkpoint = _Name("checkpoint.pt")
+    """Weights, optimiser and position, to go on from."""
+    checkpoint_before = _Name("checkpoint-before.pt")
+    """The one before, for as long as the training goes on."""
+    outcome = _Name("outcome.json")
+    """The result; there only when training has ended."""
+    damaged_outcome = _Name("outcome-damaged.json")
+    """A result that could not be read, set aside."""
 
 
 @dataclass(frozen=True)
 class RunPaths:
     """The files of the run in the folder `root`. Makes names only; creates nothing.
 
-    Every property raises `RunError` where the name leads out of the run, or something of another kind is there.
+    Every name raises `RunError` where it leads out of the run, or something of another kind is there.
     """
 
     root: Path
@@ -103,116 +94,48 @@ class RunPaths:
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
 
-    def _file(self, *parts: str) -> Path:
-        return inside(self.root, self.root.joinpath(*parts))
-
-    def _folder(self, *parts: str) -> Path:
-        return inside(self.root, self.root.joinpath(*parts), folder=True)
-
-    @property
-    def config(self) -> Path:
-        """The configuration with every default written out."""
-        return self._file("config.yaml")
-
-    @property
-    def env(self) -> Path:
-        """Versions, git, hardware, seeds."""
-        return self._file("env.json")
-
-    @property
-    def journal(self) -> Path:
-        """The only truth about the run: one event a line."""
-        return self._file("journal.jsonl")
-
-    @property
-    def training(self) -> Path:
-        """The beginning of a training that belongs to no search; its presence tells the two apart."""
-        return self._file("training.yaml")
-
-    @property
-    def first_weights(self) -> Path:
-        """The weights that such a training began with, where it did not draw them."""
-        return self._file("first_weights.pt")
-
-    @property
-    def clips(self) -> Path:
-        """The clips that a run uses, with their classes and splits, as they were when it began."""
-        return self._file("clips.csv")
-
-    @property
-    def clips_begun(self) -> Path:
-        """The same, with hashes of the clips; never edited, so that changes of the other can be told."""
-        return self._file("clips-begun.csv")
-
-    @property
-    def tensorboard(self) -> Path:
-        """The folder of such a training's TensorBoard events."""
-        return self._folder("tensorboard")
-
-    @property
-    def log(self) -> Path:
-        """The events and remarks of the run, for people."""
-        return self._file("log.txt")
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that works on the run (`expand.rundir.lock`)."""
-        return self._file("lock")
-
-    @property
-    def candidates(self) -> Path:
-        """The folder of the candidates' folders."""
-        return self._folder("candidates")
-
-    @property
-    def final(self) -> Path:
-        """The folder of the winner: weights, network YAML, model card, exports."""
-        return self._folder(FINAL)
-
-    @property
-    def network(self) -> Path:
-        """The winner's factors."""
-        return self._file(FINAL, NETWORK)
-
-    @property
-    def weights(self) -> Path:
-        """The winner's trained weights."""
-        return self._file(FINAL, WEIGHTS)
-
-    @property
-    def card(self) -> Path:
-        """The winner's model card."""
-        return self._file(FINAL, "README.md")
-
-    @property
-    def latency(self) -> Path:
-        """The winner's measured latency."""
-        return self._file(FINAL, "latency.json")
-
-    @property
-    def tests(self) -> Path:
-        """The folder of what `test` measured later."""
-        return self._folder("test")
-
-    @property
-    def report(self) -> Path:
-        """The folder of what is derived from the journal; may be deleted and rebuilt at will."""
-        return self._folder("report")
-
-    @property
-    def steps_csv(self) -> Path:
-        """A row a candidate."""
-        return self._file("report", "steps.csv")
-
-    @property
-    def plot_png(self) -> Path:
-        """The expansion figure, pixels."""
-        return self._file("report", "expansion.png")
-
-    @property
-    def plot_svg(self) -> Path:
-        """The expansion figure, vectors."""
-        return self._file("report", "expansion.svg")
+    config = _Name("config.yaml")
+    """The configuration with every default written out."""
+    env = _Name("env.json")
+    """Versions, git, hardware, seeds."""
+    journal = _Name("journal.jsonl")
+    """The only truth about the run: one event a line."""
+    training = _Name("training.yaml")
+    """The beginning of a training that belongs to no search; its presence tells the two apart."""
+    first_weights = _Name("first_weights.pt")
+    """The weights that such a training began with, where it did not draw them."""
+    clips = _Name("clips.csv")
+    """The clips that a run uses, with their classes and splits, as they were when it began."""
+    clips_begun = _Name("clips-begun.csv")
+    """The same, with hashes of the clips; never edited, so that changes of the other can be told."""
+    tensorboard = _Name("tensorboard", folder=True)
+    """The folder of such a training's TensorBoard events."""
+    log = _Name("log.txt")
+    """The events and remarks of the run, for people."""
+    lock = _Name("lock")
+    """Held by the process that works on the run (`expand.rundir.lock`)."""
+    candidates = _Name("candidates", folder=True)
+    """The folder of the candidates' folders."""
+    final = _Name(FINAL, folder=True)
+    """The folder of the winner: weights, network YAML, model card, exports."""
+    network = _Name(FINAL, NETWORK)
+    """The winner's factors."""
+    weights = _Name(FINAL, WEIGHTS)
+    """The winner's trained weights."""
+    card = _Name(FINAL, "README.md")
+    """The winner's model card."""
+    latency = _Name(FINAL, "latency.json")
+    """The winner's measured latency."""
+    tests = _Name("test", folder=True)
+    """The folder of what `test` measured later."""
+    report = _Name("report", folder=True)
+    """The folder of what is derived from the journal; may be deleted and rebuilt at will."""
+    steps_csv = _Name("report", "steps.csv")
+    """A row a candidate."""
+    plot_png = _Name("report", "expansion.png")
+    """The expansion figure, pixels."""
+    plot_svg = _Name("report", "expansion.svg")
+    """The expansion figure, vectors."""
 
     @property
     def final_candidate(self) -> CandidatePaths:
@@ -227,11 +150,12 @@ class RunPaths:
         if not isinstance(candidate_id, str) or not CANDIDATE_ID.fullmatch(candidate_id):
             raise RunError(f"{candidate_id!r} cannot be the name of a candidate", where=str(self.root),
                            fix="A name has 1 to 100 characters from a-z, 0-9, '_' and '-'.")
-        return CandidatePaths(self._folder("candidates", candidate_id), self.root)
+        folder = inside(self.root, self.root / "candidates" / candidate_id, folder=True)
+        return CandidatePaths(folder, self.root)
 
     def test_folder(self, name: str) -> Path:
         """The folder of one test's results, in `tests`. `name` is one part of a path."""
-        return self._folder("test", name)
+        return inside(self.root, self.root / "test" / name, folder=True)
 
     def folders(self) -> Iterator[Path]:
         """The run's own folder, the winner's and the candidates', those that are there; none that leads out."""
