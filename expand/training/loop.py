@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from expand.config.schema import RecipeConfig
 from expand.data import PreparedData
-from expand.data.loading.batches import clips_of_batch, updates_per_epoch
+from expand.data.loading import clips_of_batch, updates_per_epoch
 from expand.data.loading.loader import TrainBatches, eval_loader
 from expand.errors import CandidateFailed, Interrupted, UsageError, lacks_memory
 from expand.machine import give_back_freed_memory

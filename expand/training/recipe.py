@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from expand.config.schema import RecipeConfig
-from expand.data.loading.batches import clips_of_batch, updates_per_epoch
+from expand.data.loading import clips_of_batch, updates_per_epoch
 from expand.errors import UsageError
 from expand.space.geometry import Geometry
 

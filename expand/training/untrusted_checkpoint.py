@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expand.data.loading.batches import clips_of_batch, updates_per_epoch
+from expand.data.loading import clips_of_batch, updates_per_epoch
 from expand.model.archive import Damaged
 from expand.training.averages import MovingAverage
 from expand.training.checkpoint import Progress, gpu_of

@@ -14,7 +14,7 @@ from expand.data.check import check_clips
 from expand.data.frames.cache import FrameCache
 from expand.data.frames.clock import AHEAD, LONGEST_S, RAREST_S, TIMES_USUAL, Clock, Stamped
 from expand.data.frames.decode import ClipReader
-from expand.data.loading.cache_estimate import estimate_bytes
+from expand.data.loading.prepared import estimate_bytes
 from expand.data.sources import Clip
 from expand.inference.windows import frame_times
 from tests.data.cached import frames_of

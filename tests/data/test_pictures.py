@@ -15,9 +15,10 @@ from expand.config.schema import DataConfig
 from expand.data.frames import frame_access as access
 from expand.data.frames.frame_access import CachedClip
 from expand.data.loading import loader, pictures
-from expand.data.loading.loader import COLOR_STREAM, DRAWS, ORDER_STREAM, SAMPLE_STREAM, TrainBatches, eval_loader
+from expand.data.loading.augmentation import COLOR_STREAM, DRAWS, SAMPLE_STREAM, jitter_colors
+from expand.data.loading.loader import ORDER_STREAM, TrainBatches, eval_loader
 from expand.data.loading.prepared import PreparedData
-from expand.data.loading.transforms import crop_boxes, jitter_colors
+from expand.data.loading.transforms import crop_boxes
 from expand.errors import DataError
 from expand.space.geometry import evaluation_crop
 

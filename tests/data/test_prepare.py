@@ -13,9 +13,8 @@ from expand.config.schema import DataConfig
 from expand.data import list_clips, prepare
 from expand.data.frames import cache as cache_module
 from expand.data.frames.cache import FrameCache
-from expand.data.loading import cache_estimate as estimate_module
-from expand.data.loading.cache_estimate import estimate_bytes
-from expand.data.loading.prepared import cache_clips
+from expand.data.loading import prepared as prepared_module
+from expand.data.loading.prepared import cache_clips, estimate_bytes
 from expand.errors import DataError
 from tests.data.cached import decoded, frames_of, ten
 from tests.data.clips import steady, write_clip, write_folder, write_frames
@@ -225,12 +224,12 @@ def test_the_estimate_counts_what_is_there_and_decodes_where_headers_say_nothing
     assert whole == pytest.approx(3 * exact, rel=0.01)
     assert estimate_bytes(FrameCache(folder.parent / "c", 1e9), clips, 32, 2) == 0.0  # all have copies in train
 
-    class Silent(estimate_module.ClipReader):
+    class Silent(prepared_module.ClipReader):
         def __iter__(self):
             yield from super().__iter__()
             self.header = replace(self.header, frames=None, duration_s=None)
 
-    monkeypatch.setattr(estimate_module, "ClipReader", Silent)
+    monkeypatch.setattr(prepared_module, "ClipReader", Silent)
     assert estimate_bytes(FrameCache(folder.parent / "d", 1e9), clips, 32, 2) == pytest.approx(whole, rel=0.5)
 
 

@@ -19,20 +19,18 @@ from torch import Tensor
 
 from expand.config.schema import DataConfig
 from expand.data.frames.frame_access import CachedClip
-from expand.data.loading.batches import updates_per_epoch
+from expand.data.loading import updates_per_epoch
+from expand.data.loading.augmentation import Augmentation, random_boxes
 from expand.data.loading.pictures import Buffers, Cutter, Samples, cut_and_pad, cut_and_resize
 from expand.data.loading.prefetch import CPU, BatchDataset, BatchLoader, Plan
 from expand.data.loading.prepared import PreparedData
 from expand.data.loading.sampling import clip_frames_of, random_start_s, span_s, view_start_s
-from expand.data.loading.transforms import Boxes, crop_boxes, random_boxes
+from expand.data.loading.transforms import Boxes, crop_boxes
 from expand.errors import DataError
 from expand.space.geometry import evaluation_crop
 
-ORDER_STREAM, SAMPLE_STREAM, COLOR_STREAM = 1, 2, 3
-"""First words of the seeds of the random streams, which keep them apart."""
-DRAWS = 5
-"""Random numbers of a sample: time, scale, top, left, flip. Always as many, so that no option moves another's numbers.
-A further augmentation takes a stream of its own, as colours do."""
+ORDER_STREAM = 1
+"""First word of the seed of an epoch's order; those of `augmentation.py` are others."""
 TOGETHER_PIXELS = 1 << 17
 """Largest number of pixels in batches that are made at once: 1.5 MB as the network takes them."""
 
@@ -129,39 +127,23 @@ class _TrainClips(BatchDataset):
     def __init__(self, clips: Sequence[CachedClip], frames: int, stride: int, cutter: Cutter, seed: int,
                  config: DataConfig) -> None:
         self.clips, self.frames, self.stride, self.cutter = clips, frames, stride, cutter
-        self.seed, self.config = seed, config
-        self._draws: tuple[int, np.ndarray, np.ndarray | None] | None = None  # of an epoch
+        self.augmentation = Augmentation(len(clips), seed, config)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitems__(self, item: tuple[int, Sequence[int]]) -> tuple[tuple[Tensor, ...], Tensor] | DataError:
         epoch, indices = item
-        if self._draws is None or self._draws[0] != epoch:
-            strength = self.config.color_jitter
-            color_C3 = 1 + strength * (2 * self._draw(COLOR_STREAM, epoch, 3) - 1) if strength else None
-            self._draws = epoch, self._draw(SAMPLE_STREAM, epoch, DRAWS), color_C3
-        _, draws_CD, color_C3 = self._draws
-        color_N3 = None if color_C3 is None else color_C3[indices]
-        samples = self._samples([self.clips[index] for index in indices], draws_CD[indices], color_N3)
+        clips, changes = [self.clips[index] for index in indices], self.augmentation.draw(epoch, indices)
+        start_N = random_start_s(_lengths_s(clips), span_s(self.frames, self.stride), changes.when_N)
+        height_N, width_N = np.array([(clip.height, clip.width) for clip in clips], dtype=np.int64).reshape(-1, 2).T
+        boxes = random_boxes(height_N, width_N, changes.jitter_N, changes.top_N, changes.left_N)
+        frame_NT = clip_frames_of([clip.times_s for clip in clips], start_N, self.frames, self.stride)
+        samples = Samples(clips, frame_NT, boxes, changes.flip_N, changes.color_N3)
         try:
             return self.cutter(samples), samples.labels
         except DataError as error:
             return error
-
-    def _draw(self, stream: int, epoch: int, count: int) -> np.ndarray:
-        """Draw clips x `count` numbers in [0, 1) at once: a generator for each sample costs a tenth of the sample. A
-        clip's row is the same however many clips follow."""
-        return np.random.default_rng([stream, self.seed, epoch]).random((len(self.clips), count))
-
-    def _samples(self, clips: list[CachedClip], draws_ND: np.ndarray, color_N3: np.ndarray | None) -> Samples:
-        config = self.config
-        when_N, scale_N, top_N, left_N, flip_N = draws_ND.T
-        start_N = random_start_s(_lengths_s(clips), span_s(self.frames, self.stride), when_N)
-        height_N, width_N = np.array([(clip.height, clip.width) for clip in clips], dtype=np.int64).reshape(-1, 2).T
-        jitter_N = config.jitter_min + scale_N * (config.jitter_max - config.jitter_min)
-        return Samples(clips, clip_frames_of([clip.times_s for clip in clips], start_N, self.frames, self.stride),
-                       random_boxes(height_N, width_N, jitter_N, top_N, left_N), config.flip & (flip_N < 0.5), color_N3)
 
 
 class _EvalClips(BatchDataset):
@@ -177,17 +159,15 @@ class _EvalClips(BatchDataset):
 
     def __getitems__(self, item: Sequence[int]) -> tuple[tuple[Tensor, ...], Tensor, Tensor] | DataError:
         index_N, view_N = np.divmod(np.array(item), self.views)
-        samples = self._samples([self.clips[index] for index in index_N.tolist()], view_N)
+        clips = [self.clips[index] for index in index_N.tolist()]
+        start_N = view_start_s(_lengths_s(clips), span_s(self.frames, self.stride), view_N, self.views)
+        frame_NT = clip_frames_of([clip.times_s for clip in clips], start_N, self.frames, self.stride)
+        boxes = Boxes.of([crop_boxes(clip.height, clip.width, self.crops) for clip in clips])
+        samples = Samples(clips, frame_NT, boxes, np.zeros(len(clips), dtype=bool))
         try:
             return self.cutter(samples), samples.labels, torch.from_numpy(index_N.repeat(self.crops))
         except DataError as error:
             return error
-
-    def _samples(self, clips: list[CachedClip], view_N: np.ndarray) -> Samples:
-        start_N = view_start_s(_lengths_s(clips), span_s(self.frames, self.stride), view_N, self.views)
-        boxes = Boxes.of([crop_boxes(clip.height, clip.width, self.crops) for clip in clips])
-        return Samples(clips, clip_frames_of([clip.times_s for clip in clips], start_N, self.frames, self.stride),
-                       boxes, np.zeros(len(clips), dtype=bool))
 
 
 def _lengths_s(clips: Sequence[CachedClip]) -> np.ndarray:

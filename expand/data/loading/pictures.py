@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from expand.data.frames.frame_access import CachedClip, read_into
+from expand.data.loading.augmentation import jitter_colors
 from expand.data.loading.prefetch import Memory, pictures_in
-from expand.data.loading.transforms import Boxes, jitter_colors, resize
+from expand.data.loading.transforms import Boxes, resize
 
 TOGETHER_BYTES = 1 << 17
 """Largest size of the frames that are read and resized together, and of twice the result, bytes. glibc keeps blocks of

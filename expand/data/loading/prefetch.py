@@ -71,7 +71,13 @@ class BatchLoader:
             items = map(self._clips.__getitems__, plan)
         else:
             if self._loader is None:
-                self._loader = self._start_loader()
+                # its own generator: a DataLoader draws a seed at every start, which must not move the caller's stream
+                self._loader = DataLoader(self._clips, batch_sampler=self._next, num_workers=self._workers,
+                                          collate_fn=_keep_batch, generator=torch.Generator(),
+                                          worker_init_fn=_start_worker, persistent_workers=self._persistent,
+                                          # Python 3.14 has another context
+                                          multiprocessing_context=CONTEXT if self._workers else None,
+                                          pin_memory=self._device.type == "cuda")
             self._next.plan = plan
             items = self._loader
         try:
@@ -90,14 +96,6 @@ class BatchLoader:
         """End the current plan and the loader processes."""
         self._stop()
         self._loader = None
-
-    def _start_loader(self) -> DataLoader:
-        # its own generator: a DataLoader draws a seed at every start, which must not move the caller's random stream
-        return DataLoader(self._clips, batch_sampler=self._next, num_workers=self._workers,
-                          collate_fn=_keep_batch, generator=torch.Generator(), worker_init_fn=_start_worker,
-                          persistent_workers=self._persistent,
-                          multiprocessing_context=CONTEXT if self._workers else None,  # Python 3.14 has another
-                          pin_memory=self._device.type == "cuda")
 
     def _finish(self, pictures: tuple[Tensor, ...]) -> Tensor:
         """Turn pictures into a network's input; on a GPU on a stream of its own, while the step before still runs."""

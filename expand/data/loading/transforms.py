@@ -1,8 +1,8 @@
-"""The steps from stored frames to a network's input: crop, colour jitter, resize, flip, normalise.
+"""The steps from stored frames to a network's input that every clip takes: crop, resize, normalise.
 
 The crop is cut from the stored frames first, and only the crop is resized, once, with antialiasing, as uint8: the
 result is the same as resizing the whole frame first, for less work. `resample` does the same for a whole batch on a
-device. A new augmentation belongs here; `loader.py` draws its random numbers.
+device. Random changes are in `augmentation.py`.
 """
 
 from __future__ import annotations
@@ -45,18 +45,6 @@ class Boxes:
         return cls(box_NK3[:, :, 0], box_NK3[:, :, 1], box_NK3[:, 0, 2])
 
 
-def random_boxes(height_N: np.ndarray, width_N: np.ndarray, jitter_N: np.ndarray, draw_top_N: np.ndarray,
-                 draw_left_N: np.ndarray) -> Boxes:
-    """Return the box of a random crop in each frame whose short side is resized to `jitter` times the crop.
-
-    The draws of the position are in [0, 1).
-    """
-    side_N = np.maximum(1, np.rint(np.minimum(height_N, width_N) / jitter_N).astype(np.int64))
-    top_N = (draw_top_N * (height_N - side_N + 1)).astype(np.int64)
-    left_N = (draw_left_N * (width_N - side_N + 1)).astype(np.int64)
-    return Boxes(top_N[:, None], left_N[:, None], side_N)
-
-
 def centre_box(height: int, width: int) -> Box:
     """Return the largest square in the middle of a frame: the evaluation crop is as large as the short side."""
     side = min(height, width)
@@ -71,19 +59,6 @@ def crop_boxes(height: int, width: int, crops: int) -> tuple[Box, ...]:
     if crops == 1:
         return (centre,)
     return Box(0, 0, centre.side), centre, Box(height - centre.side, width - centre.side, centre.side)
-
-
-def jitter_colors(clip_THWC: torch.Tensor, factors: Sequence[float]) -> torch.Tensor:
-    """Change brightness, contrast and saturation of T x H x W x 3 uint8 by the three `factors`; 1 changes nothing.
-
-    All frames of a clip get the same factors, with torchvision's operations in this order.
-    """
-    from torchvision.transforms.v2 import functional  # late: only a training with color_jitter needs it
-
-    brightness, contrast, saturation = factors
-    clip_TCHW = functional.adjust_brightness(clip_THWC.permute(0, 3, 1, 2), brightness)
-    clip_TCHW = functional.adjust_saturation(functional.adjust_contrast(clip_TCHW, contrast), saturation)
-    return clip_TCHW.permute(0, 2, 3, 1)
 
 
 def resize(clip_THWC: torch.Tensor, side: int) -> torch.Tensor:
