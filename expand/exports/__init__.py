@@ -86,5 +86,5 @@ def hand_over(model_or_run: X3D | str | Path, format: str, path: str | Path | No
 
 
 def _file_name(network: str) -> str:
-    """A network's name, which a stranger may have chosen, as a name in a folder."""
+    """Return a network's name, which may be untrusted, as a file name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", network)[:100].strip(".-") or "network"

@@ -1,6 +1,6 @@
 """The model card of a finished run or training: `final/README.md`, written from the files of the run alone.
 
-Class names and all else that was read from a file are a stranger's words: escaped, so that they stay text.
+Class names and other texts read from a file are untrusted: they are escaped, so that they stay text.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _Facts:
         begun = last_of(read_events(paths.journal), RunStarted) if is_search else None
         started = begun.own_fields() if begun else {} if is_search else read_training(paths)
         if not started:
-            raise RunError("has no beginning, so nobody can tell what was searched", where=str(paths.journal),
+            raise RunError("has no beginning, so that it is unknown what was searched", where=str(paths.journal),
                            fix="take it back from a copy")
         return cls(paths, load_network(paths.network), config, read_json(paths.env, ENV), outcome["result"],
                    {split: sum(map(sum, rows)) for split, rows in outcome["confusion"].items()},

@@ -86,7 +86,7 @@ def _results(convolve: Callable[..., Tensor], x: Tensor, weight: Tensor, grad: T
 
 
 class _PoisonedMemory:
-    """Inside, torch fills new tensors that nobody has written with what is not a number."""
+    """Inside, torch fills new, unwritten tensors with NaN."""
 
     def __enter__(self) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -82,12 +82,12 @@ def test_a_file_that_may_still_be_written_is_not_remembered(tmp_path, hashed):
 def test_a_file_that_is_written_while_it_is_hashed_is_not_remembered(tmp_path, monkeypatch):
     path, memo = write(tmp_path / "a"), ContentMemo(tmp_path / "memo")
 
-    def hash_while_somebody_writes(path):
+    def hash_during_a_write(path):
         content = content_hash(path)
         write(path, b"meanwhile")
         return content
 
-    monkeypatch.setattr(content_module, "content_hash", hash_while_somebody_writes)
+    monkeypatch.setattr(content_module, "content_hash", hash_during_a_write)
     memo.content(path)
     assert memo.known_content(path) is None and not (tmp_path / "memo").exists()
 

@@ -216,7 +216,7 @@ def test_a_file_that_is_no_clip_is_named_with_its_reason(tmp_path, content, kind
     assert error.kind == kind and reason in error.what and str(tmp_path) not in error.what
 
 
-def test_a_pipe_is_no_clip_and_waits_for_nobody(tmp_path):
+def test_a_pipe_is_no_clip_and_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "a.mp4")
     assert unreadable(tmp_path / "a.mp4").kind == "missing"
 

@@ -366,7 +366,7 @@ def test_loader_processes_are_forked_whatever_python_would_choose(data, config, 
     assert {len(x_BCTHW.unique()) for x_BCTHW, _ in batches} == {1}
 
 
-def test_memory_is_used_again_only_when_nobody_holds_the_batch(data, config):
+def test_memory_is_used_again_only_when_no_reference_to_the_batch_is_left(data, config):
     kept = epoch_of(data, config)
     assert same(kept, [(x.clone(), y) for x, y in epoch_of(data, config)])
     memory, float32 = Memory(), torch.float32

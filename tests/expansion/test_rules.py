@@ -208,7 +208,7 @@ accuracies = st.lists(st.none() | st.sampled_from([0.3, 0.5, 0.6, 0.625, 0.75]),
 
 @given(accuracies, st.lists(st.sampled_from([1.25, 1.5, 2.0]), min_size=3, max_size=3), st.sampled_from(CRITERIA),
        st.permutations([0, 1, 2]))
-def test_the_order_of_outcomes_is_no_matter_and_nobody_beats_the_winner(values, costs, criterion, order):
+def test_the_order_of_outcomes_does_not_matter_and_no_candidate_beats_the_winner(values, costs, criterion, order):
     space, (base, candidates) = paper_space(2.0, criterion=criterion), rivals(*costs)
     outcomes = {c.id: outcome(c.id, value) for c, value in zip(candidates, values, strict=True)}
     selection = select(space, base, BASE_J, candidates, outcomes)

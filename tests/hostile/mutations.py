@@ -1,4 +1,4 @@
-"""What a stranger may have done to a file: bytes and values changed, cut, joined and exchanged."""
+"""Mutations of an untrusted file: bytes and values changed, cut, joined and exchanged."""
 
 from __future__ import annotations
 

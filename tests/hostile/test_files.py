@@ -1,4 +1,4 @@
-"""Configurations, networks, lists of clips and the small files of a run, changed by strangers."""
+"""Configurations, networks, lists of clips and the small files of a run, from an untrusted source."""
 
 from __future__ import annotations
 

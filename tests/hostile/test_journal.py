@@ -218,7 +218,7 @@ HOSTILE = ["=cmd|' /C calc'!A1", "+1", "-1", "@SUM(1)", "\x1b[2J=1", " =1", "[re
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_words_of_a_stranger_stay_words_in_every_output(tmp_path: Path, text: str) -> None:
+def test_untrusted_text_stays_text_in_every_output(tmp_path: Path, text: str) -> None:
     events = [{**event, "reason": text} if event.get("state") == "failed" else event for event in HISTORIES[1]]
     events = [{**event, "classes": [text, "b"], "name": text} if event is events[0] else event for event in events]
     summary = summarize(journal_of(tmp_path, events).root)

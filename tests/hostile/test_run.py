@@ -1,4 +1,4 @@
-"""Run directories of strangers through the real command line: nothing hangs, nothing outside is touched, and what is
+"""Untrusted run directories through the real command line: nothing hangs, nothing outside is touched, and what is
 wrong is said with the file's name."""
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _state(folder: Path) -> Iterator[tuple[str, int, str]]:
 
 
 def put(run: Path, name: str, kind: str) -> None:
-    """Something else of a stranger's in the place of `name`."""
+    """An untrusted file of another kind in the place of `name`."""
     path, outside = run / name, run.parent / "outside"
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if kind == "link":

@@ -55,7 +55,7 @@ def test_the_figures_agree_with_the_scores_that_are_written(judge, tmp_path):
     assert list(confusion.columns) == list(confusion.index) == ["walk", "run", "jump"]
     for (true, guess), rows in scores.groupby(["class", "guess"]):
         assert confusion.loc[true, guess] == len(rows)
-    assert confusion.to_numpy().sum() == 6 and set(per_class.index) == {"run", "jump"}  # nobody walks
+    assert confusion.to_numpy().sum() == 6 and set(per_class.index) == {"run", "jump"}  # no video of walk
     assert (per_class["videos"] == 3).all()
     assert per_class["accuracy"].mean() == pytest.approx(result["accuracy"])
 

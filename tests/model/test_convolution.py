@@ -115,7 +115,7 @@ def test_in_float32_the_temporal_convolution_is_that_of_float64_to_rounding(batc
         torch.testing.assert_close(module.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_the_temporal_convolution_keeps_channels_last_and_asks_torch_itself_only_where_somebody_watches():
+def test_the_temporal_convolution_keeps_channels_last_and_uses_torchs_own_only_where_it_is_observed():
     module, x = Depthwise(8, (5, 1, 1)), torch.randn(2, 8, 3, 6, 6).to(memory_format=torch.channels_last_3d)
     assert module(x).is_contiguous(memory_format=torch.channels_last_3d)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Weights in and out: every kind of file, what does not fit, and what a stranger's file may try."""
+"""Weights in and out: every kind of file, what does not fit, and what an untrusted file may try."""
 
 import json
 import os
@@ -310,7 +310,7 @@ def test_weights_that_are_not_finite_are_refused(model, tmp_path, value):
     loading_says(path, "1 of its weights are not finite: stages.1.0.c.weight", network=NETWORK)
 
 
-# Files of strangers.
+# Untrusted files.
 
 class Code:
     def __reduce__(self):

@@ -195,7 +195,7 @@ def test_a_stream_ends_with_the_next_call_and_does_that_no_harm(child):
     assert list(others) == [1, 2]
 
 
-def test_a_child_that_was_killed_while_it_waited_is_nobodys_fault(child):
+def test_a_child_that_was_killed_while_it_waited_is_blamed_on_no_item(child):
     first = child.call(pid)
     os.kill(first, signal.SIGKILL)
     time.sleep(0.1)
@@ -233,7 +233,7 @@ def test_a_daemon_may_have_a_child_and_leaves_that_of_its_parent_alone(child):
 
 @settings(max_examples=6)
 @given(st.lists(st.sampled_from(DEEDS), max_size=9), st.integers(1, 4))
-def test_whoever_dies_is_blamed_alone_and_all_others_answer_in_order(deeds, workers):
+def test_an_item_that_kills_its_child_is_blamed_alone_and_all_others_answer_in_order(deeds, workers):
     jobs = [(deed, number) for number, deed in enumerate(deeds)]
     raising = next((number for number, deed in enumerate(deeds) if deed == "raise"), None)
     results = []

@@ -43,7 +43,7 @@ def test_a_file_system_without_locks_is_refused_with_the_way_out(paths: RunPaths
     assert "--run-dir" in text and "-o flock" in text
 
 
-def test_where_there_are_no_locks_nobody_holds_one(paths: RunPaths, refused: str) -> None:
+def test_where_there_are_no_locks_no_process_holds_one(paths: RunPaths, refused: str) -> None:
     (paths.root / "lock").write_text('{"pid": 1, "host": "elsewhere", "started": 1.0}')
     assert holder(paths) is None
 

@@ -44,7 +44,7 @@ def test_names_that_are_no_utf8_are_read_only_from_texts_that_cost_little() -> N
         yaml_document.parse_values(odd)
 
 
-def test_a_network_that_nobody_could_read_again_is_not_written() -> None:
+def test_a_network_that_could_not_be_read_again_is_not_written() -> None:
     names = tuple(f"{number:0100d}" for number in range(MAX_BYTES // 100))
     with pytest.raises(UsageError, match="more than 1 MB"):
         dump_network(replace(preset("xs", len(names)), class_names=names))

@@ -113,7 +113,7 @@ def test_a_seal_that_was_cut_off_is_missed(tmp_path, whole):
     (tmp_path / "c.pt").write_bytes(content[:-2] + b"\0\0")
     assert torch.load(tmp_path / "c.pt", weights_only=True)["identity"] == "id"
     assert "its end is missing" in checkpoint.load(tmp_path / "c.pt", "id")[1]
-    load_model(tmp_path / "c.pt")  # of weights the checksums count: somebody may have changed some and saved them anew
+    load_model(tmp_path / "c.pt")  # of weights the checksums count: some may have been changed and saved anew
 
 
 def flipped(content, place, bit):
@@ -169,7 +169,7 @@ def rewritten(content, change):
 
 
 def unsealed(content):
-    """The same with valid checksums and no seal: whoever wrote it meant it."""
+    """The same with valid checksums and no seal: its content is intended."""
     state = torch.load(io.BytesIO(content), weights_only=True)
     del state[IS_SEALED]
     target = io.BytesIO()
