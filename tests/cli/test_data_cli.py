@@ -226,7 +226,7 @@ def test_the_frame_has_a_row_a_class_and_split():
 
 
 def test_every_kind_of_problem_has_a_title():
-    from expand.data.check.problems import KINDS as ALL
+    from expand.data.check import KINDS as ALL
     assert set(TITLES) == set(ALL) and set(KINDS) < set(ALL)
 
 

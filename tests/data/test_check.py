@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 
 from expand.config.schema import DataConfig
 from expand.data import list_clips, prepare
-from expand.data.check import check_clips, measure, refuse_problems
-from expand.data.check.figures import by_class_and_split
-from expand.data.check.measure import CLIP, Sketch, same_contents
-from expand.data.check.problems import find_problems, shortness_reason, truncation_reason
+from expand.data.check import check_clips, find_problems, measure, refuse_problems, shortness_reason, truncation_reason
+from expand.data.check.measure import CLIP, Sketch, by_class_and_split, same_contents
 from expand.data.frames.decode import ClipReader
 from expand.data.sources import Clip, ClipList
 from expand.errors import DataError, UsageError
@@ -140,7 +138,7 @@ def test_the_limits_are_what_a_search_would_settle_and_the_clips_can_fill(folder
 @pytest.mark.parametrize(("fps", "length_s", "frames"), [(25, 0.56, 15), (30, 1.0, 31), (60, 1.0, 31), (10, 2.0, 21),
                                                          (29.97, 100 / 29.97, 101), (0, 0.0, None)])
 def test_no_more_than_30_frames_a_second_differ(fps, length_s, frames):
-    from expand.data.check.figures import search_limits
+    from expand.data.check.measure import search_limits
     table = rows((length_s, fps, 240))
     assert search_limits(table, table["readable"], length_s, DataConfig())["frames"] == frames
 

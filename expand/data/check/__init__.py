@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +15,18 @@ import av
 import numpy as np
 
 from expand.config.schema import DataConfig
-from expand.data.check.figures import by_class_and_split, search_limits
-from expand.data.check.measure import measure_all
-from expand.data.check.problems import KINDS, count_copies, find_problems
+from expand.data.check.measure import Failure, by_class_and_split, measure_all, same_contents, search_limits
+from expand.data.frames.video_file import KINDS as UNREADABLE
 from expand.data.loading.sampling import median_length_s
-from expand.data.sources import ClipList, cache_dir, list_clips, quarantine_file, read_quarantine, write_quarantine
+from expand.data.sources import (
+    Clip,
+    ClipList,
+    cache_dir,
+    list_clips,
+    quarantine_file,
+    read_quarantine,
+    write_quarantine,
+)
 from expand.data.sources.clip import absolute
 from expand.data.sources.quarantine import NAME
 from expand.data.sources.splits import balance, balance_notes
@@ -31,6 +38,13 @@ from expand.version import __version__
 __all__ = ["check_clips", "refuse_problems"]
 
 REPORT = "data-report.json"
+KINDS = (*UNREADABLE, "truncated", "clock", "too-short", "duplicate")
+MUCH_LESS = 0.9
+"""A clip with less than this share of the frames that its header announces is cut; headers are often a little wrong."""
+SLACK_S = 0.1
+"""Smallest difference from the header that counts, seconds."""
+TOO_SHORT = 0.1
+"""Share of the median length below which a clip is too short."""
 
 
 def check_clips(config: DataConfig, *, out: Path | None = None, workers: int = 1,
@@ -47,13 +61,16 @@ def check_clips(config: DataConfig, *, out: Path | None = None, workers: int = 1
     (docs/json.md). Raises `DataError` for a set that cannot be listed, `UsageError` if no folder is writable.
     """
     listed, files = list_clips(config, quarantine=False), _choose_files(config, out)
-    by_hand = _read_rows_by_hand(quarantine_file(config), files.quarantine)
+    excluded: dict[Path, tuple[str, str]] = {}
+    for path in (quarantine_file(config), files.quarantine):
+        excluded |= read_quarantine(path) if path.is_file() else {}
+    # lines that no check wrote
+    by_hand = [(clip, kind, reason) for clip, (kind, reason) in excluded.items() if kind not in KINDS]
     if config.is_builtin:
         synthetic.ensure_rendered(config.builtin, cache_dir(config), workers, report)
-    excluded = {str(path) for path, _, _ in by_hand}
+    named = {str(path) for path, _, _ in by_hand}
     whole = len(listed.clips)
-    listed = dataclasses.replace(listed, clips=tuple(clip for clip in listed.clips
-                                                     if absolute(clip.path) not in excluded))
+    listed = dataclasses.replace(listed, clips=tuple(clip for clip in listed.clips if absolute(clip.path) not in named))
     # a file that is listed twice is decoded once
     places = {path: place for place, path in enumerate(dict.fromkeys(clip.path for clip in listed.clips))}
     measured, failed = measure_all(list(places), config, workers, files.measurements, report, progress)
@@ -65,8 +82,16 @@ def check_clips(config: DataConfig, *, out: Path | None = None, workers: int = 1
     kept[[problem.index for problem in problems if problem.quarantined]] = False
     rows = [(listed.clips[problem.index].path, problem.kind, problem.reason)
             for problem in problems if problem.quarantined] + by_hand
-    evenness = balance(listed, kept)
-    notes = [*listed.notes, *_make_notes(listed, table, kept, whole - len(listed.clips)), *balance_notes(evenness)]
+    evenness, notes = balance(listed, kept), [*listed.notes]
+    if left_out := whole - len(listed.clips):
+        notes.append(f"{quantity(left_out, 'clip')} left out by hand, in the quarantine list")
+    if copies := count_copies(listed, table):
+        notes.append(f"{quantity(copies, 'clip')} with the same content as another of the same split and class")
+    if len(listed.clips) and not (table["frames"] > 1).any() and table["readable"].any():
+        notes.append("every clip that can be read has a single frame: these are pictures, and a search refuses them")
+    if gone := listed.find_emptied(kept):
+        notes.append("a search would not start, because no usable clip is left in: " + ", ".join(gone))
+    notes += balance_notes(evenness)
     if rows:
         write_quarantine(files.quarantine, rows)
     elif files.quarantine.is_file():
@@ -90,20 +115,6 @@ def check_clips(config: DataConfig, *, out: Path | None = None, workers: int = 1
 def _median_s(listed: ClipList, table: np.ndarray, kept: np.ndarray) -> float | None:
     lengths_s = table["length_s"].tolist()
     return median_length_s((listed.clips[place].split, lengths_s[place]) for place in np.flatnonzero(kept).tolist())
-
-
-def _make_notes(listed: ClipList, table: np.ndarray, kept: np.ndarray, by_hand: int) -> list[str]:
-    """Lines about facts that are no problems."""
-    notes = []
-    if by_hand:
-        notes.append(f"{quantity(by_hand, 'clip')} left out by hand, in the quarantine list")
-    if copies := count_copies(listed, table):
-        notes.append(f"{quantity(copies, 'clip')} with the same content as another of the same split and class")
-    if len(listed.clips) and not (table["frames"] > 1).any() and table["readable"].any():
-        notes.append("every clip that can be read has a single frame: these are pictures, and a search refuses them")
-    if gone := listed.find_emptied(kept):
-        notes.append("a search would not start, because no usable clip is left in: " + ", ".join(gone))
-    return notes
 
 
 @dataclass(frozen=True)
@@ -147,17 +158,6 @@ def _is_writable(folder: Path) -> bool:
         return False
 
 
-def _read_rows_by_hand(*paths: Path) -> list[tuple[Path, str, str]]:
-    """The lines of quarantine lists that no check wrote: their kind is not in `KINDS`. Lists may be missing.
-
-    Raises `DataError` for a list that cannot be read.
-    """
-    found: dict[Path, tuple[str, str]] = {}
-    for path in paths:
-        found |= read_quarantine(path) if path.is_file() else {}
-    return [(clip, kind, reason) for clip, (kind, reason) in found.items() if kind not in KINDS]
-
-
 def refuse_problems(result: Mapping[str, Any]) -> None:
     """Raise `DataError` if the `result` of a check has problems, with advice about what to do next."""
     problems = result["problems"]
@@ -173,3 +173,102 @@ def refuse_problems(result: Mapping[str, Any]) -> None:
         advice.append("the others stay in use: mend them, remove them, or add their paths to a quarantine list")
     raise DataError(f"{quantity(len(problems), 'problem')} in {clips} clips", where=str(result["data"]),
                     fix="\n  ".join([*advice, f"all of them, with the figures: {result['report']}"]))
+
+
+@dataclass(frozen=True)
+class ClipProblem:
+    """A problem of the clip at place `index` of the list."""
+
+    index: int
+    kind: str
+    reason: str
+    quarantined: bool = False
+
+
+def find_problems(listed: ClipList, table: np.ndarray, failures: Mapping[int, Failure],
+                  median_s: float | None) -> list[ClipProblem]:
+    """Return all problems, in the order of the list; `table` has a row of `CLIP` for each of its clips.
+
+    Quarantined are clips that cannot be read (unless none can: then the disk or the paths are at fault), clips of a
+    single frame (unless all have one), and train's copy of a clip that is also in val or test.
+    """
+    any_readable, any_moving = bool(table["readable"].any()), bool((table["frames"] > 1).any())
+    found = [ClipProblem(index, failure.kind, failure.reason, any_readable) for index, failure in failures.items()]
+    for index in np.flatnonzero(table["readable"]).tolist():
+        is_folder = table[index]["damaged"] and listed.clips[index].path.is_dir()
+        if reason := truncation_reason(table[index], "picture" if is_folder else "packet"):
+            found.append(ClipProblem(index, "truncated", reason))
+        if reason := clock_reason(table[index]):
+            found.append(ClipProblem(index, "clock", reason))
+        if reason := shortness_reason(table[index], median_s):
+            found.append(ClipProblem(index, "too-short", reason, any_moving and int(table[index]["frames"]) == 1))
+    for group in same_contents(table):
+        found += _find_bad_copies(listed, group.tolist())
+    return sorted(found, key=lambda problem: (problem.index, KINDS.index(problem.kind)))
+
+
+def truncation_reason(clip: np.void, part: str = "packet") -> str | None:
+    """Return how a clip ends early or is damaged; None if it is whole. `part` is the name of its parts."""
+    announced, announced_s, fps = int(clip["announced_frames"]), float(clip["announced_s"]), float(clip["fps"])
+    announced_s = 0.0 if clip["jumps"] else announced_s  # its length follows the same clock
+    given_s = float(clip["length_s"]) + (1 / fps if fps else 0.0)  # the last frame lasts a while too
+    if announced and fps:
+        announced_s = max(announced_s, announced / fps)
+    # if all frames are there, the last one is meant to be shown for the missing time
+    whole = announced > 0 and clip["decoded"] >= MUCH_LESS * announced
+    cut = not whole and given_s < min(MUCH_LESS * announced_s, announced_s - SLACK_S)
+    parts = [f"gives {given_s:.1f} s of the {announced_s:.1f} s that its header announces"] if cut else []
+    if clip["broken_off"]:
+        parts.append("the file breaks off")
+    if clip["damaged"] > clip["broken_off"]:  # the place where it breaks off counts as one
+        parts.append(f"{quantity(int(clip['damaged']), part)} could not be decoded")
+    return "; ".join(parts) or None
+
+
+def clock_reason(clip: np.void) -> str | None:
+    """Return how a clip's clock jumps; None if it does not."""
+    if not clip["jumps"]:
+        return None
+    jumps = quantity(int(clip["jumps"]), "time")
+    jumped_s = float(clip["jumped_s"])
+    by = f"{jumped_s:,.0f}" if jumped_s >= 10 else f"{jumped_s:.1f}"
+    return (f"its time stamps jump {jumps}, by {by} s in all, and are not followed there: "
+            f"{int(clip['decoded']):,} frames count as {float(clip['length_s']):.1f} s")
+
+
+def shortness_reason(clip: np.void, median_s: float | None) -> str | None:
+    """Return why a clip is too short to be useful; None if it is not."""
+    if clip["frames"] == 1:
+        return "has one frame only"
+    if median_s and clip["length_s"] < TOO_SHORT * median_s:
+        return f"lasts {clip['length_s']:.2f} s, less than a tenth of the median, {median_s:.1f} s"
+    return None
+
+
+def _find_bad_copies(listed: ClipList, group: Sequence[int]) -> Iterator[ClipProblem]:
+    """The problems of clips with the same content: in two splits, or of two classes."""
+    clips = {index: listed.clips[index] for index in group}
+    kinds = {(clip.label, clip.split): clip for clip in reversed(clips.values())}  # the first copy of each
+    evaluated = [clip for clip in clips.values() if clip.split != "train"]
+    files = {absolute(clip.path) for clip in evaluated}
+
+    def name_clip(copy: Clip, clip: Clip) -> str:  # with its class, if that differs
+        of_class = f", which is of class {listed.classes[copy.label]!r}" if copy.label != clip.label else ""
+        return f"{copy.path} in {copy.split}{of_class}"
+
+    for index, clip in clips.items():
+        if evaluated and clip.split == "train":
+            first = name_clip(evaluated[0], clip)
+            is_file = absolute(clip.path) in files  # the quarantine would take it from both
+            reason = (f"the same file as {first}: remove it from one of the lists" if is_file else
+                      f"the same pictures as {first}: training on it would make accuracies too good")
+            yield ClipProblem(index, "duplicate", reason, not is_file)
+        elif other := next((other for other in kinds.values() if other.label != clip.label or (
+                other.split != clip.split and other.split != "train")), None):
+            yield ClipProblem(index, "duplicate", f"the same pictures as {name_clip(other, clip)}")
+
+
+def count_copies(listed: ClipList, table: np.ndarray) -> int:
+    """Return the number of clips that repeat another one of their own split and class, which is no mistake."""
+    return sum(len(group) - len({(listed.clips[index].split, listed.clips[index].label) for index in group.tolist()})
+               for group in same_contents(table))
