@@ -147,7 +147,20 @@ def _gather(config: DataConfig, listed: ClipList, short_side: int, workers: int,
                f"{storage_text(cache.limit.used_bytes)} in use) in {cache.folder}")
     outcomes = _decode_all(listed.clips, cache, short_side, workers, report, progress)
     found = _Found(listed, outcomes, cache.folder, estimate)
-    _report_clips(found, cache, report)
+    readable, unreadable = found.readable, found.unreadable
+    for path, reason in unreadable[:SHOWN]:
+        report(f"left out {path}: {reason}")
+    if len(unreadable) > SHOWN:
+        report(f"left out {len(unreadable) - SHOWN} more")
+    if damaged := [clip.path for _, clip in readable if clip.damaged]:
+        report(f"damaged and kept as far as they decode: {quantity(len(damaged), 'clip')}, the first {damaged[0]}")
+    if missing := sum(clip.store is None for _, clip in readable):
+        because = cache.full_because or "each alone is larger than data.cache_gb"
+        report(f"the frames of {missing} of {len(readable)} clips are not kept ({because}) and will be decoded at each "
+               "access, which is slower")
+    train = {clip.content for split, clip in readable if split == "train"}
+    if shared := sum(clip.content in train for split, clip in readable if split != "train"):
+        report(f"train shares {quantity(shared, 'clip')} with val or test: accuracies on them say little")
     return found
 
 
@@ -197,26 +210,6 @@ def _reason(clip: Clip, reason: str) -> str:
 def _reason_of_hang(clip: Clip, reason: str) -> str | None:
     """Return the reason of a hang; None for a crash, as the process may have been killed for its memory alone."""
     return reason if died_of(reason) == "hang" else None
-
-
-def _report_clips(found: _Found, cache: FrameCache, report: Callable[[str], None]) -> None:
-    readable, unreadable = found.readable, found.unreadable
-    for path, reason in unreadable[:SHOWN]:
-        report(f"left out {path}: {reason}")
-    if len(unreadable) > SHOWN:
-        report(f"left out {len(unreadable) - SHOWN} more")
-    damaged = [clip.path for _, clip in readable if clip.damaged]
-    if damaged:
-        report(f"damaged and kept as far as they decode: {quantity(len(damaged), 'clip')}, the first {damaged[0]}")
-    missing = sum(clip.store is None for _, clip in readable)
-    if missing:
-        because = cache.full_because or "each alone is larger than data.cache_gb"
-        report(f"the frames of {missing} of {len(readable)} clips are not kept ({because}) and will be decoded at each "
-               "access, which is slower")
-    train = {clip.content for split, clip in readable if split == "train"}
-    shared = sum(clip.content in train for split, clip in readable if split != "train")
-    if shared:
-        report(f"train shares {quantity(shared, 'clip')} with val or test: accuracies on them say little")
 
 
 def _check_unreadable(config: DataConfig, found: _Found, run_list: Path | None) -> None:

@@ -67,7 +67,12 @@ def list_clips(config: DataConfig, *, to_train: bool = True, quarantine: bool = 
     (all of them), an empty split, a single class, a class that train lacks or one that cannot be split.
     """
     if config.is_builtin:
-        return _list_builtin(config, quarantine)
+        files = clip_files(config.builtin, cache_dir(config))
+        clips = [Clip(path, label, split) for split in SPLITS for path, label in files[split]]
+        file, excluded = read_exclusions(config) if quarantine else (Path(), set())
+        kept = [clip for clip in clips if absolute(clip.path) not in excluded] if excluded else clips
+        notes = _quarantine_notes(file, excluded, len(clips) - len(kept))
+        return ClipList(class_names(config.builtin), tuple(kept), tuple(notes))
     source = read_source(config)
     unify_labels(source)
     if to_train and "train" not in source.splits:
@@ -101,18 +106,6 @@ def list_run_clips(path: Path, config: DataConfig, *, classes: Sequence[str] | N
     `read_run_list` and `list_clips`.
     """
     return read_run_list(path, classes, to_resume=to_resume) or list_clips(config)
-
-
-def _list_builtin(config: DataConfig, quarantine: bool) -> ClipList:
-    files = clip_files(config.builtin, cache_dir(config))
-    clips = tuple(Clip(path, label, split) for split in SPLITS for path, label in files[split])
-    notes: list[str] = []
-    if quarantine:
-        path, excluded = read_exclusions(config)
-        kept = tuple(clip for clip in clips if absolute(clip.path) not in excluded) if excluded else clips
-        notes = _quarantine_notes(path, excluded, len(clips) - len(kept))
-        clips = kept
-    return ClipList(class_names(config.builtin), clips, tuple(notes))
 
 
 def _set_groups(source: Source, pattern: str, test_share: float) -> None:

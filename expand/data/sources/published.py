@@ -50,15 +50,21 @@ def format_of(path: Path) -> str:
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
     line = next((line.strip() for line in head.split("\n") if line.strip()), "")
-    if path.suffix.lower() == ".json":
-        return "ssv2" if is_ssv2(head) else "lists"
+    if path.suffix.lower() == ".json":  # a list of clips with an id and no foreign fields
+        match = re.match(r'\s*\[\s*(\{[^}]*"id"\s*:[^{}]*\})', head)
+        try:
+            return "ssv2" if match is not None and json.loads(match[1]).keys() <= SSV2_FIELDS else "lists"
+        except ValueError:
+            return "lists"
     if UCF_LIST.fullmatch(path.name) and UCF_LINE.fullmatch(line):
         return "ucf101"
     if HMDB_LIST.fullmatch(path.name) and HMDB_LINE.fullmatch(line):
         return "hmdb51"
-    if is_kinetics(head):
+    columns = [name.strip().strip('"').lower() for name in head.split("\n", 1)[0].split(",")]
+    if all(name in columns for name in KINETICS_COLUMNS):
         return "kinetics"
-    return "ssv2" if SSV2_ANSWERS.fullmatch(path.name) and is_answers(head) else "lists"
+    is_answers = SSV2_ANSWERS.fullmatch(path.name) and re.match(r"\d+;[^;\n]*[A-Za-z][^;\n]*(\n|$)", head)
+    return "ssv2" if is_answers else "lists"
 
 
 def find_annotations(root: str) -> dict[str, Files]:
@@ -84,16 +90,12 @@ def find_annotations(root: str) -> dict[str, Files]:
 KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end")
 
 
-def is_kinetics(head: str) -> bool:
-    """Return true if a file that begins with `head` has the columns of Kinetics."""
-    columns = [name.strip().strip('"').lower() for name in head.split("\n", 1)[0].split(",")]
-    return all(name in columns for name in KINETICS_COLUMNS)
-
-
 def read_kinetics(files: Files, root: str) -> Source:
     """Return the clips of `files`, whose own column or name may say the split.
 
-    A file without labels (a test split) is left out with a note. Raises `DataError` for lines that cannot be read.
+    Clips are named `<youtube_id>_<start>_<end>` with six digits a second, as the usual download tools do, or
+    `<youtube_id>`. A file without labels (a test split) is left out with a note. Raises `DataError` for lines that
+    cannot be read.
     """
     listed: list[SourceClip] = []
     mistakes: list[str] = []
@@ -172,24 +174,11 @@ SSV2_FIELDS = {"id", "label", "template", "placeholders"}
 SSV2_FOLDERS = ("", "20bn-something-something-v2", "videos", "rawframes", "frames")
 
 
-def is_ssv2(head: str) -> bool:
-    """Return true if a JSON file that begins with `head` is a list of clips with an id and no foreign fields."""
-    match = re.match(r'\s*\[\s*(\{[^}]*"id"\s*:[^{}]*\})', head)
-    try:
-        return match is not None and json.loads(match[1]).keys() <= SSV2_FIELDS
-    except ValueError:
-        return False
-
-
-def is_answers(head: str) -> bool:
-    """Return true if a file that begins with `head` has a line `id;template` for each clip."""
-    return re.match(r"\d+;[^;\n]*[A-Za-z][^;\n]*(\n|$)", head) is not None
-
-
 def read_ssv2(files: Files, root: str) -> Source:
     """Return the clips of `files`, whose own names may say the split; test only if its answers are there.
 
-    Raises `DataError` for files that are not of that form, or templates that are no class.
+    A clip is `<id>.webm` (or another suffix) or the folder of frames `<id>`; its class is its template without
+    brackets. Raises `DataError` for files that are not of that form, or templates that are no class.
     """
     order = _read_ssv2_classes([path.parent for _, path in files])
     paths, notes = PublishedPaths(root), ["read as Something-Something v2"]
