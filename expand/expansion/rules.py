@@ -36,18 +36,18 @@ class Space:
 
     @property
     def target(self) -> float:
-        """The budget; raises `UsageError` where none is set."""
+        """Return the budget. Raises `UsageError` where none is set."""
         if self.config.target_gflops is None:
             raise UsageError("no compute target is set", where="search.target_gflops",
                              fix="give --target-gflops G, the multiply-adds of one clip in 10^9")
         return self.config.target_gflops
 
     def complexity(self, factors: Factors) -> float:
-        """C of a network: the named value that the target is stated in."""
+        """Return C of a network: the named value that the target is stated in."""
         return complexity_of(factors, self.classes).gflops
 
     def basis(self) -> Candidate:
-        """Step 0: the network that the search starts from."""
+        """Return step 0: the network that the search starts from."""
         basis = self.config.basis
         factors = Factors.of(frames=basis.frames, stride=basis.stride, resolution=basis.resolution, width=basis.width,
                              bottleneck=basis.bottleneck, depth=basis.depth)
@@ -55,7 +55,7 @@ class Space:
 
     def candidate(self, step: int, axis: str, factors: Factors, base: Factors, *, name: str | None = None,
                   overshoot: bool = False, note: str | None = None) -> Candidate:
-        """A candidate with its costs filled in."""
+        """Return a candidate with its costs filled in."""
         cost = complexity_of(factors, self.classes)
         return Candidate(id=f"s{step:02d}-{name or axis}", step=step, axis=axis, factors=factors,
                          gflops=self.complexity(factors), params=cost.params,
@@ -75,7 +75,7 @@ class Proposal:
 
 
 def propose(space: Space, current: Factors, step: int) -> Proposal:
-    """One candidate an axis: the largest grid value whose C is at most `expansion_rate` x the current C.
+    """Return one candidate for each axis: the largest grid value whose C is at most `expansion_rate` x the current C.
 
     Where even one grid step exceeds that, the candidate is this one step, marked `overshoot`. Axes that give the same
     network share one candidate. An axis that cannot grow is excluded with its reason.
@@ -98,7 +98,7 @@ def propose(space: Space, current: Factors, step: int) -> Proposal:
 
 
 def grid_steps(axis: Axis) -> Iterator[int]:
-    """1, 2, ...: steps on an axis's grid. Raises `UsageError` after `MOST_GRID` of them, so that no grid, however fine
+    """Yield 1, 2, ...: steps on an axis's grid. Raises `UsageError` after `MOST_GRID` of them, so that no grid, however fine
     for its target, is walked for hours."""
     yield from range(1, MOST_GRID + 1)
     raise UsageError(f"the grid of {axis.name} has more than {MOST_GRID:,} values on the way to the target",
@@ -136,7 +136,7 @@ class Selection:
 
 
 def score(criterion: str, *, gain: float, gflops: float, ratio: float) -> float:
-    """The value of a candidate that gains `gain` in J and costs `gflops` more, `ratio` times as much in all.
+    """Return the score of a candidate that gains `gain` in J and costs `gflops` more, `ratio` times as much in all.
 
     `gain_per_gflop`: dJ/dC; `gain_per_doubling`: dJ/log2(ratio); `accuracy`: dJ (the paper's choice among candidates
     of about equal cost). A loss is never divided: being costlier must not make it look smaller, so that with every
@@ -149,7 +149,7 @@ def score(criterion: str, *, gain: float, gflops: float, ratio: float) -> float:
 
 def select(space: Space, base: Candidate, base_accuracy: float, candidates: tuple[Candidate, ...],
            outcomes: Mapping[str, Outcome]) -> Selection | None:
-    """The step's winner: the best score, then the higher J, then the lower C, then the earlier axis.
+    """Return the step's winner: the best score, then the higher J, then the lower C, then the earlier axis.
 
     The network grows even where no candidate gains (the target is a budget to spend, as in the paper); failed
     candidates do not compete. None where all failed.
@@ -167,17 +167,17 @@ def select(space: Space, base: Candidate, base_accuracy: float, candidates: tupl
 
 
 def contract(space: Space, base: Factors, expanded: Candidate) -> Candidate | None:
-    """The last expansion shrunk to the largest grid value with C <= target; None where that is `base` itself.
+    """Return the last expansion, shrunk to the largest grid value with C <= target; None where that is `base` itself.
 
     `expanded` exceeds the target and `base`, the network before it, does not.
     """
     axis, best = AXES[expanded.axis], base
     for k in grid_steps(axis):
-        between = axis.between(base, expanded.factors, k, space.bounds)
-        if not is_within_bounds(between) or space.complexity(between) > space.target:
+        grown = axis.grow_towards(base, expanded.factors, k, space.bounds)
+        if not is_within_bounds(grown) or space.complexity(grown) > space.target:
             break
-        if space.complexity(between) > space.complexity(base):
-            best = between
+        if space.complexity(grown) > space.complexity(base):
+            best = grown
     if best is base:
         return None
     return space.candidate(expanded.step + 1, expanded.axis, best, base, name="contraction")

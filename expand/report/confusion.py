@@ -61,14 +61,6 @@ def plot_confusion(confusion_KK: np.ndarray, names: Sequence[str], out: Path, ti
     confusion_KK = confusion_KK[np.ix_(occur, occur)]
     texts = [one_line(jsonable(names[label])) for label in occur.tolist()]
     labels = [text if len(text) <= LONGEST_NAME else text[:LONGEST_NAME - 1] + "…" for text in texts]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box in its place will do
-        figure = _draw_figure(confusion_KK, labels, title)
-        with atomic_path(out) as temporary:
-            figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
-
-
-def _draw_figure(confusion_KK: np.ndarray, labels: Sequence[str], title: str) -> Figure:
     is_named = len(labels) <= NAMED
     side = min(16.0, max(5.5, 3.5 + 0.2 * len(labels))) if is_named else 9.0
     figure = Figure(figsize=(side + (0.9 if is_named else 4.6), side), dpi=DPI, layout="constrained")
@@ -105,4 +97,6 @@ def _draw_figure(confusion_KK: np.ndarray, labels: Sequence[str], title: str) ->
             if count := confusion_KK[row, column]:
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=8,
                           color=PALE if share > 0.3 else INK)
-    return figure
+    with warnings.catch_warnings(), atomic_path(out) as temporary:
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box in its place will do
+        figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})

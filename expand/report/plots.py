@@ -209,14 +209,8 @@ def _draw_surroundings(axes: Axes, summary: Mapping[str, Any], networks: Sequenc
     if not any(candidate["accuracy"] is not None for candidate in networks):
         axes.text(0.5, 0.5, "no candidate has finished yet", transform=axes.transAxes, ha="center", va="center",
                   color=GREY, fontsize=13)
-    handles = _legend(summary, networks)
-    if handles:
-        axes.figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=9.5, frameon=False,
-                           columnspacing=1.4, handletextpad=0.5)
 
-
-def _legend(summary: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -> list[Line2D]:
-    """An entry for everything that is in the figure, axes in their fixed order."""
+    # The legend has an entry for everything that is in the figure, axes in their fixed order.
     order = list(STYLES)
     merged = {axis_name(candidate): candidate for candidate in networks}
     ordered = sorted(merged.items(), key=lambda item: (order.index(item[1]["axis"]) if item[1]["axis"] in order else 99,
@@ -236,7 +230,9 @@ def _legend(summary: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -
                               label="not finished yet"))
     if summary["winner"] and summary["winner"]["accuracy"] is not None:
         handles.append(_handle("final training", STAR, INK, "*", size=14))
-    return handles
+    if handles:
+        axes.figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=9.5, frameon=False,
+                           columnspacing=1.4, handletextpad=0.5)
 
 
 def _handle(name: str, face: str, edge: str, marker: str, size: float = 8) -> Line2D:

@@ -24,7 +24,7 @@ from expand.expansion.events import (
     StepRetried,
     WinnerChosen,
 )
-from expand.expansion.state import Candidate, Contraction, SearchState, Step
+from expand.expansion.state import Candidate, SearchState
 from expand.expansion.text import split_note
 from expand.rundir.journal import last_of, read_events
 from expand.rundir.lock import holder
@@ -72,7 +72,21 @@ def summarize(run_dir: Path | str, now: float | None = None) -> dict[str, Any]:
              "failed" if isinstance(life, RunFailed) else "interrupted")
     at_work_until = (time.time() if now is None else now) if state == "running" else None
     started, final, results = search.started, search.final, _results(events, is_running=state == "running")
-    steps = [_describe_step(step, results) for step in search.steps]
+    steps = []
+    for step in search.steps:  # the chosen candidate's values stand at its top, None until one is chosen
+        chosen_id = step.candidates[0].id if step.number == 0 else step.selected
+        candidates = [{**_describe_candidate(candidate, results), "selected": candidate.id == chosen_id,
+                       "score": step.scores.get(candidate.id)} for candidate in step.candidates]
+        chosen = next((candidate for candidate in candidates if candidate["selected"]), {})
+        steps.append({"step": step.number, **{key: chosen.get(key) for key in CHOSEN}, "candidates": candidates,
+                      "excluded": [exclusion.as_dict() for exclusion in step.excluded]})
+    contraction: dict[str, Any] | None = None
+    if search.contraction:
+        shrunk = search.contraction.candidate
+        # Without an id (and complexity) where it gave back a network that had been trained.
+        described = _describe_candidate(shrunk, results) if shrunk else {
+            **dict.fromkeys((*SPEC, *RESULT, "reason")), "also": [], "notes": [], "state": "finished"}
+        contraction = {**described, "axis": search.contraction.axis, "why": search.contraction.reason}
     # The clips that the winner's accuracy comes from also chose the winner where there is no test split.
     on_val = final.split == "val" if final else started is not None and not started.splits.get("test")
     summary: dict[str, Any] = {
@@ -82,7 +96,7 @@ def summarize(run_dir: Path | str, now: float | None = None) -> dict[str, Any]:
         "criterion": started.criterion if started else None,
         "classes": len(started.classes) if started else None, "splits": dict(started.splits) if started else None,
         "basis": steps[0] if steps else None, "steps": steps,
-        "contraction": _describe_contraction(search.contraction, results), "selected_on_val": on_val,
+        "contraction": contraction, "selected_on_val": on_val,
         "test_accuracy": final.accuracy if final and final.split == "test" else None,
         "winner": _describe_winner(events, final, on_val), "elapsed_s": elapsed_s(events, at_work_until)}
     # The time that the training in progress, if there is one, has had since it was last started.
@@ -119,27 +133,6 @@ def _describe_candidate(candidate: Candidate, results: Mapping[str, Mapping[str,
     spec, found = candidate.as_dict(), results.get(candidate.id, {"state": "waiting"})
     return {**{key: spec[key] for key in SPEC}, **{key: found.get(key) for key in ("state", "reason", *RESULT)},
             "notes": list(found.get("notes", ()))}
-
-
-def _describe_step(step: Step, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a step: its candidates, and the chosen one's values at the top (None until one is chosen)."""
-    chosen_id = step.candidates[0].id if step.number == 0 else step.selected
-    candidates = [{**_describe_candidate(candidate, results), "selected": candidate.id == chosen_id,
-                   "score": step.scores.get(candidate.id)} for candidate in step.candidates]
-    chosen = next((candidate for candidate in candidates if candidate["selected"]), {})
-    return {"step": step.number, **{key: chosen.get(key) for key in CHOSEN}, "candidates": candidates,
-            "excluded": [exclusion.as_dict() for exclusion in step.excluded]}
-
-
-def _describe_contraction(contraction: Contraction | None,
-                          results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return the contraction; without an id (and complexity) where it gave back a network that had been trained."""
-    if contraction is None:
-        return None
-    if contraction.candidate is None:
-        return {**dict.fromkeys((*SPEC, *RESULT)), "also": [], "notes": [], "axis": contraction.axis,
-                "state": "finished", "reason": None, "why": contraction.reason}
-    return {**_describe_candidate(contraction.candidate, results), "axis": contraction.axis, "why": contraction.reason}
 
 
 def _describe_winner(events: Sequence[Event], final: FinalFinished | None, on_val: bool) -> dict[str, Any] | None:

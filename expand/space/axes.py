@@ -1,8 +1,8 @@
 """The six axes of expansion (paper, section 3.2), one small object each.
 
-An axis knows the networks that lie on its grid: `grow` gives the k-th grid value above a network, `between` the k-th
-above it on the way to an already expanded one (for the contraction), `refusal` the reason why a network may not be.
-How far to go is the search's decision (`expand.expansion.rules`), not an axis's.
+An axis knows the networks that lie on its grid: `grow` gives the k-th grid value above a network, `grow_towards` the
+k-th above it on the way to an already expanded one (for the contraction), `refusal` the reason why a network may not
+be. How far to go is the search's decision (`expand.expansion.rules`), not an axis's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Axis:
         """Return the network `k` grid steps above `base`."""
         raise NotImplementedError
 
-    def between(self, base: Factors, expanded: Factors, k: int, bounds: Bounds) -> Factors:
+    def grow_towards(self, base: Factors, expanded: Factors, k: int, bounds: Bounds) -> Factors:
         """Return the network `k` grid steps above `base` on the way to `expanded`."""
         return self.grow(base, k, bounds)
 
@@ -95,7 +95,7 @@ class TemporalAxis(Axis):
         exponent = bounds.temporal_split - 1 if self.lengthens and base.frames > 1 else -1.0
         return replace(base, gamma_t=frames, gamma_tau=max(1, round_half_up(base.stride * ratio**exponent)))
 
-    def between(self, base: Factors, expanded: Factors, k: int, bounds: Bounds) -> Factors:
+    def grow_towards(self, base: Factors, expanded: Factors, k: int, bounds: Bounds) -> Factors:
         """Return fewer frames over the expanded clip's duration: 16 x 5 contracts to the published 13 x 6."""
         frames, limit_s = base.frames + k * bounds.grid.frames, bounds.limits.clip_s
         stride = max(1, round_half_up(expanded.stride * expanded.frames / frames))

@@ -237,7 +237,7 @@ def test_a_contraction_is_the_largest_grid_value_that_fits(space, base, share, d
     space = Space(replace(space.config, target_gflops=floor + share * (expanded.gflops - floor)), space.classes)
     assume(floor <= space.target < expanded.gflops)
     axis, contracted = AXES[expanded.axis], contract(space, base, expanded)
-    grid = (axis.between(base, expanded.factors, k, space.bounds) for k in itertools.count(1))
+    grid = (axis.grow_towards(base, expanded.factors, k, space.bounds) for k in itertools.count(1))
     between = list(itertools.takewhile(lambda f: gflops(space, f) < expanded.gflops, grid)) + [expanded.factors]
     fitting = [f for f in between if floor < gflops(space, f) <= space.target]
     if contracted is None:

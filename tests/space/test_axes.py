@@ -28,7 +28,7 @@ def test_paper_path_of_clips_comes_out():
 
 def test_sixteen_frames_contract_to_the_published_thirteen_at_stride_six():
     base = Factors.of(frames=8, stride=6, resolution=160)
-    assert clip(X_TEMPORAL.between(base, X_TEMPORAL.grow(base, 8, BOUNDS), 5, BOUNDS)) == (13, 6)
+    assert clip(X_TEMPORAL.grow_towards(base, X_TEMPORAL.grow(base, 8, BOUNDS), 5, BOUNDS)) == (13, 6)
 
 
 @given(st.integers(1, 8))
