@@ -142,8 +142,7 @@ def synth(out: Path, classes: int | None, clips: int | None, seed: int | None, w
 
     You choose the cues that tell the classes apart, and so what a network needs to see them. Every cue has a strength:
     0 removes it from the classes and the pictures, 1 is as in the built-in clips. The other options say how large or
-    slow a cue is. Of hue, texture, motion and period each doubles
-    the classes (all four by default: 16).
+    slow a cue is. Each of hue, texture, motion and period doubles the number of classes (by default all four: 16).
     """
     from expand import api
     from expand.run.display import make_reporter

@@ -1,8 +1,9 @@
-"""`status`, `plot`, `plan` and `complexity`: commands that change no run."""
+"""`status`, `plot`, `plan`, `complexity` and `doctor`: commands that change no run."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,28 @@ def complexity(network: str, json_: bool) -> None:
     from expand.report.plan_text import complexity_text
 
     click.echo(complexity_text(counted))
+
+
+@click.command()
+@as_json
+def doctor(json_: bool) -> None:
+    """Check this machine and this installation.
+
+    Shows what a search can use here, what it does use, and how to get more. Looks at versions, processor, memory, GPUs,
+    the compiled CPU kernels, and the folders for frames and runs; changes nothing. The exit code is 1 if something will
+    fail.
+    """
+    from expand import api
+
+    found = api.doctor()
+    if json_:
+        print_json(found)
+    else:
+        from expand.expansion.text import one_line
+
+        for name, check in found["checks"].items():
+            click.echo(f"{check['state']:<8} {name:<10} {one_line(check['text'])}")
+            if check["fix"]:
+                click.echo(f"{'':<19} -> {one_line(check['fix'])}")
+    if found["state"] == "problem":
+        sys.exit(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -113,17 +113,7 @@ def _test_lines(result: dict[str, Any]) -> Iterator[str]:
     if result["note"]:
         yield f"  {result['note']}"
     yield ""
-    yield from _class_lines(result["per_class"])
-    yield ""
-    yield (f"{duration(result['wall_s'])} on {result['device']}, {result['precision']}, "
-           f"{result['clips_per_s']:.1f} clips/s. Written to {one_line(result['out'])}")
-
-
-def _class_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yield the classes' figures; of many classes, the worst first."""
-    from expand.expansion.text import one_line, percent
-
-    shown = rows
+    rows = shown = result["per_class"]  # of many classes, the worst first
     if len(rows) > LISTED_CLASSES:
         shown = sorted(rows, key=lambda row: row["accuracy"])[:LISTED_CLASSES]
         yield f"The worst {LISTED_CLASSES} of {len(rows)} classes (classes.csv has all):"
@@ -134,6 +124,9 @@ def _class_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         mistaken = f"{one_line(row['confused_with'])} ({row['confused']})" if row["confused"] else "-"
         yield (f"{name:<{width}}  {row['videos']:>6}  {percent(row['accuracy']):>7}  {percent(row['top5']):>7}  "
                f"{mistaken}")
+    yield ""
+    yield (f"{duration(result['wall_s'])} on {result['device']}, {result['precision']}, "
+           f"{result['clips_per_s']:.1f} clips/s. Written to {one_line(result['out'])}")
 
 
 def _file_lines(file: dict[str, Any]) -> Iterator[str]:
@@ -148,14 +141,10 @@ def _file_lines(file: dict[str, Any]) -> Iterator[str]:
     yield f"{one_line(file['path'])} ({file['length_s']:.1f} s{damaged}{jumps})"
     for guess in file["predictions"]:
         yield f"  {100 * guess['probability']:5.1f} %  {one_line(guess['class'])}"
-    for start_s, end_s, name, probability in _merge_windows(file.get("timeline", [])):
-        yield f"  {start_s:7.1f} to {end_s:7.1f} s  {100 * probability:5.1f} %  {one_line(name)}"
-
-
-def _merge_windows(timeline: Sequence[dict[str, Any]]) -> Iterator[tuple[float, float, str, float]]:
-    """Yield (start, end, class, mean probability) of neighbouring windows that show the same class."""
-    for _, group in groupby(timeline, key=lambda window: window["predictions"][0]["label"]):
+    # Neighbouring windows that show the same class stand in one line, with the mean of their probabilities.
+    for _, group in groupby(file.get("timeline", []), key=lambda window: window["predictions"][0]["label"]):
         windows = list(group)
         best = [window["predictions"][0] for window in windows]
-        yield (windows[0]["start_s"], windows[-1]["end_s"], best[0]["class"],
-               sum(guess["probability"] for guess in best) / len(best))
+        probability = sum(guess["probability"] for guess in best) / len(best)
+        yield (f"  {windows[0]['start_s']:7.1f} to {windows[-1]['end_s']:7.1f} s  {100 * probability:5.1f} %  "
+               f"{one_line(best[0]['class'])}")

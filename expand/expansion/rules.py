@@ -98,8 +98,8 @@ def propose(space: Space, current: Factors, step: int) -> Proposal:
 
 
 def grid_steps(axis: Axis) -> Iterator[int]:
-    """Yield 1, 2, ...: steps on an axis's grid. Raises `UsageError` after `MOST_GRID` of them, so that no grid, however fine
-    for its target, is walked for hours."""
+    """Yield 1, 2, ...: steps on an axis's grid. Raises `UsageError` after `MOST_GRID` of them, so that no grid, however
+    fine for its target, is walked for hours."""
     yield from range(1, MOST_GRID + 1)
     raise UsageError(f"the grid of {axis.name} has more than {MOST_GRID:,} values on the way to the target",
                      where="search.grid", fix="make its steps larger, or the target smaller")
