@@ -10,10 +10,13 @@ import av
 import numpy as np
 
 from expand.data.frames.decode import ClipReader
+from expand.data.frames.frame_access import read_frames
 
 FULL = 10_000
 """A short side that no clip here has."""
 TIME_BASE = Fraction(1, 600)
+PLENTY = 1e9
+"""A limit of the frame cache that no test reaches, bytes."""
 
 
 def write_clip(path: Path, times_s: Sequence[float], height: int = 32, width: int = 48) -> Path:
@@ -88,3 +91,18 @@ def write_frames(folder: Path, frames: Iterable[np.ndarray], codec: str = "png",
         frame.pts = None
         (folder / f"{stem}{number}.{suffix}").write_bytes(encode(frame, codec, pixel_format))
     return folder
+
+
+def frames_of(clip):
+    """All frames of a prepared clip."""
+    return read_frames(clip, np.arange(len(clip.times_s)), 0, clip.height)
+
+
+def decoded(path, short_side, **options):
+    """All frames of a clip, fresh from the decoder."""
+    return np.stack([frame for _, frame in ClipReader(path, short_side, **options)])
+
+
+def ten(fps: float) -> list[float]:
+    """The times of ten frames: clips of other rates are other clips whose frames take as much room."""
+    return [number / fps for number in range(10)]

@@ -16,8 +16,7 @@ from expand.data.frames.cache import FORMAT, FrameCache, read_frames
 from expand.data.frames.decode import UnreadableClip
 from expand.data.frames.file_locks import claim, claim_another, release
 from expand.errors import DataError
-from tests.data.cached import PLENTY, decoded, frames_of, ten
-from tests.data.clips import steady, write_clip, write_frames
+from tests.data.clips import PLENTY, decoded, frames_of, steady, ten, write_clip, write_frames
 
 ONE = 10 * 32 * 48 * 3
 """Bytes of the frames of a `ten` clip."""

@@ -16,8 +16,7 @@ from expand.data.frames import frame_access as access
 from expand.data.frames.cache import FrameCache
 from expand.data.frames.frame_access import GREY, read_frames
 from expand.errors import DataError
-from tests.data.cached import PLENTY, decoded, frames_of, ten
-from tests.data.clips import steady, write_clip, write_frames
+from tests.data.clips import PLENTY, decoded, frames_of, steady, ten, write_clip, write_frames
 
 
 @pytest.fixture(autouse=True)

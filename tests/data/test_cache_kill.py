@@ -14,8 +14,7 @@ import pytest
 from expand.config.schema import DataConfig
 from expand.data import prepare
 from expand.data.frames.cache import FrameCache, frames_bytes, read_description
-from tests.data.cached import PLENTY, decoded, frames_of
-from tests.data.clips import steady, write_clip
+from tests.data.clips import PLENTY, decoded, frames_of, steady, write_clip
 
 ROOT = Path(__file__).parents[2]
 BUILD = """

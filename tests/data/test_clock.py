@@ -17,8 +17,7 @@ from expand.data.frames.decode import ClipReader
 from expand.data.loading.prepared import estimate_bytes
 from expand.data.sources import Clip
 from expand.inference.windows import frame_times
-from tests.data.cached import frames_of
-from tests.data.clips import steady, write_clip, write_stamped
+from tests.data.clips import frames_of, steady, write_clip, write_stamped
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "field" / "video"
 DAY_S = 86_400.0

@@ -29,8 +29,7 @@ from expand.data.frames.orientation import (
     turn_upright,
 )
 from expand.data.loading.prepared import _fingerprint
-from tests.data.cached import frames_of
-from tests.data.clips import FULL
+from tests.data.clips import FULL, frames_of
 
 ONE = 1 << 16
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "field" / "video"

@@ -16,8 +16,7 @@ from expand.data.frames.cache import FrameCache
 from expand.data.loading import prepared as prepared_module
 from expand.data.loading.prepared import cache_clips, estimate_bytes
 from expand.errors import DataError
-from tests.data.cached import decoded, frames_of, ten
-from tests.data.clips import steady, write_clip, write_folder, write_frames
+from tests.data.clips import decoded, frames_of, steady, ten, write_clip, write_folder, write_frames
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Locks between processes, which the system releases when their process dies, however it dies (`flock`).
 
-A temporary file of the cache is locked itself, not a file beside it: whoever holds the lock writes through the same
-file handle and then renames the file. filelock keeps its handle to itself, so it cannot do this
+A temporary file of the cache is locked itself, not a file beside it: the process that holds the lock writes through the
+same file handle and then renames the file. filelock keeps its handle to itself, so it cannot do this
 (docs/decisions/010-frame-cache.md).
 """
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 
 from expand.config.schema import DataConfig
@@ -23,7 +24,6 @@ from expand.data.sources.clip import (
     Files,
     Source,
     SourceClip,
-    absolute,
     is_number,
     split_of_folder,
 )
@@ -32,7 +32,7 @@ from expand.data.sources.labels import name_classes, unify_labels
 from expand.data.sources.lists import is_frame_list, lacks_labels, names_clips, read_lists
 from expand.data.sources.paths import cache_dir, lists_of
 from expand.data.sources.published import FORMATS, find_annotations, format_of, read_annotations
-from expand.data.sources.quarantine import quarantine_file, read_exclusions, read_quarantine, write_quarantine
+from expand.data.sources.quarantine import find_kept, quarantine_file, read_quarantine, write_quarantine
 from expand.data.sources.run_list import (
     PUT_BACK,
     other_orders,
@@ -69,10 +69,8 @@ def list_clips(config: DataConfig, *, to_train: bool = True, quarantine: bool = 
     if config.is_builtin:
         files = clip_files(config.builtin, cache_dir(config))
         clips = [Clip(path, label, split) for split in SPLITS for path, label in files[split]]
-        file, excluded = read_exclusions(config) if quarantine else (Path(), set())
-        kept = [clip for clip in clips if absolute(clip.path) not in excluded] if excluded else clips
-        notes = _quarantine_notes(file, excluded, len(clips) - len(kept))
-        return ClipList(class_names(config.builtin), tuple(kept), tuple(notes))
+        kept, notes = find_kept(config, [clip.path for clip in clips]) if quarantine else ([True] * len(clips), [])
+        return ClipList(class_names(config.builtin), tuple(compress(clips, kept)), tuple(notes))
     source = read_source(config)
     unify_labels(source)
     if to_train and "train" not in source.splits:
@@ -149,21 +147,13 @@ def _leave_out_quarantine(source: Source, config: DataConfig) -> None:
         return ({clip.split for clip in clips}
                 | {f"class {clip.label!r} in train" for clip in clips if clip.split == "train"})
 
-    path, excluded = read_exclusions(config)
-    if not excluded:
-        return
     whole = source.clips
-    source.clips = [clip for clip in whole if absolute(clip.path) not in excluded]
-    source.notes += _quarantine_notes(path, excluded, len(whole) - len(source.clips))
+    kept, notes = find_kept(config, [clip.path for clip in whole])
+    source.clips = list(compress(whole, kept))
+    source.notes += notes
     if gone := parts(whole) - parts(source.clips):
-        raise DataError(f"all clips of {', '.join(sorted(gone))} are in quarantine", where=str(path),
-                        fix="mend the clips, or remove them from that list")
-
-
-def _quarantine_notes(path: Path, excluded: set[str], count: int) -> list[str]:
-    if count:
-        return [f"left out {quantity(count, 'clip')} that {path} names"]
-    return [f"{path} names {quantity(len(excluded), 'clip')}, none of them among these"] if excluded else []
+        raise DataError(f"all clips of {', '.join(sorted(gone))} are in quarantine",
+                        where=str(quarantine_file(config)), fix="mend the clips, or remove them from that list")
 
 
 def _number_classes(source: Source) -> ClipList:

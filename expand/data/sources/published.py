@@ -339,13 +339,9 @@ def recording_of(name: str, label: str) -> str | None:
 
 def _make_clip(label: str, name: str, split: str, place: str, paths: PublishedPaths,
                roots: tuple[str, ...]) -> SourceClip:
-    path = paths.find(_class_folders(label, roots), (name, os.path.splitext(name)[0]))
+    folders = (*(os.path.join(root, label) for root in roots), *roots)
+    path = paths.find(folders, (name, os.path.splitext(name)[0]))
     return SourceClip(path, label, split, place, f"{label}/{name}", recording_of(name, label))
-
-
-@cache
-def _class_folders(label: str, roots: tuple[str, ...]) -> tuple[str, ...]:
-    return (*(os.path.join(root, label) for root in roots), *roots)
 
 
 def _make_source(name: str, fold: int, where: list[Path], clips: list[SourceClip], order: tuple[str, ...] | None,

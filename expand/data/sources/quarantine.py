@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from expand.config.schema import DataConfig
 from expand.data.sources.clip import absolute
 from expand.data.sources.paths import cache_dir, lists_of
 from expand.data.sources.text_files import csv_bytes, csv_rows
-from expand.errors import DataError
+from expand.errors import DataError, quantity
 from expand.home import expand_home, expand_home_if_any
 from expand.rundir.files import write_atomic
 
@@ -67,15 +67,17 @@ def write_quarantine(path: Path, rows: Iterable[tuple[Path, str, str]]) -> None:
     write_atomic(Path(path), csv_bytes(lines))
 
 
-def read_exclusions(config: DataConfig) -> tuple[Path, set[str]]:
-    """Return the path of the quarantine list for `config` and the absolute paths in it; none if there is no such file.
-
-    Raises `DataError` if `data.quarantine` names a missing file.
-    """
+def find_kept(config: DataConfig, paths: Sequence[str | Path]) -> tuple[list[bool], list[str]]:
+    """Return for each of the clips `paths` whether the quarantine list for `config` does not name it, and lines for the
+    log. Without a list all are kept. Raises `DataError` if `data.quarantine` names a missing file."""
     path = quarantine_file(config)
     if not path.is_file():
         if config.quarantine:
             raise DataError("no such file", where=str(path), fix="data.quarantine names a list of clips to leave out; "
                             "`x3d-expand data check` writes it")
-        return path, set()
-    return path, set(map(str, read_quarantine(path)))
+        return [True] * len(paths), []
+    excluded = set(map(str, read_quarantine(path)))
+    kept = [absolute(clip) not in excluded for clip in paths] if excluded else [True] * len(paths)
+    if count := kept.count(False):
+        return kept, [f"left out {quantity(count, 'clip')} that {path} names"]
+    return kept, [f"{path} names {quantity(len(excluded), 'clip')}, none of them among these"] if excluded else []
