@@ -59,7 +59,7 @@ def weights_at(source: Path) -> Path:
     if name.lower() in PRESETS:
         raise UsageError("is a network without weights", where=name,
                          fix=hint(command="give a run's directory or a file of weights",
-                                  python=f"X3D.preset('{name.lower()}') makes it with first weights"))
+                                  python=f"X3D.preset('{name.lower()}') makes it with initial weights"))
     raise UsageError("there is no such file or directory", where=name, fix="give a run's directory or a weights file")
 
 
