@@ -1,7 +1,7 @@
 """Clips: which there are, how they are decoded once, and how batches are sampled from them.
 
 Listing clips needs neither numpy nor a decoder: `prepare` and `PreparedData` are loaded on first use.
-`expand.data.loading.loader` and `.transforms` need torch and are imported on their own.
+The rest of `expand.data.loading` needs torch (but for `sampling`) and is imported on its own.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ import numpy as np
 from expand.config.schema import DataConfig
 from expand.data.frames.content import file_state
 from expand.data.frames.decode import ClipReader, UnreadableClip
-from expand.data.frames.video_file import Header
 from expand.data.sources import SPLITS, ClipList
 from expand.processes.child import died_of
 from expand.processes.pool import process_map
@@ -142,12 +141,11 @@ def measure(frame_rate: float, path: Path) -> tuple[Any, ...] | Failure:
     sketch, frames, length_s = Sketch(), 0, 0.0
     try:
         for time_s, frame_HWC in reader:
-            if frame_HWC is not None:
-                sketch.add(frame_HWC)
+            sketch.add(frame_HWC)
             frames, length_s = frames + 1, time_s
     except UnreadableClip as error:
         return Failure(error.kind, error.what)
-    header = reader.header or Header(None, None, None, "")
+    header = reader.header
     announced_fps = None if reader.jumps else header.fps  # FFmpeg makes it up from the length
     fps = source_fps(reader.decoded, length_s, announced_fps, bool(reader.damaged))
     return (True, frames, length_s, fps, reader.source_height, reader.source_width, reader.decoded, reader.damaged,

@@ -142,21 +142,18 @@ class VideoFile:
     def _check_file(self) -> None:
         """Raise `UnreadableClip` for a file that holds no clip, or that the decoder could wait on: a pipe."""
         try:
-            about = self.path.stat()
+            about, head = self.path.stat(), b""
+            if stat.S_ISREG(about.st_mode) and 0 < about.st_size < POINTER_BYTES:
+                with open(self.path, "rb") as file:
+                    head = file.read(POINTER_BYTES)
         except OSError as error:
             raise UnreadableClip(system_reason(error), where=str(self.path), kind="missing") from error
         if not stat.S_ISREG(about.st_mode):
             raise UnreadableClip("is not a regular file", where=str(self.path), kind="missing")
         if not about.st_size:
             raise UnreadableClip("is empty: 0 bytes", where=str(self.path), kind="empty")
-        if about.st_size < POINTER_BYTES:
-            try:
-                with open(self.path, "rb") as file:
-                    reason = pointer_reason(file.read(POINTER_BYTES))
-            except OSError as error:
-                raise UnreadableClip(system_reason(error), where=str(self.path), kind="missing") from error
-            if reason:
-                raise UnreadableClip(reason, where=str(self.path), kind="missing")
+        if reason := pointer_reason(head):
+            raise UnreadableClip(reason, where=str(self.path), kind="missing")
 
     def _open_stream(self, container: av.container.InputContainer) -> av.video.stream.VideoStream:
         stream = next((stream for stream in container.streams.video if not stream.disposition & NO_VIDEO), None)

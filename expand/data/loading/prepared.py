@@ -182,8 +182,11 @@ def _decode_all(clips: Sequence[Clip], cache: FrameCache, short_side: int, worke
         if last_round:
             cache.begin_last_round()
         waiting = [number for number in range(len(clips)) if number not in outcomes]
+        # in the first round a crash gives None, as the process may have been killed for its memory alone
+        reason_of = ((lambda clip, reason: reason) if last_round else
+                     (lambda clip, reason: reason if died_of(reason) == "hang" else None))
         work = process_map(_decode, (cache, short_side, last_round), [clips[number] for number in waiting], workers,
-                           timeout_s=cache.timeout_s, died=_reason if last_round else _reason_of_hang)
+                           timeout_s=cache.timeout_s, died=reason_of)
         for number, outcome in zip(waiting, work, strict=True):
             if outcome is not None:
                 outcomes[number] = outcome
@@ -201,15 +204,6 @@ def _decode(state: tuple[FrameCache, int, bool], clip: Clip) -> CachedClip | str
         return cache.get(clip.path, clip.label, short_side, last_round=last_round)
     except UnreadableClip as error:
         return error.what
-
-
-def _reason(clip: Clip, reason: str) -> str:
-    return reason
-
-
-def _reason_of_hang(clip: Clip, reason: str) -> str | None:
-    """Return the reason of a hang; None for a crash, as the process may have been killed for its memory alone."""
-    return reason if died_of(reason) == "hang" else None
 
 
 def _check_unreadable(config: DataConfig, found: _Found, run_list: Path | None) -> None:
