@@ -21,7 +21,7 @@ from expand.version import __version__
 _HOMES = {"search": "search_and_train", "resume": "search_and_train", "train": "search_and_train",
           "status": "status_and_plan", "plot": "status_and_plan", "plan": "status_and_plan",
           "complexity": "status_and_plan", "test": "test_and_predict", "predict": "test_and_predict",
-          "export": "export", "data": "data", "doctor": "status_and_plan"}
+          "export": "test_and_predict", "data": "data", "doctor": "status_and_plan"}
 """The module of each command."""
 
 

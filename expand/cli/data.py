@@ -114,7 +114,20 @@ def cache(data: str | None, data_root: str | None, format_: str | None, override
     with make_reporter(silent=json_) as reporter:
         kept = api.cache_clips(short_side=size, overrides=overrides, values=values, workers=workers,
                                report=reporter.say, progress=reporter.progress)
-    print_json(kept) if json_ else click.echo("\n".join(_cache_lines(kept)))
+    if json_:
+        print_json(kept)
+        return
+    from expand.data.loading.prepared import storage_text
+    from expand.expansion.text import duration, one_line
+
+    stored = f"{storage_text(kept['bytes'])}, at a short side of at most {kept['short_side']} px"
+    place = f"{one_line(kept['folder'])} ({duration(kept['wall_s'])})"
+    lines = [f"{kept['kept']:,} of {kept['clips']:,} clips are in the cache, {stored}: {place}"]
+    if kept["direct"]:
+        lines.append(f"{kept['direct']:,} are decoded at each access, which is slower; --limit-gb sets the limit")
+    if kept["unreadable"]:
+        lines.append(f"{kept['unreadable']:,} cannot be read; `x3d-expand data check` finds out why, and lists them")
+    click.echo("\n".join(lines))
 
 
 def knobs(command: Command) -> Command:
@@ -157,17 +170,3 @@ def synth(out: Path, classes: int | None, clips: int | None, seed: int | None, w
     counts = ", ".join(f"{count} {split}" for split, count in made["splits"].items())
     click.echo(f"{made['folder']}: {len(made['classes'])} classes, {counts} clips\n"
                f"  x3d-expand search --data {made['folder']} --target-gflops G")
-
-
-def _cache_lines(kept: dict[str, Any]) -> list[str]:
-    from expand.data.loading.prepared import storage_text
-    from expand.expansion.text import duration, one_line
-
-    size = f"{storage_text(kept['bytes'])}, at a short side of at most {kept['short_side']} px"
-    place = f"{one_line(kept['folder'])} ({duration(kept['wall_s'])})"
-    lines = [f"{kept['kept']:,} of {kept['clips']:,} clips are in the cache, {size}: {place}"]
-    if kept["direct"]:
-        lines.append(f"{kept['direct']:,} are decoded at each access, which is slower; --limit-gb sets the limit")
-    if kept["unreadable"]:
-        lines.append(f"{kept['unreadable']:,} cannot be read; `x3d-expand data check` finds out why, and lists them")
-    return lines

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-NEEDLESS = ("yaml", "pydantic", "pandas", "numpy", "torch", "expand.run", "expand.cli.data", "expand.cli.export")
+NEEDLESS = ("yaml", "pydantic", "pandas", "numpy", "torch", "expand.run", "expand.cli.data",
+            "expand.cli.test_and_predict")
 
 
 def test_status_imports_no_yaml_and_no_other_command(tmp_path: Path) -> None:
