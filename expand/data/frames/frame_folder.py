@@ -104,7 +104,10 @@ def frame_files(folder: Path) -> list[Path]:
         raise UnreadableClip("is a folder without a JPEG or PNG picture"
                              + (f"; {', '.join(others)} are not read: convert them" if others else ""),
                              where=str(folder), kind="empty")
-    return sorted(_choose_frames(files), key=_natural_order)
+    # names that differ only in case or leading zeros stay in a fixed order
+    return sorted(_choose_frames(files), key=lambda file: [
+        (int(part), "") if part.isdecimal() else (-1, part)
+        for part in re.split(r"(\d+)", file.name.lower())] + [(-2, file.name)])
 
 
 def _choose_frames(files: Sequence[Path]) -> Sequence[Path]:
@@ -158,10 +161,3 @@ def _tiff_of_jpeg(file: Path) -> av.VideoFrame | None:
         return None  # FFmpeg says what is wrong with it
     except (SyntaxError, TypeError, KeyError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
-
-
-def _natural_order(file: Path) -> list[tuple[int, str]]:
-    """Return a sorting key that compares numbers as numbers. Names that differ only in case or leading zeros stay in a
-    fixed order."""
-    return [(int(part), "") if part.isdecimal() else (-1, part)
-            for part in re.split(r"(\d+)", file.name.lower())] + [(-2, file.name)]

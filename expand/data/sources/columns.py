@@ -141,7 +141,14 @@ def clip_objects(value: Any, depth: int = 0) -> list[dict[str, Any]] | None:
         return None
     columns, kinds = find_columns(list(value)), {type(item) for item in value.values()}
     if columns.path is not None and columns.label is not None:
-        return _by_columns(value) if kinds & {list, dict} else [value]
+        if not kinds & {list, dict}:
+            return [value]
+        # a table: {column: [values]} or {column: {row: value}}
+        table = {name: dict(enumerate(column)) if isinstance(column, list) else column
+                 for name, column in value.items()}
+        rows = next(iter(table.values()))
+        is_whole = len(kinds) == 1 and all(column.keys() == rows.keys() for column in table.values())
+        return [{name: column[row] for name, column in table.items()} for row in rows] if is_whole else None
     if isinstance(value.get("classes"), list) and isinstance(value.get("labels"), dict):
         classes, labels = value["classes"], value["labels"]
         if not all(isinstance(number, int) and 0 <= number < len(classes) for number in labels.values()):
@@ -168,15 +175,6 @@ def clip_objects(value: Any, depth: int = 0) -> list[dict[str, Any]] | None:
 
 def _is_video(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in VIDEOS
-
-
-def _by_columns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The rows of {column: [values]} or of {column: {row: value}}."""
-    columns = [dict(enumerate(column)) if isinstance(column, list) else column for column in value.values()]
-    is_table = len({type(column) for column in value.values()}) == 1 and isinstance(columns[0], dict)
-    if not is_table or any(column.keys() != columns[0].keys() for column in columns):
-        return None
-    return [{name: column[row] for name, column in zip(value, columns, strict=True)} for row in columns[0]]
 
 
 def _flatten(item: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,10 +51,10 @@ REST_OF_NAME = re.compile(r".*\.[A-Za-z]\w{1,4}\s+\S.*")
 """The part of a file name after a comma: its end, and a label."""
 SEVERAL = re.compile(r"(?:\S.*\.\w{2,5}(?:\s+\d+)+[\s,]+\d+|\S.*?\s+\d+\s+\d+(?:[\s,]+\d+)+)")
 """A clip with more than one number after it."""
-VIDEO_FIRST = re.compile(r"(\S.*\.(?:mp4|m4v|avi|mov|mkv|webm|mpe?g|m2ts|mts|ts|wmv|flv|gif|3gp|ogv|vob|y4m))\s+(\S.*)",
-                         re.IGNORECASE)
+_VIDEO = r"\.(?:mp4|m4v|avi|mov|mkv|webm|mpe?g|m2ts|mts|ts|wmv|flv|gif|3gp|ogv|vob|y4m)"
+VIDEO = re.compile(rf"{_VIDEO}$", re.IGNORECASE)
+VIDEO_FIRST = re.compile(rf"(\S.*{_VIDEO})\s+(\S.*)", re.IGNORECASE)
 """A path that ends like a video's, and a label of any number of words."""
-VIDEO = re.compile(r"\.(?:mp4|m4v|avi|mov|mkv|webm|mpe?g|m2ts|mts|ts|wmv|flv|gif|3gp|ogv|vob|y4m)$", re.IGNORECASE)
 QUOTED = re.compile(r"(?:^|[\s,;])\"")
 """A quote that protects a field, and is no part of a name."""
 SEPARATOR_HINT = re.compile(r"sep=.")

@@ -26,7 +26,6 @@ from expand.errors import DataError, abbreviate, did_you_mean, quantity
 
 FORMATS = {"kinetics": "Kinetics", "ucf101": "UCF101", "hmdb51": "HMDB51", "ssv2": "Something-Something v2"}
 FIX = "these are official files; download them again"
-ANNOTATION_FILES = (".csv", ".txt", ".json")
 HINTS = ("annot", "label", "list", "split", "meta", "kinetics")
 """Parts of the names of folders that may hold annotations beside the videos."""
 
@@ -80,8 +79,7 @@ def find_annotations(root: str) -> dict[str, Files]:
             # most of the files beside clips need not be opened
             is_likely = name.lower().endswith(".csv") or any(
                 pattern.fullmatch(name) for pattern in (UCF_LIST, HMDB_LIST, SSV2_LIST))
-            if (is_likely and path.suffix.lower() in ANNOTATION_FILES and path.is_file()
-                    and (form := format_of(path)) != "lists"):
+            if is_likely and path.is_file() and (form := format_of(path)) != "lists":
                 found.setdefault(form, {}).setdefault(folder, []).append(path)
     # a set's files lie together; a second folder of them would name its clips twice
     return {form: [(None, path) for path in next(iter(folders.values()))] for form, folders in found.items()}

@@ -81,8 +81,7 @@ def clips_below(folder: str, passed: PassedOver | None = None) -> list[str]:
     A clip is a file that `file_kinds` does not name as something else, or a folder below `folder` that holds pictures
     of a kind that is read and no clip file at any depth. Pictures beside clip files are thumbnails, and so is a folder
     of pictures that is named like a clip file beside it. A folder `depth` or the like beside `rgb` is no clip either.
-    `passed` counts the files that are no clips. Raises
-    `DataError` for a folder that cannot be read.
+    `passed` counts the files that are no clips. Raises `DataError` for a folder that cannot be read.
     """
     files, frames = _walk(folder, "", passed if passed is not None else PassedOver())
     return sorted(files + frames, key=lambda path: path.replace("/", "\0"))  # as paths are ordered: part by part
