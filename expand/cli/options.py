@@ -51,8 +51,9 @@ def clip_source(command: Command) -> Command:
     for decorate in (
         data_root_option,
         click.option("--data", type=PathName(text=True), metavar="PATH",
-                     help="Your clips: a folder {train,val}/<class>/<clip> or <class>/<clip>, a list of `path label`, "
-                          "or a published set's annotations (docs/data.md).  [default: the built-in clips]"),
+                     help="Your clips: a folder {train,val}/<class>/<clip>, <class>/{train,val}/<clip> or "
+                          "<class>/<clip>, a list of `path label`, or a published set's annotations (docs/data.md).  "
+                          "[default: the built-in clips]"),
     ):
         wrapper = decorate(wrapper)
     return wrapper

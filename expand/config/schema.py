@@ -110,9 +110,9 @@ class DataConfig:
     """The clips, and how they are read (paper, section 4)."""
 
     path: Text | None = None
-    """A folder of clips (`{train,val[,test]}/<class>/<clip>` or `<class>/<clip>`; a clip is a file, or a folder of
-    JPEG or PNG frames), one that holds lists or a published set's annotations, or one such list; null: the built-in
-    clips. docs/data.md shows them all."""
+    """A folder of clips (`{train,val[,test]}/<class>/<clip>`, `<class>/{train,val[,test]}/<clip>` or `<class>/<clip>`;
+    a clip is a file, or a folder of JPEG or PNG frames), one that holds lists or a published set's annotations, or one
+    such list; null: the built-in clips. docs/data.md shows them all."""
     train: Text | None = None
     """The list of the train split, in place of `path`: lines of `path label`, or a published set's annotations."""
     val: Text | None = None
