@@ -120,12 +120,12 @@ class DataConfig:
     test: Text | None = None
     """The list of the test split, if there is one."""
     root: Text | None = None
-    """Where the relative paths of lists start, and where the files that annotations name are looked for; null: the
-    list's own folder."""
+    """The folder that relative paths of lists start from, and in which files named by annotations are looked for; null:
+    the list's own folder."""
     format: Format = "auto"
-    """What `path` or the lists are; auto: recognised by content."""
+    """The form of `path` or of the lists; auto: recognised by content."""
     fold: Annotated[int, Interval(ge=1, le=3)] = 1
-    """Which of the three published splits of UCF101 and HMDB51."""
+    """The number of the published split of UCF101 and HMDB51."""
     class_names: Text | None = None
     """A file with the names of the classes, for lists whose labels are numbers: a name a line, lines of `number name`,
     or JSON {name: number}; null: the numbers are the names."""
@@ -162,7 +162,7 @@ class DataConfig:
     timeout_s: Annotated[float, Interval(gt=0.0, le=86400.0)] = 60.0
     """Longest time that the decoder may take over a single frame, seconds; a clip that hangs is unreadable."""
     cache_dir: Text | None = None
-    """Where rendered clips and decoded frames are kept; null: `$XDG_CACHE_HOME/x3d-expand` or `~/.cache/x3d-expand`."""
+    """The folder of rendered clips and decoded frames; null: `$XDG_CACHE_HOME/x3d-expand` or `~/.cache/x3d-expand`."""
     cache_gb: Annotated[float, Ge(0.0)] = 50.0
     """Largest size of all decoded frames in the cache, GB (10^9 bytes). Frames of other sets, longest unused first,
     make room; what still does not fit, or would fill the disk, is decoded at each access. 0: never keep frames."""
@@ -261,7 +261,7 @@ class SearchConfig:
     expansion_rate: Annotated[float, Interval(gt=1.0, le=16.0)] = 2.0
     """c-hat: each candidate is at most this many times as complex as the current network."""
     criterion: Criterion = "gain_per_gflop"
-    """How a step's winner is chosen; docs/decisions/002-selection.md."""
+    """The rule for a step's winner; docs/decisions/002-selection.md."""
     tolerance: Annotated[float, Interval(ge=0.0, le=0.5)] = 0.05
     """Share of the target that may stay unused: a network that close below it is not expanded any further."""
     axes: Annotated[tuple[Axis, ...], MinLen(1), Predicate(has_no_duplicates)] = AXES
@@ -304,12 +304,12 @@ class RecipeConfig:
     label_smoothing: Share = 0.0
     """Share of the target spread over all classes."""
     ema: Annotated[float, Interval(ge=0.0, le=0.99999)] = 0.0
-    """Decay of an exponential moving average of the weights, one step an update; it is then what is measured and kept.
-    0: off, the last weights are kept."""
+    """Decay of an exponential moving average of the weights, one step for each update; the average is then measured and
+    kept. 0: off, the last weights are kept."""
     accumulation: Annotated[int, Interval(ge=1, le=100_000)] = 1
     """Micro-batches that a batch is split into (gradient accumulation): less memory for the same update, but batch norm
-    averages over a micro-batch only. There are never more than batch norm can be trained in: for a network of one frame
-    and 32 pixels, micro-batches of two clips. Doubled automatically if a batch does not fit in memory."""
+    averages over a micro-batch only. A micro-batch is never smaller than batch norm needs: two clips for a network of
+    one frame and 32 pixels. Doubled automatically if a batch does not fit in memory."""
     eval_every: Count = 0
     """Epochs between two measurements on val during the training, for its curve; 0: only at the end."""
     precise_bn_batches: Count = 200
@@ -327,29 +327,29 @@ class RunConfig:
     runs_dir: Text = "runs"
     """Folder that holds the runs."""
     seed: Count = 0
-    """Seed of everything random; a candidate's own seed follows from it and from the candidate's identity."""
+    """Seed of all random numbers; a candidate's seed follows from it and from the candidate's identity."""
     device: Device = "auto"
     """auto: cuda where there is one, else cpu."""
     executor: Executor = "local"
     """local: processes of this machine. ray: tasks of a Ray cluster, or of one that the command starts on this machine
     (docs/cluster.md)."""
     workers: Annotated[int, Interval(ge=1, le=1024)] = 1
-    """Candidates that are trained at the same time, each in a process of its own; several GPUs take turns, and more
-    workers than GPUs share them. On a CPU, several processes of one thread train small networks faster than one process
-    of several threads (README, Speed)."""
+    """Candidates that are trained at the same time, each in its own process. Workers are spread over the GPUs, and
+    share them if there are more workers. On a CPU, several processes of one thread train small networks faster than one
+    process of several threads (docs/decisions/015-search-time.md)."""
     threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
     """CPU threads of a training process; null: the cores of the machine // workers."""
     precision: Precision = "auto"
     """auto: bf16 autocast on a GPU that has it, fp32 elsewhere. tf32: fp32 whose products a GPU rounds to 10 bits."""
     cuda_graphs: bool = False
-    """On a GPU, record the training step once and replay it: saves the time in which small networks let it wait."""
+    """On a GPU, record the training step once and replay it: faster for small networks, for which the GPU waits."""
     checkpoint_every_s: Annotated[float, Ge(0.0)] = 30.0
     """Seconds between checkpoints of the candidate in training: the most that a kill can cost. 0: at every update."""
     heartbeat_s: Annotated[float, Ge(0.0)] = 600.0
     """Seconds without a heartbeat (an update, a measured batch) after which a training process counts as hung: it is
-    killed, and its candidate goes on from its checkpoint in another. 0: never."""
+    killed, and its candidate continues from its checkpoint in another. 0: never."""
     retries: Annotated[int, Interval(ge=0, le=100)] = 2
-    """How often a candidate goes on after its process died or hung, before it counts as failed."""
+    """Attempts to continue a candidate after its process died or hung, before it counts as failed."""
 
     def conflicts(self) -> Iterator[Conflict]:
         """Yield the rule for names if the run's name breaks it."""

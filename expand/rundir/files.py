@@ -152,12 +152,10 @@ def read_json(path: Path, check: Check | None = None, most: int = LARGEST_JSON) 
         if check:
             check(value, "")
         return value
-    except Wrong as error:
-        raise RunError(f"cannot be what the run wrote: {error}", where=str(path),
-                       fix="Something else wrote to it; take it back from a copy, or start the run anew.") from error
     except OSError as error:
         raise RunError(f"cannot be read: {error.strerror or error}", where=str(path),
                        fix="The run needs this file; take it back from a copy, or start the run anew.") from error
     except ValueError as error:
-        raise RunError(f"is damaged: {error}", where=str(path),
+        what = "cannot be what the run wrote" if isinstance(error, Wrong) else "is damaged"
+        raise RunError(f"{what}: {error}", where=str(path),
                        fix="Something else wrote to it; take it back from a copy, or start the run anew.") from error
