@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from expand.data.file_kinds import is_clip_file
 from expand.data.sources.clip import (
     SPLIT_NAMES,
     Files,
@@ -19,9 +20,9 @@ from expand.data.sources.clip import (
     order_splits,
     unreadable_lines,
 )
-from expand.data.sources.paths import PublishedPaths
+from expand.data.sources.paths import best_places
 from expand.data.sources.text_files import PEEK, csv_rows, read_json, read_lines
-from expand.data.sources.walk import files_in, folders_in
+from expand.data.sources.walk import clips_below, files_in, folders_in, stem_of
 from expand.errors import DataError, abbreviate, did_you_mean, quantity
 
 FORMATS = {"kinetics": "Kinetics", "ucf101": "UCF101", "hmdb51": "HMDB51", "ssv2": "Something-Something v2"}
@@ -83,6 +84,66 @@ def find_annotations(root: str) -> dict[str, Files]:
                 found.setdefault(form, {}).setdefault(folder, []).append(path)
     # a set's files lie together; a second folder of them would name its clips twice
     return {form: [(None, path) for path in next(iter(folders.values()))] for form, folders in found.items()}
+
+
+class PublishedPaths:
+    """Finds the clips of a published set below `root`: in the usual folders, else anywhere by name without suffix.
+
+    A folder is listed once, and all of `root` only when a clip is not in its usual place.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.missing = 0
+        self._files: dict[str, dict[str, str]] = {}
+        self._usual: dict[tuple[str, ...], list[tuple[str, dict[str, str]]]] = {}
+        self._index: dict[str, list[str]] | None = None
+
+    def find(self, folders: tuple[str, ...], names: Sequence[str], suffix: str = "") -> str:
+        """Return the path of the clip that is called one of `names` (with or without suffix).
+
+        It is looked for in `folders` (relative to the root, the likeliest first), then anywhere; there `folders` also
+        tell clips of the same name apart. If there is none, the path where it should be is returned, with `suffix`;
+        `missing` counts those.
+        """
+        if folders not in self._usual:
+            self._usual[folders] = [(folder, files) for folder in folders if (files := self._files_in(folder))]
+        for folder, files in self._usual[folders]:
+            for name in names:
+                if name in files:
+                    return os.path.join(self.root, folder, files[name])
+        if self._index is None:
+            self._index = {}
+            for path in clips_below(self.root) if os.path.isdir(self.root) else ():
+                base = os.path.basename(path)
+                for key in {base, stem_of(base)}:
+                    self._index.setdefault(key, []).append(path)
+        for name in names:
+            if places := self._index.get(name):
+                return os.path.join(self.root, best_places(places, folders)[0])
+        self.missing += 1
+        fullest = max(self._usual[folders], key=lambda found: len(found[1]), default=(folders[0], {}))[0]
+        return os.path.join(self.root, fullest, names[0] + suffix)
+
+    def _files_in(self, folder: str) -> dict[str, str]:
+        """{name, with and without suffix: name} of the files and folders in a folder below the root."""
+        if folder not in self._files:
+            full = os.path.join(self.root, folder)
+            found: dict[str, str] = {}
+            if os.path.isdir(full):
+                files = [name for name in files_in(full) if is_clip_file(name)]
+                found = {name: name for name in folders_in(full)}
+                found |= {stem_of(name): name for name in files}  # a video goes before a folder of its frames
+                found |= {name: name for name in files}
+            self._files[folder] = found
+        return self._files[folder]
+
+    def missing_notes(self, total: int) -> list[str]:
+        """Return a line with the number of the `total` annotated clips that are not on the disk, if any."""
+        if not self.missing:
+            return []
+        return [f"{self.missing} of {total} annotated clips are not in {self.root}"
+                + ("; data.root says where they lie" if self.missing == total else "")]
 
 
 KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end")
