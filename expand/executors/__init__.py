@@ -10,7 +10,7 @@ from expand.executors.fork_server import ForkServer
 
 if TYPE_CHECKING:
     from expand.data import PreparedData
-    from expand.executors.base import Executor, Listener
+    from expand.executors.supervisor import Executor, Listener
     from expand.rundir.paths import RunPaths
     from expand.training.runtime import Runtime
 

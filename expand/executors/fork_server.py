@@ -7,6 +7,7 @@ that its forks are free to use threads and a GPU.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -15,16 +16,19 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
-from typing import Self, TypeVar
+from typing import IO, Self, TypeVar
 
 from expand.errors import RunError
-from expand.executors.program import ignore_group_signals, start_program
 
 T = TypeVar("T")
 CAN_FORK = sys.platform == "linux"
 """Elsewhere the system's own libraries start threads at import; there each process is started anew."""
 CALL_LIMIT_S = 300.0
 """Seconds that a call in another process may take, torch's import included."""
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_PROGRAM = ("import json, sys; sys.path[:] = json.loads(sys.argv[1]); from expand import streams; streams.prepare(); "
+            "streams.tolerate_lost_output(); from {} import {}; {}(int(sys.argv[2]))")
 
 
 class ForkServer:
@@ -147,3 +151,27 @@ def work(pipe_fd: int) -> None:
         serve(Connection(pipe_fd))
     finally:
         os._exit(0)  # a fork must not run its parent's clean-up
+
+
+def start_program(module: str, function: str, end: socket.socket, output: IO | None = None) -> subprocess.Popen:
+    """Call `function` of `module`, with the number of the socket's file handle, in a Python of its own; what it prints
+    goes to `output`, by default where this process's goes. Raises `OSError` where the system has no process.
+
+    It is to call `ignore_group_signals` first: SIGINT and SIGTERM wait until then.
+    """
+    command = [sys.executable, "-c", _PROGRAM.format(module, function, function), json.dumps(sys.path),
+               str(end.fileno())]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    try:
+        return subprocess.Popen(command, pass_fds=[end.fileno()], stdin=subprocess.DEVNULL, stdout=output,
+                                stderr=output)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_group_signals() -> None:
+    """Leave Ctrl-C and SIGTERM, which go to a whole group of processes, to the one with the run's lock, which tells
+    the others."""
+    for number in GROUP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)

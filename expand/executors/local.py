@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from expand.config.schema import RunConfig
 from expand.data import PreparedData
 from expand.errors import RunError
-from expand.executors.base import Listener
 from expand.executors.fork_server import ForkServer
-from expand.executors.supervisor import Supervisor, Worker
+from expand.executors.supervisor import Executor, Listener, Worker
 from expand.machine import oom_kills
 from expand.training.job import Job
 from expand.training.runtime import Runtime
@@ -43,8 +42,8 @@ class _Process(Worker):
                 os.kill(int(self.place.rpartition(":")[2]), signal.SIGKILL)
 
 
-class LocalExecutor(Supervisor[_Process]):
-    """Trains jobs on `runtime` in `run.workers` processes, which are forked from `fork_server`. An `Executor`.
+class LocalExecutor(Executor[_Process]):
+    """Trains jobs on `runtime` in `run.workers` processes, which are forked from `fork_server`.
 
     Each process uses `runtime.threads` threads, so that the number of processes does not change a result. On GPUs, the
     processes take them in turn, and share each.

@@ -23,10 +23,9 @@ from typing import Any, Self
 from expand.config.schema import RunConfig
 from expand.data import PreparedData
 from expand.errors import ExpandError, Interrupted, RunError, UsageError
-from expand.executors.base import Finished, Listener
-from expand.executors.program import start_program
+from expand.executors.fork_server import start_program
 from expand.executors.ray_node import Request, greeting
-from expand.executors.supervisor import POLL_S, Supervisor, Worker
+from expand.executors.supervisor import POLL_S, Executor, Finished, Listener, Worker
 from expand.rundir.paths import RunPaths
 from expand.training.job import Job
 from expand.training.runtime import Runtime
@@ -77,9 +76,9 @@ class _Task(Worker):
                 self.ray.send("kill", self.task)
 
 
-class RayExecutor(Supervisor[_Task]):
+class RayExecutor(Executor[_Task]):
     """Trains jobs in Ray tasks on the cluster of RAY_ADDRESS, or the one that `ray start` began here, or one that it
-    starts on this machine and ends; each with `runtime.threads` CPUs, and on GPUs one or a share of one. An `Executor`.
+    starts on this machine and ends; each with `runtime.threads` CPUs, and on GPUs one or a share of one.
 
     The nodes are checked when it is entered. That raises `UsageError` and `RunError` for a node that cannot train for
     this run, and where Ray is not installed. `run` raises `RunError` where the cluster is lost.
@@ -126,7 +125,7 @@ class RayExecutor(Supervisor[_Task]):
             self._close()
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Finished]:
-        """See `Executor`. Between two calls no place of the cluster is taken."""
+        """Between two calls no place of the cluster is taken."""
         try:
             yield from super().run(jobs)
         finally:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from expand.errors import ExpandError, RunError
 from expand.machine import process_address
@@ -60,7 +59,7 @@ class Token:
 
 
 def greeting(key: bytes, number: int) -> bytes:
-    """The first bytes that task `number` sends to the driver: the secret `key` of the run, and the number."""
+    """Return the first bytes that task `number` sends to the driver: the secret `key` of the run, and the number."""
     return key + number.to_bytes(8, "big")
 
 
@@ -82,30 +81,22 @@ def train(number: int, folder: str, token: Token, address: tuple[str, int], key:
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     pipe = Connection(connection.detach())
-    pipe.send(("connected", (node_id(), identify_process())))
+    import ray
 
-    from expand.executors.worker import serve
+    # A process's number alone may be given to another process later: its start time goes with it.
+    process = os.getpid(), read_start_time(os.getpid())
+    pipe.send(("connected", (ray.get_runtime_context().get_node_id(), process)))
+
+    from expand.executors.worker import serve  # after that: torch's import takes seconds, in which it may be killed
 
     if not serve(pipe):
         os._exit(0)  # a thread listens to the pipe and would end a later task of this process
-
-
-def node_id() -> str:
-    """Return Ray's name of this node."""
-    import ray
-
-    return ray.get_runtime_context().get_node_id()
 
 
 def enter(folder: str) -> None:
     """Let relative paths mean what they mean to the driver, where its folder exists here too."""
     with suppress(OSError):
         os.chdir(folder)
-
-
-def identify_process() -> tuple[int, str]:
-    """Return this process's number and its start time: the number alone may be given to another process later."""
-    return os.getpid(), read_start_time(os.getpid())
 
 
 def read_start_time(pid: int) -> str:
@@ -151,31 +142,29 @@ def look(request: Request, token: Token, reply: str | None) -> NodeFacts:
             token.path.with_name(reply).write_text(token.content, encoding="utf-8")
         except OSError as error:
             mistake = f"cannot be written there ({error.strerror})"
-    clip, has_frames = (None, True) if request.clip is None else try_clip(pickle.loads(request.clip))
+    clip_mistake, has_frames = None, True
+    if request.clip is not None:  # read a frame as a training does
+        import numpy as np
+
+        from expand.data.frames.frame_access import read_frames
+
+        clip = pickle.loads(request.clip)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                read_frames(clip, np.zeros(1, dtype=np.int64), 0, clip.height)
+                has_frames = clip.store is None or not caught
+            except ExpandError as error:
+                clip_mistake, has_frames = str(error).replace("\n", " "), False
     gpu = True
     if request.on_gpu:
         import torch
 
         gpu = torch.cuda.is_available()
-    return NodeFacts(socket.gethostname(), versions(), library.status().build, mistake, clip, has_frames, gpu)
+    return NodeFacts(socket.gethostname(), versions(), library.status().build, mistake, clip_mistake, has_frames, gpu)
 
 
 def versions() -> dict[str, str]:
     """Return the versions that must be equal on all nodes: torch's without its build, Python's as `3.11`."""
     return {"x3d-expand": __version__, "torch": metadata.version("torch").partition("+")[0],
             "Python": ".".join(platform.python_version_tuple()[:2])}
-
-
-def try_clip(clip: Any) -> tuple[str | None, bool]:
-    """Read a frame of `clip` as a training does; return what is wrong and whether the frame was already decoded."""
-    import numpy as np
-
-    from expand.data.frames.frame_access import read_frames
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            read_frames(clip, np.zeros(1, dtype=np.int64), 0, clip.height)
-        except ExpandError as error:
-            return str(error).replace("\n", " "), False
-    return None, clip.store is None or not caught

@@ -1,7 +1,7 @@
 """The supervision of training processes: they are given jobs, replaced when they die or hang, and told to stop.
 
-An executor decides what a process is and where it runs. This module knows only the pipe to it and the messages on that
-pipe (`expand.executors.worker`).
+`Executor` is the base of all executors and knows only each process's pipe and the messages on it
+(`expand.executors.worker`); an executor adds what a process is and where it runs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -19,11 +19,13 @@ from typing import Any, Generic, Self, TypeVar
 
 from expand.config.schema import RunConfig
 from expand.data import PreparedData
-from expand.errors import ExpandError, Interrupted
-from expand.executors.base import STOP_S, Finished, Listener, give_up
-from expand.training.job import Job
+from expand.errors import CandidateFailed, ExpandError, Interrupted
+from expand.training.candidate import fail_candidate
+from expand.training.job import Job, Kind
 from expand.training.runtime import Runtime
 
+STOP_S = 20.0
+"""Seconds that trainings have to write their checkpoints after a stop: clusters give 30 from SIGTERM to SIGKILL."""
 POLL_S = 0.1
 """Seconds between two checks whether to stop."""
 START_S = 120.0
@@ -32,6 +34,27 @@ START_S = 120.0
 AWAY_S = 30.0
 """Seconds between two checks of the heartbeats after which this process itself had stood still (Ctrl-Z, a disk that
 hangs): how long the workers were silent meanwhile is not known."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """The callbacks of an executor: `begin` (a job has begun, and its place as `host:pid`), `retry` (it will be tried
+    again: the attempt and the reason), `tick` (its progress), `log` (a remark) and `stop` (whether to stop)."""
+
+    begin: Callable[[Job, str], None]
+    retry: Callable[[Job, int, str], None]
+    tick: Callable[[str, Any], None]
+    log: Callable[[str], None]
+    stop: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job that has ended, with the fields of its event: `candidate_finished`, whose state may be `failed`, or
+    `final_finished` for a final training."""
+
+    job: Job
+    fields: dict[str, Any]
 
 
 @dataclass(eq=False)
@@ -58,6 +81,11 @@ class Worker:
         self.send("job", job)
         self.job, self.heard = job, time.monotonic()
 
+    def is_silent(self, limit_s: float, now: float) -> bool:
+        """Whether it sent no message for longer than `limit_s` until the monotonic time `now`: it hangs. A process that
+        has no pipe yet waits for a place, and one whose message was not read yet is alive; a limit of 0 is none."""
+        return bool(limit_s) and self.pipe is not None and not self.pipe.poll() and now - self.heard > limit_s
+
     def kill(self) -> None:
         """End it at once."""
         if self.pipe is not None:
@@ -67,8 +95,9 @@ class Worker:
 W = TypeVar("W", bound=Worker)
 
 
-class Supervisor(ABC, Generic[W]):
-    """Trains jobs in at most `run.workers` processes at a time: the base of the executors. An `Executor`."""
+class Executor(ABC, Generic[W]):
+    """Trains jobs that are independent of one another, in at most `run.workers` processes at a time. A context manager:
+    leaving it ends the processes."""
 
     def __init__(self, data: PreparedData, runtime: Runtime, run: RunConfig, listener: Listener) -> None:
         self.data, self.runtime, self.config, self.listener = data, runtime, run, listener
@@ -84,11 +113,11 @@ class Supervisor(ABC, Generic[W]):
 
     @abstractmethod
     def _runtime_of(self, worker: W) -> Runtime:
-        """The runtime that a worker trains with."""
+        """Return the runtime that a worker trains with."""
 
     @abstractmethod
     def _find_reason(self, worker: W) -> tuple[str, bool]:
-        """Why a busy worker's pipe ended: a reason, and whether it was lack of memory. Raises `ExpandError` where that
+        """Return why a busy worker's pipe ended, and whether that was lack of memory. Raises `ExpandError` where that
         is not the fault of its job."""
 
     @abstractmethod
@@ -113,7 +142,13 @@ class Supervisor(ABC, Generic[W]):
             self._remove(worker)
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Finished]:
-        """See `Executor`."""
+        """Yield the result of every job as it arrives; the costliest jobs begin first.
+
+        A job whose process dies, or sends no heartbeat for `run.heartbeat_s`, resumes from its checkpoint in another
+        process, at most `run.retries` times, and counts as failed after that. Raises `Interrupted` when the listener
+        asks to stop, once every training has written its checkpoint; any other `ExpandError` of a training where it
+        concerns the run (a full disk, clips that are gone), once the other trainings have written theirs.
+        """
         self._waiting.extend(sorted(jobs, key=lambda job: -job.gflops))
         self._tries.clear()
         self._reset_heartbeats()
@@ -170,7 +205,7 @@ class Supervisor(ABC, Generic[W]):
                 starting += 1
 
     def _receive(self) -> Iterator[tuple[W, str, Any]]:
-        """The messages of the workers as they arrive: (worker, kind, content), with the kind `died` at a pipe's end."""
+        """Yield the workers' messages as they arrive: (worker, kind, content), with the kind `died` at a pipe's end."""
         of_pipe = {worker.pipe: worker for worker in self._workers if worker.pipe is not None}
         for worker in [of_pipe[pipe] for pipe in wait(list(of_pipe), POLL_S) if isinstance(pipe, Connection)]:
             if worker not in self._workers:  # removed because of another worker's message
@@ -230,13 +265,12 @@ class Supervisor(ABC, Generic[W]):
         self._checked = now
         for worker in list(self._workers):
             job = worker.job
-            silent_s = 0 if worker.pipe is None or worker.pipe.poll() else now - worker.heard
             if job is not None and self._deadline is not None and now > self._deadline:
                 self._remove(worker)
                 self.listener.log(f"{job.id} did not stop in time; it will resume from its last checkpoint")
-            elif limit_s and worker.place is None and silent_s > limit_s + START_S:
+            elif worker.place is None and worker.is_silent(limit_s and limit_s + START_S, now):
                 self._replace_starting(worker)
-            elif limit_s and job is not None and silent_s > limit_s:
+            elif job is not None and worker.is_silent(limit_s, now):
                 self._remove(worker)
                 if (finished := self._retry(job, f"it sent no heartbeat for {limit_s:g} s", lacked_memory=False)):
                     yield finished
@@ -261,7 +295,11 @@ class Supervisor(ABC, Generic[W]):
             job = replace(job, parts=2 * job.parts)
         self._tries[job.id] += 1
         if self._tries[job.id] > self.config.retries:
-            return give_up(job, self.data, reason, self._tries[job.id])
+            tries = self._tries[job.id]
+            what = f"{reason}, the last of {tries} times" if tries > 1 else reason
+            if job.kind is Kind.FINAL:
+                raise CandidateFailed(what)
+            return Finished(job, fail_candidate(job, self.data, what).as_dict())
         self.listener.retry(job, self._tries[job.id], reason)
         self._waiting.appendleft(job)
         return None

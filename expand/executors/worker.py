@@ -23,9 +23,9 @@ from typing import Any
 
 from expand.data import PreparedData
 from expand.errors import DeviceFault, ExpandError, Interrupted, RunError, first_line
-from expand.executors.base import run_job
 from expand.machine import process_address
-from expand.training.job import Hooks, Job
+from expand.training.candidate import train_candidate, train_final
+from expand.training.job import Hooks, Job, Kind
 from expand.training.runtime import Runtime
 
 HEARTBEAT_EVERY_S = 1.0
@@ -80,6 +80,20 @@ def _call(work: Callable[[], Any]) -> tuple[str, Any]:
         return "error", RunError(f"{type(error).__name__}: {first_line(error)}")
 
 
+def run_job(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> dict[str, Any]:
+    """Train one job in this process, a candidate or the winner's final training, and return the fields of its event.
+
+    Raises `Interrupted` when asked to stop, `CandidateFailed` where a final training cannot give a result, and other
+    `ExpandError`s of the run.
+    """
+    try:
+        if job.kind is Kind.FINAL:
+            return train_final(job, data, runtime, hooks)
+        return train_candidate(job, data, runtime, hooks).as_dict()
+    finally:
+        runtime.release_memory()
+
+
 def _train(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> tuple[str, Any]:
     """Train a job and return the message that ends it. A bug becomes a `RunError` that says so, and its traceback goes
     to the log."""
@@ -99,8 +113,7 @@ def _train(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> tupl
 
 
 class Heartbeat:
-    """The training's question whether to stop, which it asks at every update and at every batch that it measures. It
-    sends a heartbeat now and then."""
+    """The training's question whether to stop, asked at every update and measured batch; it sends the heartbeats."""
 
     def __init__(self, send: Callable[[], None], is_to_stop: Callable[[], bool]) -> None:
         self._send, self._is_to_stop, self._sent = send, is_to_stop, time.monotonic()

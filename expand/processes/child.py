@@ -1,7 +1,7 @@
 """A child process that carries out calls: a decoder that crashes or hangs on an untrusted file ends only the child.
 
-A `Child` carries out one call after another and is restarted after it died; `expand.processes.pool` shares work among
-several. Threads would not help: PyAV and NumPy hold the interpreter lock too long.
+A `Child` carries out one call after another and is restarted after it died; `process_map` shares work among several.
+Threads would not help: PyAV and NumPy hold the interpreter lock too long.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any, Self
+from multiprocessing.connection import Connection, wait
+from typing import Any, Self, cast
 from weakref import WeakSet
 
 from expand.errors import DataError, ExpandError
@@ -30,6 +30,8 @@ from expand.errors import DataError, ExpandError
 CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 HUNG = "the decoder gave no frame for"
 """The beginning of the reason of a hang."""
+AHEAD = 1024
+"""Items that `process_map` begins before an earlier one is done: as many results wait in memory while a clip hangs."""
 
 _ITEM, _END, _ERROR = range(3)
 _heartbeat_limit_s = 0.0  # of this process, if it is a child
@@ -206,6 +208,55 @@ class Child:
         """End the process if a call still has answers to come, which the next call would read as its own."""
         if self._open_call:
             self.close()
+
+
+def process_map(function: Callable[[Any, Any], Any], state: Any, items: Iterable, workers: int, *,
+                timeout_s: float = 60.0, died: Callable[[Any, str], Any] | None = None) -> Iterator:
+    """Yield `function(state, item)` for every item, in order, computed by `workers` (at least one) child processes.
+
+    `function` is a module's, results can be pickled; `state` may hold `CONTEXT.Value`s. If a child dies over an item,
+    or sends no `heartbeat` for `timeout_s`, the result is `died(item, reason)`, and another child takes the rest;
+    without `died` that is a `DataError` that names the item. The exceptions of a call are raised here in its turn.
+    """
+    idle = [Child((function, state), timeout_s) for _ in range(max(1, workers))]
+    busy: dict[Any, tuple[int, Any]] = {}  # by the Child, which `wait` takes for its `fileno`, unknown to its type
+    done: dict[int, tuple[Any, Exception | None]] = {}
+    numbered, given = enumerate(items), 0
+    try:
+        while True:
+            while idle and len(busy) + len(done) < AHEAD and (job := next(numbered, None)):
+                child = idle.pop()
+                busy[child] = job
+                child.begin(_call, job[1])
+            if not busy:
+                return
+            for child in cast("list[Child]", wait(list(busy))):
+                number, item = busy.pop(child)
+                idle.append(child)
+                try:
+                    done[number] = child.result(), None
+                except ChildDied as death:
+                    if died:
+                        done[number] = died(item, death.what), None
+                    else:
+                        done[number] = None, DataError(death.what, where=str(getattr(item, "path", item)),
+                                                       fix="take it away and start again; what was done is kept")
+                except Exception as error:  # noqa: BLE001 - raised below, in its turn
+                    done[number] = None, error
+            while given in done:
+                result, failure = done.pop(given)
+                if failure:
+                    raise failure
+                given += 1
+                yield result
+    finally:
+        for child in (*idle, *busy):
+            child.close()
+
+
+def _call(job: tuple[Callable, Any], item: Any) -> Any:
+    function, state = job
+    return function(state, item)
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from expand.config import Config
 from expand.data import PreparedData
 from expand.errors import CandidateFailed, ExpandError, Interrupted, RunError
 from expand.executors import make_executor
-from expand.executors.base import Executor, Listener
 from expand.executors.fork_server import ForkServer
+from expand.executors.supervisor import Executor, Listener
 from expand.expansion.decide import Action, Done, Stuck, Train, TrainFinal, decide
 from expand.expansion.events import (
     FINAL,

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 import expand
 from expand.config import parse_config
 from expand.errors import Interrupted
-from expand.executors.base import Finished, run_job
+from expand.executors.supervisor import Finished
+from expand.executors.worker import run_job
 from expand.expansion.decide import decide
 from expand.expansion.events import CandidateFinished, Event, FinalStarted, RunStarted
 from expand.expansion.rules import Space

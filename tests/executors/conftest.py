@@ -8,7 +8,7 @@ import pytest
 
 from expand.config.schema import RunConfig
 from expand.executors import early_start, make_executor
-from expand.executors.base import Executor
+from expand.executors.supervisor import Executor
 from expand.rundir.paths import RunPaths
 from tests.executors.ray_nodes import Cluster
 from tests.executors.suite import Heard

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from expand.executors.base import Finished, Listener
+from expand.executors.supervisor import Finished, Listener
 from expand.rundir.paths import CandidatePaths
 from expand.training.job import Job
 from tests.training.small import CONFIG, RECIPE, network

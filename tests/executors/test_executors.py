@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from expand.errors import CandidateFailed, Interrupted, RunError
-from expand.executors.base import run_job
+from expand.executors.worker import run_job
 from expand.training.job import Hooks, Kind
 from tests.executors.suite import Heard, figures, freeze, hold_until_two_have_begun, job, kill
 from tests.training.small import RUNTIME

@@ -20,9 +20,9 @@ ray = pytest.importorskip("ray")
 
 from expand.config.schema import RunConfig
 from expand.errors import RunError, UsageError
-from expand.executors import cluster, early_start, make_executor, ray_node
+from expand.executors import early_start, make_executor, ray_node, ray_process
 from expand.executors import ray as ray_executor
-from expand.executors.base import run_job
+from expand.executors.worker import run_job
 from expand.rundir.paths import RunPaths
 from expand.training.job import Hooks
 from tests.executors.suite import Heard, figures, hold_until_two_have_begun, job, signal_after_checkpoint
@@ -164,15 +164,15 @@ FACTS = ray_node.NodeFacts("far", ray_node.versions(), "avx2", None, None, True,
     ({"clip": "clip.mp4: gone"}, "cannot read the clips: clip.mp4: gone"),
     ({"gpu": False}, "a GPU that torch cannot use")])
 def test_a_node_that_cannot_train_for_the_run_is_named_with_what_is_wrong(change, words):
-    assert cluster.find_obstacle("node far", FACTS, Path("/r")) is None
-    error = cluster.find_obstacle("node far", replace(FACTS, **change), Path("/r"))
+    assert ray_process.find_obstacle("node far", FACTS, Path("/r")) is None
+    error = ray_process.find_obstacle("node far", replace(FACTS, **change), Path("/r"))
     with pytest.raises(UsageError, match=words):
         raise UsageError(str(error))
     assert error.fix
 
 
 def test_a_look_at_a_node_tells_another_run_directory_and_missing_clips(data, tmp_path):
-    token = cluster.write_token(tmp_path)
+    token = ray_process.write_token(tmp_path)
     request = ray_node.Request(2, 1, False, tmp_path, os.getcwd(), pickle.dumps(data.train[0]))
     facts = ray_node.look(request, token, "reply")
     assert facts.run_dir is None and facts.clip is None and facts.has_frames and facts.gpu
@@ -192,7 +192,7 @@ def test_a_node_that_cannot_reach_the_command_says_so(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = closed.getsockname()[:2]
     with pytest.raises(RunError, match=f"cannot connect to the command at 127.0.0.1:{address[1]}") as caught:
-        ray_node.train(0, os.getcwd(), cluster.write_token(tmp_path), address, b"")
+        ray_node.train(0, os.getcwd(), ray_process.write_token(tmp_path), address, b"")
     assert "all ports" in caught.value.fix
 
 
@@ -228,8 +228,8 @@ def test_a_connection_without_the_key_is_closed_and_nothing_of_it_is_read(data, 
 
 
 def test_nodes_that_differ_in_ways_that_do_not_forbid_training_are_remarked_on():
-    assert cluster.list_remarks([FACTS, FACTS]) == []
-    said = cluster.list_remarks([FACTS, replace(FACTS, host="old", kernels="base", has_frames=False)])
+    assert ray_process.list_remarks([FACTS, FACTS]) == []
+    said = ray_process.list_remarks([FACTS, replace(FACTS, host="old", kernels="base", has_frames=False)])
     assert "avx2, base" in said[0] and "not on old" in said[1]
 
 
@@ -241,18 +241,18 @@ def node(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict:
 def test_as_many_workers_as_are_requested_fit_on_the_gpus(workers, gpus):
     request = ray_node.Request(workers, 1, True, Path("/r"), "/")
     nodes = [node(1000, count) for count in gpus]
-    share = cluster.plan_share(nodes, request)
+    share = ray_process.plan_share(nodes, request)
     assert 0 < share.gpus <= 1 and (share.gpus == 1) == (workers <= sum(gpus))
     assert share.gpus * share.sharers <= 1
     assert sum(int(count / share.gpus + 1e-9) for count in gpus) >= workers
-    assert cluster.count_places(nodes, share) >= workers
+    assert ray_process.count_places(nodes, share) >= workers
 
 
 def test_nodes_without_room_for_one_training_are_left_out_and_none_is_an_error():
     request = ray_node.Request(2, 4, False, Path("/r"), "/")
-    assert cluster.select_nodes([node(2), node(4), node(8, alive=False)], request) == [node(4)]
+    assert ray_process.select_nodes([node(2), node(4), node(8, alive=False)], request) == [node(4)]
     with pytest.raises(UsageError, match="offers 4 CPUs; the largest has 2") as caught:
-        cluster.select_nodes([node(2)], request)
+        ray_process.select_nodes([node(2)], request)
     assert "--threads 2" in caught.value.fix
     with pytest.raises(UsageError, match="offers a GPU"):
-        cluster.select_nodes([node(8)], replace(request, on_gpu=True))
+        ray_process.select_nodes([node(8)], replace(request, on_gpu=True))

@@ -10,8 +10,7 @@ import torch
 from expand.config.schema import RunConfig
 from expand.errors import DeviceFault
 from expand.executors import worker
-from expand.executors.base import Listener
-from expand.executors.supervisor import Supervisor, Worker
+from expand.executors.supervisor import Executor, Listener, Worker
 from expand.model import X3D
 from expand.run import single_training
 from expand.run.display import Quiet
@@ -93,7 +92,7 @@ def test_giving_memory_back_to_a_gpu_that_failed_hides_nothing(monkeypatch):
     Runtime(torch.device("cuda", 0), 1, "fp32").release_memory()
 
 
-class Told(Supervisor):
+class Told(Executor):
     """A supervisor whose processes are these tests: it gives work to pipes and hears what it is told."""
 
     def _start(self, number):

@@ -23,8 +23,7 @@ from expand.data.sources.clip import CONTENT_DIGITS
 from expand.data.sources.splits import balance, balance_notes
 from expand.data.synthetic import rendering as synthetic
 from expand.errors import SHOWN, DataError, abbreviate, quantity
-from expand.processes.child import died_of
-from expand.processes.pool import process_map
+from expand.processes.child import died_of, process_map
 from expand.space.factors import REFERENCE_FPS
 
 REPORT_EVERY_S = 10.0

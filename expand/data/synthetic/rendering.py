@@ -49,8 +49,7 @@ from expand.data.synthetic import (
 )
 from expand.errors import DataError, UsageError
 from expand.home import expand_home
-from expand.processes.child import heartbeat
-from expand.processes.pool import process_map
+from expand.processes.child import heartbeat, process_map
 from expand.version import __version__
 
 __all__ = ["CLASSES", "HUES", "MOTIONS", "ONE_FRAME_CEILING", "PERIODS", "PERIOD_S", "SPLITS", "TEXTURES", "Drawing",
