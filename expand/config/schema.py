@@ -262,6 +262,15 @@ class SearchConfig:
     """c-hat: each candidate is at most this many times as complex as the current network."""
     criterion: Criterion = "gain_per_gflop"
     """The rule for a step's winner; docs/decisions/002-selection.md."""
+    confidence: Annotated[float, Interval(ge=0.5, lt=1.0)] = 0.95
+    """How sure a step must be that its winner beats every rival to be called decided; otherwise it is tied
+    (docs/decisions/023-confidence.md)."""
+    seed_sd: Annotated[float, Interval(ge=0.0, le=0.5)] = 0.03
+    """Standard deviation of a candidate's accuracy between seeds that the choices reckon with; the run's own repeats
+    correct it."""
+    repeat_budget: Annotated[float, Interval(ge=0.0, le=100.0)] = 0.0
+    """Where a step is tied, its leader and the rivals tied with it are trained again with other seeds, and their mean
+    counts: for at most this many times the multiply-adds of the step. 0: never."""
     tolerance: Annotated[float, Interval(ge=0.0, le=0.5)] = 0.05
     """Share of the target that may stay unused: a network that close below it is not expanded any further."""
     axes: Annotated[tuple[Axis, ...], MinLen(1), Predicate(has_no_duplicates)] = AXES

@@ -3,11 +3,20 @@ decides as an undisturbed one does."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from expand.expansion.events import ContractionProposed, Event, RunFinished, StepProposed, StepSelected, WinnerChosen
+from expand.expansion.confidence import Verdict, compare
+from expand.expansion.events import (
+    ContractionProposed,
+    Event,
+    RunFinished,
+    StepProposed,
+    StepRepeated,
+    StepSelected,
+    WinnerChosen,
+)
 from expand.expansion.rules import Space, contract, propose, select
-from expand.expansion.state import Candidate, SearchState, Step
+from expand.expansion.state import Candidate, SearchState, Step, repeat_id
 
 
 @dataclass(frozen=True)
@@ -53,15 +62,9 @@ def decide(state: SearchState, space: Space) -> Action:
         return StepProposed(step=0, candidates=(space.basis(),), excluded=())
     step = state.steps[-1]
     if step.winner is None:
-        if to_train := state.without_outcome(step.candidates):
+        if to_train := state.without_outcome((*step.candidates, *step.repeats)):
             return Train(to_train)
-        base = state.path[-1] if state.path else step.candidates[0]
-        selection = select(space, base, state.outcomes[base.id].accuracy or 0.0, step.candidates, state.outcomes)
-        if selection is None:
-            reasons = "; ".join(f"{c.id}: {state.outcomes[c.id].reason}" for c in step.candidates)
-            return Stuck(step, f"every candidate of step {step.number} failed ({reasons})")
-        return StepSelected(step=step.number, axis=selection.winner.axis, id=selection.winner.id,
-                            scores=dict(selection.scores))
+        return _choose(state, step, space)
     if step.winner.gflops > space.target:
         return _land_on_target(state, space)
     if space.is_reached_by(step.winner.gflops):
@@ -71,6 +74,37 @@ def decide(state: SearchState, space: Space) -> Action:
         reasons = "; ".join(f"{e.axis}: {e.reason}" for e in proposal.excluded)
         return _choose_winner(state, step.winner, f"no axis can grow any further ({reasons})")
     return StepProposed(step=step.number + 1, candidates=proposal.candidates, excluded=proposal.excluded)
+
+
+def _choose(state: SearchState, step: Step, space: Space) -> StepRepeated | StepSelected | Stuck:
+    """Choose a step's winner. Where it is not ahead of its rivals beyond the noise, the tied ones are trained once more
+    with other seeds first, as long as the budget for repeats allows it."""
+    base = state.path[-1] if state.path else step.candidates[0]
+    base_accuracy = state.accuracy_of(base) or 0.0
+    selection = select(space, base, base_accuracy, step.candidates,
+                       {c.id: state.accuracy_of(c) for c in step.candidates})
+    if selection is None:
+        reasons = "; ".join(f"{c.id}: {state.outcomes[c.id].reason}" for c in step.candidates)
+        return Stuck(step, f"every candidate of step {step.number} failed ({reasons})")
+    clips = state.started.splits.get("val", 0) if state.started else 0
+    verdict = compare(space.config, clips, base, base_accuracy, {c: state.outcomes_of(c) for c in step.candidates},
+                      selection.winner)
+    if repeats := _repeats(space, step, verdict):
+        return StepRepeated(step=step.number, candidates=repeats)
+    return StepSelected(step=step.number, axis=selection.winner.axis, id=selection.winner.id,
+                        scores=dict(selection.scores), tied=verdict.tied, p_values=dict(verdict.p_values))
+
+
+def _repeats(space: Space, step: Step, verdict: Verdict) -> tuple[Candidate, ...]:
+    """Return the tied candidates, each under a new id, from which its new seed follows; none where the step is decided
+    or the budget (`SearchConfig.repeat_budget`) does not reach for all of them."""
+    if not verdict.tied:
+        return ()
+    again = [c for c in step.candidates if c.id in (verdict.leader, *verdict.tied)]
+    cost = sum(c.gflops for c in (*step.repeats, *again))
+    if cost > space.config.repeat_budget * sum(c.gflops for c in step.candidates):
+        return ()
+    return tuple(replace(c, id=repeat_id(c.id, step.ids)) for c in again)
 
 
 def _land_on_target(state: SearchState, space: Space) -> Action:
@@ -94,7 +128,8 @@ def _land_on_target(state: SearchState, space: Space) -> Action:
 
 
 def _choose_winner(state: SearchState, winner: Candidate, note: str | None) -> WinnerChosen:
-    outcome, factors = state.outcomes[winner.id], winner.factors
+    factors, seed_sd = winner.factors, state.started.seed_sd if state.started else 0.0
     return WinnerChosen(id=winner.id, gflops=winner.gflops, params=winner.params, factors=factors,
                         frames=factors.frames, resolution=factors.resolution, stride=factors.stride,
-                        accuracy=outcome.accuracy or 0.0, stderr=outcome.stderr, note=note, network=winner)
+                        accuracy=state.accuracy_of(winner) or 0.0,
+                        stderr=state.stderr_of(winner, seed_sd), note=note, network=winner)

@@ -40,6 +40,7 @@ from expand.expansion.state import (
     Step,
     StepNumber,
     Word,
+    original_id,
     read_outcome,
 )
 from expand.expansion.text import axis_name, duration, number, one_line, percent, split_note, value_text
@@ -61,6 +62,7 @@ from expand.untrusted_input import number as number_from
 FINAL = "final"
 """The id of the winner's final training."""
 MOST_CLASSES = 1_000_000
+MOST_REPEATS = 1000
 LONGEST_NAME = 10_000
 """Characters of a class's name: as many as a line of a list of clips may have."""
 
@@ -153,7 +155,8 @@ class UnknownEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(Event):
-    """A run began. `final_weight`: epochs of the final training over those of a candidate's."""
+    """A run began. `final_weight`: epochs of the final training over those of a candidate's; `seed_sd`: the standard
+    deviation of an accuracy between seeds that its choices reckon with."""
 
     kind = "run_started"
     name: Annotated[str, text(1000)]
@@ -162,6 +165,7 @@ class RunStarted(Event):
     criterion: Word
     tolerance: Annotated[float, number_from(0, 1)] = 0.0
     workers: Annotated[int, whole(1, 10**6)] = 1
+    seed_sd: Share = 0.0
     final_weight: Annotated[float, number_from(0, 1e9)] = 1.0
     classes: Annotated[tuple[Annotated[str, text(LONGEST_NAME)], ...], Len(1, MOST_CLASSES)]
     splits: Annotated[Mapping[str, int], record({}, dict.fromkeys(("train", "val", "test"), whole(0, 10**9)))]
@@ -355,28 +359,65 @@ class StepRetried(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepRepeated(Event):
+    """A step's leader is not ahead beyond the noise: the `candidates`, those that are tied, are to be trained again,
+    each with another seed."""
+
+    kind = "step_repeated"
+    step: StepNumber
+    candidates: Annotated[tuple[CheckedCandidate, ...], Len(1, MOST_CANDIDATES)]
+
+    def check_order(self, state: SearchState) -> None:
+        super().check_order(state)
+        step = _require_open_step(state, self.step)
+        _require(len(step.repeats) + len(self.candidates) <= MOST_REPEATS, "there are too many repeats")
+        known = dict(state.proposed)
+        for candidate in self.candidates:
+            _require_new(candidate, self.step, known)
+            original = known.get(original_id(candidate.id))
+            _require(original is not None and original.id in step.ids and original.factors == candidate.factors,
+                     f"{candidate.id} repeats no candidate of step {self.step}")
+            known[candidate.id] = candidate
+
+    def apply(self, state: SearchState) -> SearchState:
+        step = replace(state.steps[-1], repeats=(*state.steps[-1].repeats, *self.candidates))
+        proposed = {**state.proposed, **{candidate.id: candidate for candidate in self.candidates}}
+        return replace(state, steps=(*state.steps[:-1], step), proposed=MappingProxyType(proposed))
+
+    def describe(self) -> str:
+        names = ", ".join(axis_name(candidate.as_dict()) for candidate in self.candidates)
+        return f"step {self.step}: tied: {names}; each is trained once more with another seed"
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepSelected(Event):
-    """A step's winner, and the candidates' scores under the criterion (None for a failed one)."""
+    """A step's winner, and the candidates' scores under the criterion (None for a failed one); the rivals that it is
+    not ahead of beyond the noise (`tied`; None: an earlier version did not ask), and the p-value of each rival."""
 
     kind = "step_selected"
     step: StepNumber
     axis: AxisName
     id: Id
     scores: Annotated[Mapping[Id, Figure | None], Len(0, MOST_CANDIDATES)] = field(default_factory=dict)
+    tied: Annotated[tuple[Id, ...], Len(0, MOST_CANDIDATES)] | None = None
+    p_values: Annotated[Mapping[Id, Share], Len(0, MOST_CANDIDATES)] = field(default_factory=dict)
 
     def check_order(self, state: SearchState) -> None:
         """It comes when all candidates of the step have ended; the winner has an accuracy."""
         super().check_order(state)
         step = _require_open_step(state, self.step)
         _require(self.id in step.ids, f"{self.id} is not of step {self.step}")
-        _require(not state.without_outcome(step.candidates), "not all of its candidates have ended")
+        _require(not state.without_outcome((*step.candidates, *step.repeats)), "not all of its candidates have ended")
         _require_accuracy(state, self.id)
 
     def apply(self, state: SearchState) -> SearchState:
-        return replace(state, steps=(*state.steps[:-1], replace(state.steps[-1], selected=self.id, scores=self.scores)))
+        step = replace(state.steps[-1], selected=self.id, scores=self.scores, tied=self.tied, p_values=self.p_values)
+        return replace(state, steps=(*state.steps[:-1], step))
 
     def describe(self) -> str:
-        return f"step {self.step}: {axis_name({'axis': self.axis})} chosen ({self.id})"
+        verdict = "" if self.tied is None or not self.p_values else \
+            f", tied with {', '.join(self.tied)}" if self.tied else ", decided"
+        return f"step {self.step}: {axis_name({'axis': self.axis})} chosen ({self.id}){verdict}"
 
 
 @dataclass(frozen=True, kw_only=True)

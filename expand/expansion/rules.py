@@ -12,7 +12,7 @@ from math import log2
 
 from expand.config.schema import SearchConfig
 from expand.errors import UsageError
-from expand.expansion.state import BASIS_AXIS, Candidate, Exclusion, Outcome
+from expand.expansion.state import BASIS_AXIS, Candidate, Exclusion
 from expand.space.axes import AXES, Axis, Bounds
 from expand.space.complexity import complexity_of
 from expand.space.factors import Factors
@@ -148,21 +148,21 @@ def score(criterion: str, *, gain: float, gflops: float, ratio: float) -> float:
 
 
 def select(space: Space, base: Candidate, base_accuracy: float, candidates: tuple[Candidate, ...],
-           outcomes: Mapping[str, Outcome]) -> Selection | None:
+           accuracies: Mapping[str, float | None]) -> Selection | None:
     """Return the step's winner: the best score, then the higher J, then the lower C, then the earlier axis.
 
-    The network grows even where no candidate gains (the target is a budget to spend, as in the paper); failed
-    candidates do not compete. None where all failed.
+    `accuracies` holds each candidate's J by its id, None for a failed one, which does not compete. The network grows
+    even where no candidate gains (the target is a budget to spend, as in the paper). None where all failed.
     """
     scores: dict[str, float | None] = {}
     ranks: dict[Candidate, tuple[float, float, float, int]] = {}
     for place, candidate in enumerate(candidates):
-        outcome, scores[candidate.id] = outcomes[candidate.id], None
-        if outcome.is_finished and outcome.accuracy is not None:
+        accuracy, scores[candidate.id] = accuracies[candidate.id], None
+        if accuracy is not None:
             value = scores[candidate.id] = score(
-                space.config.criterion, gain=outcome.accuracy - base_accuracy, gflops=candidate.gflops - base.gflops,
+                space.config.criterion, gain=accuracy - base_accuracy, gflops=candidate.gflops - base.gflops,
                 ratio=candidate.gflops / base.gflops)
-            ranks[candidate] = (value, outcome.accuracy, -candidate.gflops, -place)
+            ranks[candidate] = (value, accuracy, -candidate.gflops, -place)
     return Selection(max(ranks, key=ranks.__getitem__), scores) if ranks else None
 
 

@@ -6,9 +6,11 @@ them.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,10 +25,22 @@ if TYPE_CHECKING:
     from expand.expansion.events import Event, FinalFinished, RunStarted
 
 BASIS_AXIS = "basis"
+REPEAT = re.compile(r"-r[0-9]+\Z")
+"""The end of the id of a candidate that is trained once more with another seed."""
 CANDIDATE_ID = re.compile(r"[a-z0-9_-]{1,100}")
 """A candidate's id names a folder, so it can hold neither a dot nor a separator."""
 MOST_STEPS, MOST_CANDIDATES = 1000, 16
 """Steps of a search (a doubling repeated twenty times is a million), and candidates of a step (one an axis)."""
+
+
+def original_id(id_: str) -> str:
+    """Return the id of the candidate that the candidate `id_` repeats; `id_` itself where it is no repeat."""
+    return REPEAT.sub("", id_)
+
+
+def repeat_id(id_: str, taken: Collection[str]) -> str:
+    """Return the next free id for a repeat of the candidate `id_`."""
+    return next(name for number in count(1) if (name := f"{id_}-r{number}") not in taken)
 
 
 def read_factors(value: Any, name: str) -> Factors:
@@ -40,6 +54,7 @@ Id = Annotated[str, matches(CANDIDATE_ID, "a candidate's name: 1 to 100 of a-z, 
 AxisName = Annotated[str, one_of((BASIS_AXIS, *AXES))]
 StepNumber = Annotated[int, whole(0, MOST_STEPS)]
 CheckedFactors = Annotated[Factors, read_factors]
+RightClips = Annotated[str, matches(re.compile(r"[0-9a-f]{1,1000000}"), "hexadecimal digits")]
 Gflops = Annotated[float, number(1e-9, 1e9)]
 Params = Annotated[int, whole(1, 10**13)]
 Length = Annotated[int, whole(1, 10**6)]
@@ -116,7 +131,8 @@ class Outcome:
     """The result of training a candidate. `accuracy` (J) is top-1 in 0..1, `stderr` its standard error.
 
     `state` is `finished` or `failed`; a failed one has a `reason` and no figures. `breakdown` holds seconds by phase,
-    `notes` remarks on the training, such as gradients that were accumulated for lack of memory.
+    `notes` remarks on the training, such as gradients that were accumulated for lack of memory, `right` which val clips
+    were right (`confidence.encode_right`).
     """
 
     id: Id
@@ -131,6 +147,7 @@ class Outcome:
     clips_per_s: Amount | None = None
     breakdown: Breakdown = field(default_factory=dict)
     notes: Notes = ()
+    right: RightClips | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for the journal and for outcome.json."""
@@ -165,23 +182,32 @@ def read_outcome(value: Any, name: str) -> Outcome:
 
 @dataclass(frozen=True)
 class Step:
-    """A step: its candidates, the axes left out; once chosen, the winner's id, and each candidate's score."""
+    """A step: its candidates, the axes left out, those that are trained once more with another seed (`repeats`, each a
+    candidate of its own); once chosen, the winner's id, each candidate's score, and the verdict on the choice."""
 
     number: int
     candidates: tuple[Candidate, ...]
     excluded: tuple[Exclusion, ...] = ()
+    repeats: tuple[Candidate, ...] = ()
     selected: str | None = None
     scores: Mapping[str, float | None] = field(default_factory=lambda: MappingProxyType({}))
+    tied: tuple[str, ...] | None = None
+    """The candidates that the winner is not ahead of beyond the noise; None: not known (runs of earlier versions)."""
+    p_values: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def winner(self) -> Candidate | None:
         """The selected candidate."""
         return next((c for c in self.candidates if c.id == self.selected), None)
 
+    def trainings_of(self, candidate: Candidate) -> tuple[Candidate, ...]:
+        """Return one of the step's candidates, and its repeats."""
+        return (candidate, *(each for each in self.repeats if original_id(each.id) == candidate.id))
+
     @property
     def ids(self) -> frozenset[str]:
-        """The candidates' ids."""
-        return frozenset(c.id for c in self.candidates)
+        """The candidates' ids, those of the repeats among them."""
+        return frozenset(c.id for c in (*self.candidates, *self.repeats))
 
 
 @dataclass(frozen=True)
@@ -227,6 +253,23 @@ class SearchState:
     def path(self) -> tuple[Candidate, ...]:
         """The chosen networks, the basis first."""
         return tuple(step.winner for step in self.steps if step.winner is not None)
+
+    def outcomes_of(self, candidate: Candidate) -> tuple[Outcome, ...]:
+        """Return the outcomes of a candidate and of its repeats, as far as there are any."""
+        return tuple(outcome for id_, outcome in self.outcomes.items() if original_id(id_) == candidate.id)
+
+    def accuracy_of(self, candidate: Candidate) -> float | None:
+        """Return a candidate's J: the mean over its finished trainings; None without one."""
+        found = [outcome.accuracy for outcome in self.outcomes_of(candidate) if outcome.accuracy is not None]
+        return math.fsum(found) / len(found) if found else None
+
+    def stderr_of(self, candidate: Candidate, seed_sd: float) -> float | None:
+        """Return the standard error of a candidate's J: the choice of val clips, which repeats share, and that of the
+        seeds, whose standard deviation is `seed_sd`. None without a finished training."""
+        found = [outcome.stderr or 0.0 for outcome in self.outcomes_of(candidate) if outcome.is_finished]
+        if not found:
+            return None
+        return math.sqrt(math.fsum(each ** 2 for each in found) / len(found) + seed_sd ** 2 / len(found))
 
     def without_outcome(self, candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
         """Return those of `candidates` that have no outcome yet."""

@@ -24,7 +24,7 @@ from expand.expansion.events import (
     StepRetried,
     WinnerChosen,
 )
-from expand.expansion.state import Candidate, SearchState
+from expand.expansion.state import Candidate, SearchState, Step
 from expand.expansion.text import split_note
 from expand.rundir.journal import last_of, read_events
 from expand.rundir.lock import holder
@@ -75,10 +75,14 @@ def summarize(run_dir: Path | str, now: float | None = None) -> dict[str, Any]:
     steps = []
     for step in search.steps:  # the chosen candidate's values stand at its top, None until one is chosen
         chosen_id = step.candidates[0].id if step.number == 0 else step.selected
-        candidates = [{**_describe_candidate(candidate, results), "selected": candidate.id == chosen_id,
-                       "score": step.scores.get(candidate.id)} for candidate in step.candidates]
+        seed_sd = started.seed_sd if started else 0.0
+        candidates = [{**_describe_trainings(search, step, candidate, results, seed_sd),
+                       "selected": candidate.id == chosen_id, "score": step.scores.get(candidate.id),
+                       "p_value": step.p_values.get(candidate.id)} for candidate in step.candidates]
         chosen = next((candidate for candidate in candidates if candidate["selected"]), {})
-        steps.append({"step": step.number, **{key: chosen.get(key) for key in CHOSEN}, "candidates": candidates,
+        tied = None if step.tied is None or len(candidates) < 2 else list(step.tied)
+        steps.append({"step": step.number, **{key: chosen.get(key) for key in CHOSEN}, "tied": tied,
+                      "decided": None if tied is None else not tied, "candidates": candidates,
                       "excluded": [exclusion.as_dict() for exclusion in step.excluded]})
     contraction: dict[str, Any] | None = None
     if search.contraction:
@@ -135,6 +139,21 @@ def _describe_candidate(candidate: Candidate, results: Mapping[str, Mapping[str,
             "notes": list(found.get("notes", ()))}
 
 
+def _describe_trainings(search: SearchState, step: Step, candidate: Candidate,
+                        results: Mapping[str, Mapping[str, Any]], seed_sd: float) -> dict[str, Any]:
+    """Return a step's candidate over all its trainings: their mean accuracy, its standard error with the seeds' part,
+    and the state of the first that has not finished."""
+    trainings = [_describe_candidate(each, results) for each in step.trainings_of(candidate)]
+    finished = [each for each in trainings if each["state"] == "finished"]
+    described = next((each for each in trainings[1:] if each["state"] not in ("finished", "failed")), trainings[0])
+    described = {**trainings[0], "state": described["state"], "reason": described["reason"],
+                 "accuracies": [each["accuracy"] for each in finished]}
+    if finished:
+        described |= {"accuracy": search.accuracy_of(candidate), "stderr": search.stderr_of(candidate, seed_sd),
+                      "wall_s": sum(each["wall_s"] for each in finished)}
+    return described
+
+
 def _describe_winner(events: Sequence[Event], final: FinalFinished | None, on_val: bool) -> dict[str, Any] | None:
     """Return the chosen network; its accuracy is the final training's, None until that has finished."""
     event = last_of(events, WinnerChosen)
@@ -185,7 +204,7 @@ def remaining_s(summary: Mapping[str, Any], busy_s: float = 0.0, *, final_weight
     if summary["state"] == "finished":
         return 0.0
     done = [each for each in _candidates_of(summary) if each["state"] == "finished" and each["wall_s"]]
-    cost = sum(candidate["gflops"] for candidate in done)
+    cost = sum(candidate["gflops"] * len(candidate.get("accuracies", "1")) for candidate in done)
     if not cost:
         return None
     rate = sum(candidate["wall_s"] for candidate in done) / cost

@@ -61,14 +61,14 @@ def status_text(summary: Mapping[str, Any], width: int = 100, encoding: str = "u
     parts: list[str | Table] = ["\n".join(_header(summary))]
     if summary["steps"]:
         path = _table(encoding, [("step", "right"), ("axis", "left"), ("value", "left"), ("GFLOPs", "right"),
-                                 ("ratio", "right"), ("top-1 % (val)", "right")])
+                                 ("ratio", "right"), ("top-1 % (val)", "right"), ("choice", "left")])
         for step in summary["steps"]:
             if step["axis"] is None:
                 open_count = sum(candidate["state"] not in ("finished", "failed") for candidate in step["candidates"])
                 path.add_texts(str(step["step"]), f"not chosen yet: {open_count} of {len(step['candidates'])} to train")
             else:
                 path.add_texts(str(step["step"]), axis_name(step), value_text(step), number(step["gflops"], 4),
-                               number(step["ratio"]), percent(step["accuracy"], step["stderr"]))
+                               number(step["ratio"]), percent(step["accuracy"], step["stderr"]), _verdict(step))
         parts += ["\nPath", path, "\nCandidates (> chosen)", _candidates_table(summary, encoding)]
     # Axes that were not tried; an axis that stays out for the same reason stands there once, with its steps.
     excluded: dict[tuple[str, str], list[int]] = {}
@@ -120,12 +120,21 @@ def _candidates_table(summary: Mapping[str, Any], encoding: str) -> SimpleTable:
     return table
 
 
+def _verdict(step: Mapping[str, Any]) -> str:
+    """Return whether the step's winner is ahead of its rivals beyond the noise."""
+    if step["decided"] is None:
+        return ""
+    tied = [axis_name(candidate) for candidate in step["candidates"] if candidate["id"] in step["tied"]]
+    return "decided" if step["decided"] else f"tied with {', '.join(tied)}"
+
+
 def _state_text(candidate: Mapping[str, Any]) -> str:
     state, reason = STATES.get(candidate["state"], candidate["state"]), candidate["reason"]
     overshoot = "one grid step, over the rate" if candidate["overshoot"] else ""
     text = f"{state}: {one_line(reason)}" if reason else state
+    seeds = f"mean of {len(candidate['accuracies'])} seeds" if len(candidate.get("accuracies", ())) > 1 else ""
     held = f"held back: {one_line(candidate['note'])}" if candidate["note"] else ""
-    return "; ".join(part for part in (text, overshoot, held, *map(one_line, candidate["notes"])) if part)
+    return "; ".join(part for part in (text, seeds, overshoot, held, *map(one_line, candidate["notes"])) if part)
 
 
 def _contraction_lines(summary: Mapping[str, Any]) -> list[str]:

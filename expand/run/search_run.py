@@ -168,6 +168,6 @@ def _start_event(config: Config, space: Space, paths: RunPaths, data: PreparedDa
     search = config.search
     return RunStarted(
         name=paths.root.resolve().name, version=__version__, target_gflops=space.target,
-        criterion=search.criterion, tolerance=search.tolerance, workers=config.run.workers,
+        criterion=search.criterion, tolerance=search.tolerance, workers=config.run.workers, seed_sd=search.seed_sd,
         final_weight=cast(int, config.final.epochs) / cast(int, config.candidate.epochs), classes=tuple(data.classes),
         splits=data.counts, fingerprint=data.fingerprint, config=dump_config(config))

@@ -12,6 +12,7 @@ from typing import Any
 from expand.data import PreparedData
 from expand.data.loading.prefetch import dead_worker
 from expand.errors import CandidateFailed, Interrupted, RunError, explain_device_faults, first_line, lacks_memory
+from expand.expansion.confidence import encode_right
 from expand.expansion.events import FinalFinished
 from expand.expansion.state import Outcome, read_outcome
 from expand.rundir.files import cannot_write, jsonable, read_json, write_atomic, write_json
@@ -54,7 +55,8 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
         job.id, "finished", accuracy=evaluation.accuracy, stderr=evaluation.stderr, top5=evaluation.top5,
         loss=evaluation.loss, wall_s=sum(seconds.values()), peak_memory_mb=runtime.peak_memory_mb(),
         clips_per_s=progress.clips / progress.train_s if progress.train_s else 0.0,
-        breakdown={name: round(value, 4) for name, value in seconds.items()}, notes=tuple(training.notes))
+        breakdown={name: round(value, 4) for name, value in seconds.items()}, notes=tuple(training.notes),
+        right=encode_right(evaluation.right))
     _write_outcome(job, data, outcome, evaluation.confusion)
     checkpoint.save_weights(job.paths.checkpoint, training.result)
     _delete_previous_checkpoint(job)

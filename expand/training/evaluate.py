@@ -24,7 +24,8 @@ faster than it measures them."""
 class Evaluation:
     """`accuracy` (top-1) and `top5` in 0..1, `stderr` of the accuracy, mean `loss` (negative log-likelihood, nats).
 
-    `confusion[i][j]`: videos of class i for which class j was predicted.
+    `confusion[i][j]`: videos of class i for which class j was predicted; `right`: for each video, in the split's order,
+    whether its class was.
     """
 
     accuracy: float
@@ -32,6 +33,7 @@ class Evaluation:
     top5: float
     loss: float
     confusion: list[list[int]]
+    right: tuple[bool, ...] = ()
 
 
 def standard_error(accuracy: float, videos: int) -> float:
@@ -114,7 +116,7 @@ def evaluation_of(scores: Tensor, labels: Tensor) -> Evaluation:
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     confusion.index_put_((labels, guesses), torch.ones_like(labels), accumulate=True)
     return Evaluation(accuracy, standard_error(accuracy, videos), hits(scores, labels, 5).double().mean().item(),
-                      -likelihood.log().mean().item(), confusion.tolist())
+                      -likelihood.log().mean().item(), confusion.tolist(), tuple((guesses == labels).tolist()))
 
 
 def evaluate(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,

@@ -88,12 +88,13 @@ def test_events_and_fields_of_other_versions_are_kept() -> None:
 
 def test_every_event_says_what_it_is_and_in_which_order_its_fields_stand() -> None:
     assert {kind: [each.name for each in events.fields(cls)[2:]] for kind, cls in events._classes.items()} == {
-        "run_started": ["name", "version", "target_gflops", "criterion", "tolerance", "workers", "final_weight",
-                        "classes", "splits", "fingerprint", "config"],
+        "run_started": ["name", "version", "target_gflops", "criterion", "tolerance", "workers", "seed_sd",
+                        "final_weight", "classes", "splits", "fingerprint", "config"],
         "run_resumed": [], "run_interrupted": ["reason"], "run_failed": ["reason"], "run_finished": [],
         "step_proposed": ["step", "candidates", "excluded"], "candidate_started": ["id", "resumed", "worker"],
         "candidate_retried": ["id", "attempt", "reason"], "candidate_finished": ["outcome"],
-        "step_retried": ["step", "ids"], "step_selected": ["step", "axis", "id", "scores"],
+        "step_retried": ["step", "ids"], "step_repeated": ["step", "candidates"],
+        "step_selected": ["step", "axis", "id", "scores", "tied", "p_values"],
         "contraction_proposed": ["axis", "candidate", "reason"],
         "winner_chosen": ["id", "gflops", "params", "factors", "frames", "resolution", "stride", "accuracy", "stderr",
                           "note", "network"],

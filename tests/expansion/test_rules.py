@@ -16,7 +16,7 @@ from expand.expansion.rules import Space, contract, propose, score, select
 from expand.space.axes import AXES
 from expand.space.complexity import complexity_of
 from expand.space.factors import PRESETS, X2D, Factors
-from tests.expansion.simulated import costing, outcome, paper_space
+from tests.expansion.simulated import costing, paper_space
 
 # FACTS: the published family's path. axis, frames, stride, px, gamma_w, gamma_b, gamma_d, multiply-adds, ratio
 PAPER_TABLE = [
@@ -183,7 +183,7 @@ BASE_J = 0.5
 ])
 def test_the_winner_under_each_criterion(accuracies, winners):
     base, candidates = rivals()
-    outcomes = {c.id: outcome(c.id, accuracy) for c, accuracy in zip(candidates, accuracies, strict=True)}
+    outcomes = {c.id: accuracy for c, accuracy in zip(candidates, accuracies, strict=True)}
     for criterion, winner in zip(("gain_per_gflop", "gain_per_doubling", "accuracy"), winners, strict=True):
         selection = select(paper_space(2.0, criterion=criterion), base, BASE_J, candidates, outcomes)
         assert (selection and selection.winner.id) == winner, criterion
@@ -191,7 +191,7 @@ def test_the_winner_under_each_criterion(accuracies, winners):
 
 def test_equal_scores_go_to_the_higher_accuracy():
     base, candidates = rivals(1.5, 2.0)
-    outcomes = {A: outcome(A, 0.625), B: outcome(B, 0.75)}  # dJ/dC is 0.25 for both
+    outcomes = {A: 0.625, B: 0.75}  # dJ/dC is 0.25 for both
     selection = select(paper_space(2.0), base, BASE_J, candidates[:2], outcomes)
     assert selection.scores == {A: 0.25, B: 0.25} and selection.winner.id == B
 
@@ -210,7 +210,7 @@ accuracies = st.lists(st.none() | st.sampled_from([0.3, 0.5, 0.6, 0.625, 0.75]),
        st.permutations([0, 1, 2]))
 def test_the_order_of_outcomes_does_not_matter_and_no_candidate_beats_the_winner(values, costs, criterion, order):
     space, (base, candidates) = paper_space(2.0, criterion=criterion), rivals(*costs)
-    outcomes = {c.id: outcome(c.id, value) for c, value in zip(candidates, values, strict=True)}
+    outcomes = {c.id: value for c, value in zip(candidates, values, strict=True)}
     selection = select(space, base, BASE_J, candidates, outcomes)
     assert selection == select(space, base, BASE_J, candidates, {
         candidates[i].id: outcomes[candidates[i].id] for i in order})
@@ -223,7 +223,7 @@ def test_the_order_of_outcomes_does_not_matter_and_no_candidate_beats_the_winner
     for i, rival in enumerate(candidates):
         if values[i] is None or rival is winner:
             continue
-        mine = (best, outcomes[winner.id].accuracy, -winner.gflops, -candidates.index(winner))
+        mine = (best, outcomes[winner.id], -winner.gflops, -candidates.index(winner))
         assert mine > (selection.scores[rival.id], values[i], -rival.gflops, -i)
 
 

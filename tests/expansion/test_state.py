@@ -37,7 +37,8 @@ def test_a_search_lands_on_its_target_by_the_documented_decisions(seed, criterio
     for before, step in zip(state.path, state.steps[1:]):
         proposal = propose(space, before.factors, step.number)
         assert (step.candidates, step.excluded) == (proposal.candidates, proposal.excluded)
-        selection = select(space, before, state.outcomes[before.id].accuracy, step.candidates, state.outcomes)
+        selection = select(space, before, state.accuracy_of(before), step.candidates,
+                           {c.id: state.accuracy_of(c) for c in step.candidates})
         assert step.winner == selection.winner
         assert not space.is_reached_by(before.gflops)
     last = state.path[-1]
