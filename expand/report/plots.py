@@ -263,7 +263,8 @@ def _place_labels(axes: Axes, summary: Mapping[str, Any], networks: Sequence[Map
                      weight="bold")
     for step in reversed(summary["steps"]):
         if step["axis"] is not None and (point := _point(step)):
-            placer.place(f"{axis_name(step)}\n{value_text(step)}", point, must=True, fontsize=9.5, color=INK,
+            verdict = " (tied)" if step["decided"] is False else ""
+            placer.place(f"{axis_name(step)}{verdict}\n{value_text(step)}", point, must=True, fontsize=9.5, color=INK,
                          weight="bold", linespacing=1.05)
     for candidate in networks if len(networks) <= MOST_LABELLED else ():
         if not candidate["selected"] and (point := _point(candidate)):

@@ -124,8 +124,11 @@ def _verdict(step: Mapping[str, Any]) -> str:
     """Return whether the step's winner is ahead of its rivals beyond the noise."""
     if step["decided"] is None:
         return ""
+    if step["decided"]:
+        return "decided"
     tied = [axis_name(candidate) for candidate in step["candidates"] if candidate["id"] in step["tied"]]
-    return "decided" if step["decided"] else f"tied with {', '.join(tied)}"
+    return "tied with " + (", ".join(tied) if len(tied) < min(3, len(step["candidates"]) - 1) else
+                           f"{len(tied)} of {len(step['candidates']) - 1} rivals")
 
 
 def _state_text(candidate: Mapping[str, Any]) -> str:
