@@ -23,6 +23,7 @@ from annotated_types import Ge, Gt, Interval, MinLen, Predicate
 Axis = Literal["x_fast", "x_temporal", "x_spatial", "x_depth", "x_width", "x_bottleneck"]
 Criterion = Literal["gain_per_gflop", "gain_per_doubling", "accuracy"]
 Device = Literal["auto", "cpu", "cuda"]
+FinalStart = Literal["scratch", "candidate"]
 Executor = Literal["local", "ray"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Format = Literal["auto", "folders", "lists", "kinetics", "ucf101", "hmdb51", "ssv2"]
@@ -271,6 +272,9 @@ class SearchConfig:
     repeat_budget: Annotated[float, Interval(ge=0.0, le=100.0)] = 0.0
     """Where a step is tied, its leader and the rivals tied with it are trained again with other seeds, and their mean
     counts: for at most this many times the multiply-adds of the step. 0: never."""
+    final_start: FinalStart = "scratch"
+    """Where the winner's final training starts: with new initial weights, or with the weights that the winner has as a
+    candidate. Either way the better of the two on val is handed over."""
     tolerance: Annotated[float, Interval(ge=0.0, le=0.5)] = 0.05
     """Share of the target that may stay unused: a network that close below it is not expanded any further."""
     axes: Annotated[tuple[Axis, ...], MinLen(1), Predicate(has_no_duplicates)] = AXES

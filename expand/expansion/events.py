@@ -501,7 +501,8 @@ class FinalStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class FinalFinished(Event):
-    """The winner's final training ended; `accuracy` and its companions are those of `split`."""
+    """The winner's final training ended; `accuracy` and its companions are those of `split`. `from_candidate`: the
+    weights are the candidate's, since longer training did not help."""
 
     kind = "final_finished"
     split: Annotated[str, one_of(("val", "test"))]
@@ -511,6 +512,7 @@ class FinalFinished(Event):
     loss: Loss | None = None
     val_accuracy: Share | None = None
     val_stderr: Share | None = None
+    from_candidate: bool = False
     wall_s: Annotated[float, number_from(0, 1e12)]
     notes: Notes = ()
 

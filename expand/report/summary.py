@@ -162,7 +162,7 @@ def _describe_winner(events: Sequence[Event], final: FinalFinished | None, on_va
     own = event.own_fields()
     spec = {key: own[key] for key in ("id", "gflops", "params", "factors", "frames", "resolution", "stride")}
     result = {key: getattr(final, key, None) for key in ("accuracy", "stderr", "top5", "loss", "split", "val_accuracy",
-                                                         "val_stderr", "wall_s")}
+                                                         "val_stderr", "from_candidate", "wall_s")}
     return {**spec, **result, "candidate_accuracy": event.accuracy,
             "candidate_stderr": event.stderr, "why": event.note,
             "final_started": last_of(events, FinalStarted) is not None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from expand.config import Config
 from expand.data import PreparedData
@@ -150,10 +151,20 @@ class Driver:
     def _record_retry(self, job: Job, attempt: int, reason: str) -> None:
         self.record(CandidateRetried(id=job.id, attempt=attempt, reason=reason))
 
+    def _best_weights(self, winner: Candidate) -> Path | None:
+        """Return the file with the winner's weights as a candidate, those of its best training on val; None where it
+        is gone."""
+        outcomes = [outcome for outcome in self.state.outcomes_of(winner) if outcome.is_finished]
+        best = max(outcomes, key=lambda outcome: outcome.accuracy or 0.0)
+        path = self.paths.candidate(best.id).checkpoint
+        return path if path.exists() else None
+
     def _train_final(self, winner: Candidate, executor: Executor) -> None:
+        trained = self._best_weights(winner)
         job = replace(self._job(winner), id=FINAL, network=load_network(self.paths.network), recipe=self.config.final,
                       paths=self.paths.final_candidate, seed=candidate_seed(self.config.run.seed, FINAL),
-                      weights=self.paths.weights, kind=Kind.FINAL)
+                      first_weights=trained if self.config.search.final_start == "candidate" else None,
+                      candidate_weights=trained, weights=self.paths.weights, kind=Kind.FINAL)
         try:
             [finished] = executor.run([job])
         except CandidateFailed as error:

@@ -11,14 +11,25 @@ from typing import Any
 
 from expand.data import PreparedData
 from expand.data.loading.prefetch import dead_worker
-from expand.errors import CandidateFailed, Interrupted, RunError, explain_device_faults, first_line, lacks_memory
+from expand.errors import (
+    CandidateFailed,
+    Interrupted,
+    RunError,
+    UsageError,
+    explain_device_faults,
+    first_line,
+    lacks_memory,
+)
 from expand.expansion.confidence import encode_right
 from expand.expansion.events import FinalFinished
 from expand.expansion.state import Outcome, read_outcome
+from expand.expansion.text import percent
+from expand.model.weights import load_checkpoint
 from expand.rundir.files import cannot_write, jsonable, read_json, write_atomic, write_json
 from expand.space.network import dump_network
 from expand.training import checkpoint
 from expand.training.distributed import ALONE, Group
+from expand.training.evaluate import Evaluation, standard_error_of_difference
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training
 from expand.training.runtime import Runtime
@@ -74,9 +85,10 @@ def fail_candidate(job: Job, data: PreparedData, reason: str) -> Outcome:
 def train_final(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks, group: Group = ALONE) -> dict[str, Any]:
     """Train the winner by the final recipe and measure it: on `val`, and once on `test` if there is one.
 
-    Writes the weights to `job.weights`. In a `group`, every process calls this, and the first one writes. Returns
-    the fields of `final_finished`; `accuracy` is that of `split`. Raises `CandidateFailed` and `Interrupted` as a
-    training does.
+    Writes the weights to `job.weights`: those of the candidate (`job.candidate_weights`) where they are better on val
+    by more than a standard error, so that a run never hands over less than it has. In a `group`, every process calls
+    this, and the first one writes. Returns the fields of `final_finished`; `accuracy` is that of `split`. Raises
+    `CandidateFailed` and `Interrupted` as a training does.
     """
     if job.weights is None:
         raise ValueError("the job of a final training names no file for its weights")
@@ -89,17 +101,43 @@ def train_final(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks, gr
         training = Training(job, data, runtime, hooks, group)
         training.fit()
         training.refresh_batch_norm()
-        splits = {split: training.evaluate(split) for split in ("val", "test") if getattr(data, split)}
+        splits, notes = {"val": training.evaluate("val")}, training.notes
+        if better := _take_candidate_if_better(training, splits["val"]):
+            notes.append(f"longer training did not help: it reached {percent(splits['val'].accuracy)} % on val, the "
+                         f"candidate {percent(better.accuracy)} %, whose weights are handed over")
+            splits["val"] = better
+        if data.test:
+            splits["test"] = training.evaluate("test")
     split = "test" if "test" in splits else "val"
     measured, val = splits[split], splits["val"]
     result = {"split": split, "accuracy": measured.accuracy, "stderr": measured.stderr, "top5": measured.top5,
               "loss": measured.loss, "val_accuracy": val.accuracy, "val_stderr": val.stderr,
-              "wall_s": sum(training.seconds().values()), "notes": training.notes}
+              "from_candidate": better is not None, "wall_s": sum(training.seconds().values()), "notes": notes}
     if group.is_first:
         checkpoint.save_weights(job.weights, training.result)
         _write(job, data, {"result": result}, {name: measured.confusion for name, measured in splits.items()})
         _delete_previous_checkpoint(job)
     return result
+
+
+def _take_candidate_if_better(training: Training, final: Evaluation) -> Evaluation | None:
+    """Put the candidate's weights into the trained network where they beat it on val, where it reached `final`, by more
+    than one standard error of the difference on the same clips; return what they reach. None where they do not, or
+    where there are none: the network is then as it was."""
+    path = training.job.candidate_weights
+    if path is None:
+        return None
+    own = {name: tensor.clone() for name, tensor in training.result.state_dict().items()}
+    try:
+        load_checkpoint(training.result, path, training.hooks.log)
+    except (UsageError, RunError) as error:
+        training.hooks.log(f"the candidate's weights cannot be compared with the final training's: {error}")
+        return None
+    candidate = training.evaluate("val")
+    if candidate.accuracy - final.accuracy > standard_error_of_difference(candidate.right, final.right):
+        return candidate
+    training.result.load_state_dict(own)
+    return None
 
 
 @contextmanager

@@ -41,6 +41,15 @@ def standard_error(accuracy: float, videos: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / videos)
 
 
+def standard_error_of_difference(right: Sequence[bool], other: Sequence[bool]) -> float:
+    """Return the standard error of the difference of two accuracies on the same videos, from which of them each got
+    right."""
+    videos = len(right)
+    for_one = sum(mine and not theirs for mine, theirs in zip(right, other, strict=True))
+    for_other = sum(theirs and not mine for mine, theirs in zip(right, other, strict=True))
+    return math.sqrt(for_one + for_other - (for_one - for_other) ** 2 / videos) / videos
+
+
 def wilson_interval(share: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the confidence interval of a share seen in `count` independent cases, in 0..1 (Wilson, J. Am. Stat. Assoc.
     22, 1927). Unlike `standard_error` it is not empty for a share of 0 or 1, and it is right for few cases.

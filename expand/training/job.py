@@ -37,6 +37,8 @@ class Job:
     checkpoint_every_s: float
     first_weights: Path | None = None
     """A file with the initial weights; None: drawn with the seed."""
+    candidate_weights: Path | None = None
+    """The weights of the candidate that a final training must not fall behind; None: there is no candidate."""
     weights: Path | None = None
     """The file for the trained weights, of a final training only."""
     parts: int = 1

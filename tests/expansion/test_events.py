@@ -99,5 +99,5 @@ def test_every_event_says_what_it_is_and_in_which_order_its_fields_stand() -> No
         "winner_chosen": ["id", "gflops", "params", "factors", "frames", "resolution", "stride", "accuracy", "stderr",
                           "note", "network"],
         "final_started": ["resumed", "worker"],
-        "final_finished": ["split", "accuracy", "stderr", "top5", "loss", "val_accuracy", "val_stderr", "wall_s",
-                           "notes"]}
+        "final_finished": ["split", "accuracy", "stderr", "top5", "loss", "val_accuracy", "val_stderr",
+                           "from_candidate", "wall_s", "notes"]}

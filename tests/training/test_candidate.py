@@ -14,6 +14,8 @@ from expand.training.job import Hooks, Job, candidate_seed
 from expand.training.loop import Training
 from tests.training.small import CONFIG, RECIPE, RUNTIME, final, network
 
+NETWORK = network("small", frames=2)
+
 
 @pytest.fixture
 def job(tmp_path):
@@ -107,3 +109,43 @@ def test_the_death_of_a_loader_process_is_not_held_against_the_candidate(job, da
     with pytest.raises(DataError, match="a process that reads clips died"):
         train_candidate(job, data, RUNTIME, Hooks())
     assert not job.paths.outcome.exists()
+
+
+def test_a_final_training_that_falls_behind_hands_over_the_candidates_weights(data, tmp_path):
+    """The candidate learnt its val clips; the final training has a rate of nearly nothing and stays at its initial
+    weights."""
+    data = replace(data, val=data.train)
+    candidate = Job("s01-x", NETWORK, 0.001, replace(RECIPE, epochs=12, lr=1.6), CONFIG, 5,
+                    CandidatePaths(tmp_path / "c"), 1e3)
+    trained = train_candidate(candidate, data, RUNTIME, Hooks())
+    job = final(replace(candidate, recipe=replace(RECIPE, epochs=1, lr=1e-9), paths=CandidatePaths(tmp_path / "f"),
+                        candidate_weights=candidate.paths.checkpoint))
+    result = train_final(job, data, RUNTIME, Hooks())
+    assert result["from_candidate"] and result["val_accuracy"] == trained.accuracy
+    assert any("longer training did not help" in note for note in result["notes"])
+    kept, own = (torch.load(path, weights_only=True)["model"] for path in (job.weights, candidate.paths.checkpoint))
+    assert all(torch.equal(kept[name], own[name]) for name in kept)
+
+
+def test_a_final_training_that_does_not_fall_behind_hands_over_its_own_weights(data, tmp_path):
+    candidate = Job("s01-x", NETWORK, 0.001, replace(RECIPE, epochs=1, lr=1e-9), CONFIG, 5,
+                    CandidatePaths(tmp_path / "c"), 1e3)
+    train_candidate(candidate, data, RUNTIME, Hooks())
+    alone = final(replace(candidate, recipe=RECIPE, paths=CandidatePaths(tmp_path / "f")))
+    beside = replace(alone, paths=CandidatePaths(tmp_path / "g"), candidate_weights=candidate.paths.checkpoint,
+                     weights=tmp_path / "g" / "weights.pt")
+    results = [train_final(job, data, RUNTIME, Hooks()) for job in (alone, beside)]
+    assert [result["from_candidate"] for result in results] == [False, False]
+    assert results[0]["loss"] == results[1]["loss"]
+    kept, own = (torch.load(path, weights_only=True)["model"] for path in (alone.weights, beside.weights))
+    assert all(torch.equal(kept[name], own[name]) for name in kept)
+
+
+def test_a_candidates_weights_that_are_damaged_do_not_cost_the_final_training(data, tmp_path):
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(b"not weights")
+    said: list[str] = []
+    job = final(Job("s01-x", NETWORK, 0.001, RECIPE, CONFIG, 5, CandidatePaths(tmp_path / "f"), 1e3,
+                    candidate_weights=broken))
+    assert not train_final(job, data, RUNTIME, Hooks(log=said.append))["from_candidate"]
+    assert any("cannot be compared" in text for text in said)
