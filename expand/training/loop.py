@@ -363,9 +363,11 @@ class Training:
         self.hooks.log(f"{self.job.id}: {text}")
 
 
-def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.SGD:
-    """Return SGD with Nesterov momentum; without weight decay on batch norm."""
+def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser; without weight decay on batch norm."""
     norms = {id(p) for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()}
     groups = [{"params": [p for p in model.parameters() if id(p) not in norms], "weight_decay": recipe.weight_decay},
               {"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0}]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=True)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)

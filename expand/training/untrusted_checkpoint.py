@@ -6,7 +6,7 @@ Content that does not fit is refused before anything is changed, so that another
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ from expand.training.stopwatch import OTHER, STEP
 from expand.untrusted_input import Check, Wrong, list_of, mapping_of, number, record, text, whole
 
 MOST_COLUMNS = 100
+OPTIMIZER_STATES: Mapping[type[torch.optim.Optimizer], Set[str]] = {
+    torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
+"""The entries that an optimiser keeps for each parameter."""
 _seconds = number(0, 1e12)
 
 
@@ -46,7 +49,7 @@ def restore(state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.O
         if average is not None:
             _check_like(state.get("average"), average.module.state_dict(), "average")
             whole(0, 10**12)(state.get("averaged"), "averaged")
-        momenta = _momenta(state.get("optimizer"), optimizer)
+        moments = _optimizer_state(state.get("optimizer"), optimizer)
         generator = _generator(state.get("rng"), torch.Generator())
         device = gpu_of(model) if "cuda_rng" in state else None
         on_gpu = None if device is None else _generator(state["cuda_rng"], torch.Generator(device))
@@ -56,7 +59,7 @@ def restore(state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.O
     if average is not None:
         average.module.load_state_dict(state["average"])
         average.n_averaged.fill_(state["averaged"])
-    optimizer.load_state_dict({"state": momenta, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(generator)
     if device is not None and on_gpu is not None:
         torch.cuda.set_rng_state(on_gpu, device)
@@ -109,21 +112,23 @@ def _check_tensor(found: Any, wanted: Tensor, name: str) -> None:
         raise Wrong(f"its {name} is of another kind or shape")
 
 
-def _momenta(found: Any, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor | None]]:
+def _optimizer_state(found: Any, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor | None]]:
     """Return the optimiser's state by the parameter's number, in memory of its own: tensors of a file may overlap."""
-    if not isinstance(found, Mapping) or not isinstance(momenta := found.get("state"), Mapping):
+    if not isinstance(found, Mapping) or not isinstance(states := found.get("state"), Mapping):
         raise Wrong("its optimiser has no state")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for place, held in momenta.items():
+    for place, held in states.items():
         whole(0, len(parameters) - 1)(place, "optimizer.state")
-        if not isinstance(held, Mapping) or held.keys() != {"momentum_buffer"}:
+        if not isinstance(held, Mapping) or held.keys() != OPTIMIZER_STATES[type(optimizer)]:
             raise Wrong("its optimiser is of another kind")
-        if held["momentum_buffer"] is not None:
-            _check_tensor(held["momentum_buffer"], parameters[place], f"momentum {place}")
-    if 0 < len(momenta) < len(parameters):
-        raise Wrong("its optimiser lacks momenta")
+        for key, value in held.items():
+            like = torch.zeros(()) if key == "step" else parameters[place]
+            if value is not None or key != "momentum_buffer":
+                _check_tensor(value, like, f"{key} {place}")
+    if 0 < len(states) < len(parameters):
+        raise Wrong("its optimiser lacks some of its state")
     return {place: {key: None if value is None else value.clone() for key, value in held.items()}
-            for place, held in momenta.items()}
+            for place, held in states.items()}
 
 
 def _generator(found: Any, trial: torch.Generator) -> Tensor:

@@ -37,7 +37,7 @@ def test_an_outcome_has_every_figure_that_is_promised(job, data):
     assert len(job.paths.metrics.read_text().splitlines()) == 1 + RECIPE.epochs
 
 
-@pytest.mark.parametrize("more", [{}, {"ema": 0.5, "accumulation": 2}])
+@pytest.mark.parametrize("more", [{}, {"ema": 0.5, "accumulation": 2}, {"optimizer": "adamw", "lr": 0.016}])
 def test_a_training_that_was_stopped_ends_as_an_undisturbed_one(job, data, tmp_path, more):
     job = replace(job, recipe=replace(RECIPE, **more))
     undisturbed = train_candidate(job, data, RUNTIME, Hooks())
