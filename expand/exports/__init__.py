@@ -76,11 +76,9 @@ def hand_over(model_or_run: X3D | str | Path, format: str, path: str | Path | No
         raise UsageError("the model has weights already", fix="leave out weights=, or name the network")
     else:
         model = model_or_run
-    if model.network is None:
-        raise UsageError("the model has no description, so nothing would say what a clip must look like",
-                         fix="make it with X3D.of(network) or X3D.preset(name), or load it")
+    name = model.description.name
     if target.is_dir():
-        target = target / f"{_file_name(model.network.name)}{found.suffix}"
+        target = target / f"{_file_name(name)}{found.suffix}"
     save: Callable[[X3D, Path], Any] = pkgutil.resolve_name(found.writer)
     return Handover([target], save(model, target)) if found.is_graph else Handover(save(model, target))
 

@@ -54,10 +54,11 @@ def save_onnx(model: X3D, path: Path) -> float | None:
     with plain_operators(), torch.no_grad(), _quiet():
         program = torch.onnx.export(model, _example(model), dynamo=True, opset_version=OPSET, verbose=False,
                                     input_names=["clips"], output_names=["logits"], dynamic_shapes=_any_batch())
+    assert program is not None  # it is, with dynamo
     proto = program.model_proto
     _strip_traces(proto)
     proto.producer_name, proto.producer_version = "x3d-expand", __version__
-    onnx.helper.set_model_props(proto, metadata(model.network))
+    onnx.helper.set_model_props(proto, metadata(model.description))
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString()
     difference = _checked(model, _onnx_session(content)) if importlib.util.find_spec("onnxruntime") else None
@@ -77,7 +78,7 @@ def save_torch_export(model: X3D, path: Path) -> float:
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # names folders of this machine
         buffer = io.BytesIO()
-        torch.export.save(program, buffer, extra_files={"network.json": to_json(model.network.as_dict())})
+        torch.export.save(program, buffer, extra_files={"network.json": to_json(model.description.as_dict())})
         difference = _checked(model, torch.export.load(buffer).module())
     write_atomic(path, buffer.getvalue())
     return difference
@@ -93,8 +94,8 @@ def metadata(network: Network) -> dict[str, str]:
 
 
 def _as_exported(model: X3D) -> X3D:
-    """A copy in evaluation on the CPU; the caller's model stays as it is."""
-    return copy.deepcopy(model).to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()
+    """Return a copy in evaluation on the CPU; the caller's model stays as it is."""
+    return copy.deepcopy(model).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
 
 
 def _clips(network: Network, batch: int) -> Tensor:
@@ -104,7 +105,7 @@ def _clips(network: Network, batch: int) -> Tensor:
 
 
 def _example(model: X3D) -> tuple[Tensor]:
-    return (_clips(model.network, TRACED_BATCH),)
+    return (_clips(model.description, TRACED_BATCH),)
 
 
 def _any_batch() -> tuple[dict[int, torch.export.Dim]]:
@@ -137,7 +138,7 @@ def _checked(model: X3D, graph: Callable[[Tensor], Tensor]) -> float:
     """The largest difference between the logits of `graph` and `model`, over a batch as traced and one that is not."""
     largest = 0.0
     for batch in (1, TRACED_BATCH):
-        x_BCTHW = _clips(model.network, batch)
+        x_BCTHW = _clips(model.description, batch)
         with torch.no_grad():
             expected, found = model(x_BCTHW), graph(x_BCTHW)
         difference = (found - expected).abs().max().item()

@@ -22,14 +22,15 @@ ENOUGH_S = 0.5
 
 
 def measure_latency(model: X3D, runtime: Runtime) -> dict[str, Any]:
-    """The median time to a clip's class probabilities in `runtime`: batch 1, at the evaluation crop, the clip's way to
-    the device included. `model`, which must have its description, is moved there."""
-    network = model.network
+    """Return the median time to a clip's class probabilities in `runtime`: batch 1, at the evaluation crop, the clip's
+    way to the device included. `model` is moved there. Raises `UsageError` for one without a description."""
+    network = model.description
     crop = evaluation_crop(network.factors.resolution)
     x_BCTHW = torch.zeros(1, 3, network.factors.frames, crop, crop)
-    answering = for_inference(model.to(runtime.device, memory_format=runtime.memory_format),
-                              runtime.autocast_dtype)
-    threads, times_s = torch.get_num_threads(), []
+    model = model.to(runtime.device).to(memory_format=runtime.memory_format)
+    answering = for_inference(model, runtime.autocast_dtype)
+    threads = torch.get_num_threads()
+    times_s: list[float] = []
     runtime.prepare()
     try:
         with torch.inference_mode():

@@ -17,9 +17,10 @@ from expand.training.gpus import complaints
 from expand.training.runtime import Runtime, resolve_run
 
 
-def ready(source: str | Path, weights: str | Path | None, device: str, threads: int | None,
-          log: Callable[[str], None]) -> tuple[X3D, Runtime]:
-    """The network of `source` on `device`: a run, a file with weights; or with `weights`, a preset or a network's YAML.
+def load_on_device(source: str | Path, weights: str | Path | None, device: str, threads: int | None,
+                   log: Callable[[str], None]) -> tuple[X3D, Runtime]:
+    """Return the network of `source` on `device`: a run, a file with weights; or with `weights`, a preset or a
+    network's YAML.
 
     Raises `UsageError` or `RunError` where it cannot be loaded, `UsageError` where the machine lacks the device.
     """
@@ -28,11 +29,11 @@ def ready(source: str | Path, weights: str | Path | None, device: str, threads: 
         log(complaint)
     runtime.prepare()
     model = load_named(source, weights, log)
-    return model.to(runtime.device, memory_format=runtime.memory_format), runtime
+    return model.to(runtime.device).to(memory_format=runtime.memory_format), runtime
 
 
 def check_finite(scores: Tensor, network: Network) -> None:
-    """Raises `RunError` where `scores` of the network are not finite."""
+    """Raise `RunError` where `scores` of the network are not finite."""
     if not torch.isfinite(scores).all():
         raise RunError("its scores are not finite", where=f"network '{network.name}'",
                        fix="its weights are damaged, or belong to another network")

@@ -15,7 +15,7 @@ import torch
 from expand.data.loading.sampling import clip_frames, view_starts_s, window_starts_s
 from expand.data.loading.transforms import normalise, resize
 from expand.errors import DataError, UsageError, explain_device_faults
-from expand.inference.loaded_network import check_finite, ready
+from expand.inference.loaded_network import check_finite, load_on_device
 from expand.inference.options import check_window
 from expand.inference.windows import centre_clips, frame_times
 from expand.model import X3D
@@ -47,13 +47,14 @@ def predict_files(source: str | Path, videos: Sequence[str | Path], *, top: int,
     counts packets that could not be decoded, "clock_jumps" places where the time stamps were not followed
     (docs/data.md, "What is read"). A file that cannot be read has "error", the reason, and no predictions.
     """
-    model, runtime = ready(source, weights, device, threads, log)
-    network = model.network
+    model, runtime = load_on_device(source, weights, device, threads, log)
+    network = model.description
     windows = Windows.of(network.factors, window_s, hop_s) if timeline else None
     files, answering = [], for_inference(model, runtime.autocast_dtype)
     with Child() as child:
         for video in videos:
-            files.append(_answer(_Asked(Path(video), answering, runtime, views, windows, progress, child), top))
+            files.append(_answer(_Asked(Path(video), answering, network, runtime, views, windows, progress, child),
+                                 top))
             report(files[-1])
     return {"network": network.name, "classes": network.classes, "files": files}
 
@@ -106,6 +107,7 @@ class _Asked:
 
     path: Path
     model: X3D | FoldedX3D
+    network: Network
     runtime: Runtime
     views: int
     windows: Windows | None
@@ -115,14 +117,15 @@ class _Asked:
 
 
 def _answer(asked: _Asked, top: int) -> dict[str, Any]:
-    answer = {"path": str(asked.path), "length_s": None, "damaged": 0, "clock_jumps": 0, "predictions": []}
+    answer: dict[str, Any] = {"path": str(asked.path), "length_s": None, "damaged": 0, "clock_jumps": 0,
+                              "predictions": []}
     try:
         times_s, stamps, answer["damaged"], answer["clock_jumps"] = asked.child.call(frame_times, asked.path)
-        answer["length_s"] = float(times_s[-1])
+        length_s = answer["length_s"] = float(times_s[-1])
         if asked.windows:
-            asked.windows.check(answer["length_s"])
-        spans = asked.windows.over(answer["length_s"]) if asked.windows else []
-        best = {part: _best(scores_K, asked.model.network, top)
+            asked.windows.check(length_s)
+        spans = asked.windows.over(length_s) if asked.windows else []
+        best = {part: _best(scores_K, asked.network, top)
                 for part, scores_K in _mean_scores(asked, times_s, stamps, spans)}
     except DataError as error:
         return {**answer, "error": error.what}
@@ -135,11 +138,12 @@ def _answer(asked: _Asked, top: int) -> dict[str, Any]:
 
 def _mean_scores(asked: _Asked, times_s: np.ndarray, stamps: np.ndarray | None,
                  spans: Sequence[tuple[float, float]]) -> Iterator[tuple[int, np.ndarray]]:
-    """(part, mean class probabilities) as the parts are complete: 0 is the whole file, the windows follow."""
-    factors, length_s = asked.model.network.factors, float(times_s[-1])
+    """Yield (part, mean class probabilities) as the parts are complete: 0 is the whole file, the windows follow."""
+    factors, length_s = asked.network.factors, float(times_s[-1])
     starts_s = [view_starts_s(length_s, factors.span_s, asked.views)]
-    starts_s += [start_s + view_starts_s(end_s - start_s, factors.span_s, asked.windows.views(length_s))
-                 for start_s, end_s in spans]
+    if asked.windows:
+        views = asked.windows.views(length_s)
+        starts_s += [start_s + view_starts_s(end_s - start_s, factors.span_s, views) for start_s, end_s in spans]
     part_N = np.repeat(np.arange(len(starts_s)), [len(starts) for starts in starts_s])
     start_N = np.concatenate(starts_s)
     order_N = np.argsort(start_N, kind="stable")
@@ -156,8 +160,8 @@ def _mean_scores(asked: _Asked, times_s: np.ndarray, stamps: np.ndarray | None,
 
 
 def _scores(asked: _Asked, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Class probabilities of each of `clips` (T x H x W x 3 uint8, square)."""
-    network, clips = asked.model.network, iter(clips)
+    """Yield class probabilities of each of `clips` (T x H x W x 3 uint8, square)."""
+    network, clips = asked.network, iter(clips)
     side = evaluation_crop(network.factors.resolution)
     while some := list(islice(clips, BATCH)):
         clips_BTHWC = torch.stack([resize(torch.from_numpy(clip_THWC), side) for clip_THWC in some])

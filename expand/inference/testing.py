@@ -24,7 +24,7 @@ from expand.data.loading.prefetch import dead_worker
 from expand.data.sources.labels import label_key
 from expand.errors import SHOWN, DataError, RunError, abbreviate, did_you_mean, explain_device_faults, lacks_memory
 from expand.expansion.text import cell, one_line, percent, split_note
-from expand.inference.loaded_network import check_finite, ready
+from expand.inference.loaded_network import check_finite, load_on_device
 from expand.inference.options import CROPS, TestClips
 from expand.machine import available_cores
 from expand.model import X3D
@@ -44,11 +44,11 @@ def measure(source: str | Path, chosen: TestClips, *, views: int, weights: str |
             batch_size: int, device: str, threads: int | None, log: Log,
             progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Measure a network on the clips `chosen` for it, as `expand.test` says."""
-    model, runtime = ready(source, weights, device, threads, log)
-    network, paths, other = model.network, RunPaths(Path(source)), chosen.other
+    model, runtime = load_on_device(source, weights, device, threads, log)
+    network, paths, other = model.description, RunPaths(Path(source)), chosen.other
     config = replace(chosen.config, mean=network.mean, std=network.std)
     is_own = weights is None and paths.config.is_file()
-    exam = _prepared(config, chosen.listed, chosen.split, network, log)
+    exam = _prepare_exam(config, chosen.listed, chosen.split, network, log)
     folder = make_dir(out or
                       _default_folder(paths if is_own else None, other, f"{exam.split}-{views}views", network))
     began = time.monotonic()
@@ -80,15 +80,15 @@ class _Exam:
     left_out: int
 
 
-def _prepared(config: DataConfig, listed: ClipList, split: str, network: Network, log: Log) -> _Exam:
-    names, mapping = _matched(listed, split, network, log)
+def _prepare_exam(config: DataConfig, listed: ClipList, split: str, network: Network, log: Log) -> _Exam:
+    names, mapping = _match_classes(listed, split, network, log)
     short_side = evaluation_crop(network.factors.resolution)
     data = prepare(config, short_side=short_side, workers=available_cores(), report=log, splits=(split,), listed=listed)
     clips = tuple(replace(clip, label=mapping[clip.label]) for clip in getattr(data, split))
     return _Exam(config, split, names, clips, sum(clip.split == split for clip in listed.clips) - len(clips))
 
 
-def _matched(listed: ClipList, split: str, network: Network, log: Log) -> tuple[tuple[str, ...], dict[int, int]]:
+def _match_classes(listed: ClipList, split: str, network: Network, log: Log) -> tuple[tuple[str, ...], dict[int, int]]:
     """The names of the network's classes, and its class for each label of `split`.
 
     Raises `DataError` where the network has no such class or, without names, another number of classes.
@@ -125,28 +125,28 @@ def _default_folder(paths: RunPaths | None, clips: str | None, stem: str, networ
 
 def _scores(model: X3D, exam: _Exam, views: int, batch_size: int, runtime: Runtime,
             progress: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
-    """Class probabilities (videos x classes) and labels."""
-    factors, videos = model.network.factors, len(exam.clips)
+    """Return class probabilities (videos x classes) and labels."""
+    factors, videos = model.description.factors, len(exam.clips)
     batches = eval_loader(exam.clips, frames=factors.frames, stride=factors.stride, resolution=factors.resolution,
                           views=TIMES, crops=CROPS[views], batch_size=batch_size, config=exam.config,
                           workers=runtime.loader_workers, device=runtime.device)
     try:
         with explain_device_faults():
-            scores, labels = score_videos(model, _counted(batches, videos * views, progress), videos,
-                                          model.network.classes, runtime)
+            scores, labels = score_videos(model, _count_clips(batches, videos * views, progress), videos,
+                                          model.description.classes, runtime)
     except (MemoryError, RuntimeError) as error:
         if (death := dead_worker(error)) is not None:
             raise death from error
         if not lacks_memory(error):
             raise
-        raise RunError("the memory did not suffice", fix="a smaller --batch-size needs less") from error
-    check_finite(scores, model.network)
+        raise RunError("out of memory", fix="a smaller --batch-size needs less") from error
+    check_finite(scores, model.description)
     return scores, labels
 
 
-def _counted(batches: Iterable[tuple[Tensor, ...]], total: int,
+def _count_clips(batches: Iterable[tuple[Tensor, ...]], total: int,
              progress: Callable[[int, int], None]) -> Iterator[tuple[Tensor, ...]]:
-    """`batches`; each is counted once the next is asked for."""
+    """Yield `batches`; each is counted once the next is asked for."""
     done = 0
     for batch in batches:
         yield batch

@@ -34,7 +34,7 @@ def centre_clips(path: Path, short_side: int, index_NT: np.ndarray,
     """
     wanted, rows, held = np.unique(index_NT), iter(index_NT), {}
     row_T = next(rows)
-    reader = ClipReader(path, short_side, wanted, stamps=stamps)
+    reader = ClipReader(path, short_side, wanted.tolist(), stamps=stamps)
     for index, (_, frame_HWC) in zip(wanted.tolist(), reader, strict=False):
         box = centre_box(*frame_HWC.shape[:2])
         held[index] = frame_HWC[box.top:box.top + box.side, box.left:box.left + box.side].copy()

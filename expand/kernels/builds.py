@@ -31,7 +31,7 @@ FLAGS = ("-O2", "-g0", "-std=c++17", "-fPIC", "-shared", "-pthread",
          "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 # No -march=native: an environment on a shared file system runs on other processors too. The sets are those that torch
 # asks for before it names a processor AVX512 or AVX2.
-BUILDS = {"base": ()}
+BUILDS: dict[str, tuple[str, ...]] = {"base": ()}
 if platform.machine().lower() in ("x86_64", "amd64"):
     BUILDS = {
         "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma",

@@ -6,6 +6,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from expand.errors import UsageError
 from expand.model.layers import Head, ResBlock, Stem
 from expand.space.factors import PUBLISHED_CLASSES
 from expand.space.geometry import Geometry
@@ -51,6 +52,14 @@ class X3D(nn.Module):
         """Return a published network (`xs`, `s`, `m`, `l`, `xl` or `x2d`; paper, table 1) with `classes` outputs and
         initial weights. Raises `UsageError` for other names."""
         return cls.of(preset(name, classes), dropout=dropout)
+
+    @property
+    def description(self) -> Network:
+        """The network's description. Raises `UsageError` for a model that was made of a geometry alone."""
+        if self.network is None:
+            raise UsageError("the model has no description, so nothing would say what a clip must look like",
+                             fix="make it with X3D.of(network) or X3D.preset(name), or load it")
+        return self.network
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         """Return logits, B x classes: the mean over the head's positions, as in PyTorchVideo."""

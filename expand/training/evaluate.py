@@ -73,7 +73,7 @@ def _on_device(model: X3D | FoldedX3D, x_BCTHW: Tensor, runtime: Runtime) -> Ten
         return model.probabilities(x_BCTHW).double()
 
 
-def score_videos(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,
+def score_videos(model: X3D, batches: Iterable[tuple[Tensor, ...]], videos: int, classes: int,
                  runtime: Runtime) -> tuple[Tensor, Tensor]:
     """Return class probabilities (videos x classes, float64), averaged over each video's clips, and labels (videos).
 
