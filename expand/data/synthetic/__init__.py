@@ -16,7 +16,7 @@ from pathlib import Path
 from expand.config.schema import BuiltinConfig
 from expand.errors import UsageError
 
-RENDERER = 3
+RENDERER = 4
 """Version of what is rendered; raise it with every change that alters a pixel."""
 SPLITS = ("train", "val", "test")
 
