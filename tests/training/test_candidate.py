@@ -149,3 +149,17 @@ def test_a_candidates_weights_that_are_damaged_do_not_cost_the_final_training(da
                     candidate_weights=broken))
     assert not train_final(job, data, RUNTIME, Hooks(log=said.append))["from_candidate"]
     assert any("cannot be compared" in text for text in said)
+
+
+def test_a_kill_between_the_outcome_and_the_weights_leaves_the_weights_of_an_undisturbed_training(job, data, tmp_path,
+                                                                                                  monkeypatch):
+    undisturbed = train_candidate(job, data, RUNTIME, Hooks())
+    other = replace(job, paths=CandidatePaths(tmp_path / "killed"))
+    with monkeypatch.context() as patch:
+        patch.setattr("expand.training.checkpoint.save_weights", lambda path, model: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_candidate(other, data, RUNTIME, Hooks())
+    assert train_candidate(other, data, RUNTIME, Hooks()).accuracy == undisturbed.accuracy
+    weights = [torch.load(paths.checkpoint, weights_only=True) for paths in (job.paths, other.paths)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0]["model"][name], weights[1]["model"][name]) for name in weights[0]["model"])
