@@ -21,9 +21,15 @@ from expand.expansion.forecast import check_target, largest_resolution
 from expand.expansion.rules import Space
 from expand.expansion.state import SearchState
 from expand.expansion.text import duration
-from expand.run.directory import check_free, choose_dir, stored_config
 from expand.run.display import Display, Logged, Quiet
-from expand.run.resolve import check_recipes, check_unchanged, resolve_config
+from expand.run.resolve import (
+    check_free,
+    check_recipes,
+    check_unchanged,
+    choose_dir,
+    resolve_config,
+    stored_config,
+)
 from expand.run.run_clips import list_again, prepare_again, prepare_clips
 from expand.run.stop import stop_signals
 from expand.rundir.files import make_dir, write_atomic, write_json

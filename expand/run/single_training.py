@@ -25,10 +25,9 @@ from expand.exports.card import write_card
 from expand.kernels import library
 from expand.model import X3D
 from expand.model.weights import load_checkpoint, read_checkpoint
-from expand.run.directory import check_free
 from expand.run.display import Display, Logged, Quiet
 from expand.run.machine import describe_environment
-from expand.run.resolve import check_unchanged, resolve_config
+from expand.run.resolve import check_free, check_unchanged, resolve_config
 from expand.run.run_clips import list_again, prepare_again, prepare_clips
 from expand.run.stop import stop_signals
 from expand.run.training_run import current_config

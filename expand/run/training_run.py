@@ -12,9 +12,8 @@ from typing import Any
 from expand.config import Config, parse_config
 from expand.config.schema import DataConfig
 from expand.data import list_clips
-from expand.run.directory import check_free, choose_dir, stored_config
 from expand.run.display import Display
-from expand.run.resolve import ANY_NUMBER, check_unchanged, resolve_recipe
+from expand.run.resolve import ANY_NUMBER, check_free, check_unchanged, choose_dir, resolve_recipe, stored_config
 from expand.rundir.contents import read_training, weights_at
 from expand.rundir.paths import RunPaths
 from expand.space.network import Network

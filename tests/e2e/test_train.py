@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import expand
 from expand.data.synthetic import rendering as synthetic
-from expand.run.directory import check_free
+from expand.run.resolve import check_free
 from expand.rundir.paths import RunPaths
 from expand.space.factors import Factors
 from expand.space.network import Network, dump_network
