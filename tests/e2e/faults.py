@@ -107,7 +107,7 @@ def build_shim(folder: Path) -> Path | None:
 
 
 def until(condition: Callable[[], object], process: subprocess.Popen | Resumed | None = None,
-          seconds: float = 60.0) -> object:
+          seconds: float = 300.0) -> object:
     """What `condition` gives once that is true. Fails where `process` ends first, or after so many seconds."""
     end = time.monotonic() + seconds
     while not (found := condition()):

@@ -40,8 +40,8 @@ from tests.e2e.faults import (
 )
 from tests.e2e.runs import call, events, kill, results, start
 
-SOON_S = 15.0
-"""What "soon" is on a busy machine."""
+SOON_S = 60.0
+"""What "soon" is on an overloaded machine."""
 DAY_S = 86_400
 
 
@@ -112,7 +112,7 @@ def _ends(process: subprocess.Popen, code: int, seconds: float = SOON_S) -> str:
     out, err = process.communicate(timeout=seconds)
     assert process.returncode == code, err + out
     assert "Traceback" not in err + out and "defect" not in err, err
-    until(lambda: not alive(children), seconds=5)
+    until(lambda: not alive(children))
     return err
 
 
@@ -134,7 +134,7 @@ def battered(shim, tmp_path_factory, finished):
     stopped = hit(run_dir, process, signal.SIGSTOP)
     until(lambda: named(run_dir, "candidate_retried")[1:], process)
     clock.write_text(str(900 * DAY_S))
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 0 and "Traceback" not in err, err
     return SimpleNamespace(run_dir=run_dir, killed=killed, stopped=stopped)
 
@@ -187,12 +187,12 @@ def test_kill_9_of_the_driver_ends_its_workers_and_frees_the_run_to_one_of_two_t
     until(lambda: len(in_training(run_dir)) == 2, process)
     children = below(process.pid)
     kill(process)
-    until(lambda: not alive(children), seconds=5)
+    until(lambda: not alive(children))
     before = events(run_dir)
     assert (run_dir / "lock").read_bytes(), "the dead one's name is still there"
 
     rivals = [start("resume", run_dir, "--workers", "2") for _ in range(2)]
-    until(lambda: any(rival.poll() is not None for rival in rivals), seconds=40)
+    until(lambda: any(rival.poll() is not None for rival in rivals))
     refused, at_work = sorted(rivals, key=lambda rival: rival.poll() is None)
     err = refused.communicate()[1]
     assert refused.returncode == 1 and "Traceback" not in err
@@ -218,7 +218,7 @@ def _fails(driver: Resumed) -> str:
     trainers = set(in_training(driver.run_dir).values())
     driver.join(SOON_S)
     assert isinstance(driver.error, RunError), driver.error
-    until(lambda: not alive(trainers), seconds=5)
+    until(lambda: not alive(trainers))
     return str(driver.error)
 
 
@@ -263,7 +263,7 @@ def test_a_directory_that_is_moved_ends_the_search_and_works_again_when_it_is_ba
     os.rename(step_1, away)
     error = _fails(driver)
     assert str(step_1) in error and "moved or deleted" in error and f"x3d-expand resume {step_1}" in error
-    until(lambda: not alive(trainers), seconds=5)
+    until(lambda: not alive(trainers))
     assert not step_1.exists(), "nothing of it may be begun anew in its place"
     os.rename(away, step_1)
     finish(step_1)
