@@ -5,6 +5,7 @@ This only serves error messages with advice: nothing in a file is run, and at mo
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
@@ -73,6 +74,8 @@ def _kind_by_bytes(start: bytes, path: Path) -> tuple[str, str] | None:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<script")):
         return WEB_PAGE, DIRECTLY
+    if re.match(rb"[45]\d\d:? +[a-z]|(entry |page )?not found\b", text):
+        return "is text in place of a checkpoint: a server's answer that the file was not found or not given", DIRECTLY
     if text.startswith((b"<?xml", b"<error", b"<net")):
         return "is XML in place of a checkpoint: a server's error, or a network's layers without weights", AGAIN
     if text.startswith((b"{", b"[")):

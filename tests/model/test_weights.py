@@ -417,3 +417,11 @@ def test_a_description_in_safetensors_is_checked_like_any_other(model, tmp_path)
                         ("x" * 2_000_000, "description of more than")):
         save_file(dict(model.state_dict()), tmp_path / "x3d.safetensors", metadata={"network": text})
         loading_says(tmp_path / "x3d.safetensors", words)
+
+
+@pytest.mark.parametrize("answer", ["404: Not Found", "403 Forbidden", "Entry not found", "Not Found"])
+def test_text_that_a_server_answered_is_named_as_text(tmp_path: Path, answer: str) -> None:
+    path = tmp_path / "x3d_s.pyth"
+    path.write_text(answer)
+    with pytest.raises(UsageError, match="is text in place of a checkpoint: a server's answer"):
+        read_checkpoint(path)
