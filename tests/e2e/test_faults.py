@@ -112,7 +112,7 @@ def _ends(process: subprocess.Popen, code: int, seconds: float = SOON_S) -> str:
     out, err = process.communicate(timeout=seconds)
     assert process.returncode == code, err + out
     assert "Traceback" not in err + out and "defect" not in err, err
-    until(lambda: not alive(children))
+    until(lambda: not alive(children), seconds=5)
     return err
 
 
@@ -187,7 +187,7 @@ def test_kill_9_of_the_driver_ends_its_workers_and_frees_the_run_to_one_of_two_t
     until(lambda: len(in_training(run_dir)) == 2, process)
     children = below(process.pid)
     kill(process)
-    until(lambda: not alive(children))
+    until(lambda: not alive(children), seconds=5)
     before = events(run_dir)
     assert (run_dir / "lock").read_bytes(), "the dead one's name is still there"
 
@@ -218,7 +218,7 @@ def _fails(driver: Resumed) -> str:
     trainers = set(in_training(driver.run_dir).values())
     driver.join(SOON_S)
     assert isinstance(driver.error, RunError), driver.error
-    until(lambda: not alive(trainers))
+    until(lambda: not alive(trainers), seconds=5)
     return str(driver.error)
 
 
@@ -263,7 +263,7 @@ def test_a_directory_that_is_moved_ends_the_search_and_works_again_when_it_is_ba
     os.rename(step_1, away)
     error = _fails(driver)
     assert str(step_1) in error and "moved or deleted" in error and f"x3d-expand resume {step_1}" in error
-    until(lambda: not alive(trainers))
+    until(lambda: not alive(trainers), seconds=5)
     assert not step_1.exists(), "nothing of it may be begun anew in its place"
     os.rename(away, step_1)
     finish(step_1)
