@@ -90,6 +90,8 @@ def summarize(run_dir: Path | str, now: float | None = None) -> dict[str, Any]:
         # Without an id (and complexity) where it gave back a network that had been trained.
         described = _describe_candidate(shrunk, results) if shrunk else {
             **dict.fromkeys((*SPEC, *RESULT, "reason")), "also": [], "notes": [], "state": "finished"}
+        if shrunk and described["state"] == "finished":
+            described["stderr"] = search.stderr_of(shrunk, started.seed_sd if started else 0.0)
         contraction = {**described, "axis": search.contraction.axis, "why": search.contraction.reason}
     # The clips that the winner's accuracy comes from also chose the winner where there is no test split.
     on_val = final.split == "val" if final else started is not None and not started.splits.get("test")
