@@ -7,6 +7,7 @@ a trained network, an `X3D`.
 
 from __future__ import annotations
 
+import logging
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["X3D", "__version__", "cache_clips", "check_clips", "complexity", "doctor", "export", "load", "plan",
            "plot", "predict", "resume", "search", "status", "synthesize", "test", "train"]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless a program wants to hear it
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,8 @@
 these. The command line calls nothing else.
 
 Values that the command line prints with `--json` are what the functions return (docs/json.md). Nothing heavy is
-imported before a function has checked all that can be checked without it.
+imported before a function has checked all that can be checked without it. What there is to say meanwhile is logged
+(`logging`, logger `expand`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expand import logs
 from expand.errors import DataError, UsageError
 from expand.rundir.paths import RunPaths
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from expand.space.network import Network
 
 Overrides = Sequence[str]
-Report = Callable[[str], None]
 Progress = Callable[[int, int], None]
 
 
@@ -108,7 +109,8 @@ def load(path: str | Path, network: str | Path | Network | None = None) -> X3D:
     from expand.model.load import load_model
 
     assumed: list[str] = []
-    model = load_model(path, network, log=assumed.append)
+    with logs.shown_by(assumed.append):
+        model = load_model(path, network)
     for text in assumed:
         warnings.warn(text, stacklevel=2)
     return model
@@ -214,14 +216,14 @@ def complexity(network: str | Path) -> dict[str, Any]:
 def test(source: str | Path, *, views: int = 10, data: str | Path | None = None, data_root: str | Path | None = None,
          overrides: Overrides = (), split: str | None = None, weights: str | Path | None = None,
          out: str | Path | None = None, batch_size: int = 8, device: str = "auto", threads: int | None = None,
-         log: Report = _ignore, progress: Progress = _ignore) -> dict[str, Any]:
+         progress: Progress = _ignore) -> dict[str, Any]:
     """Measure a network on labelled clips with 10 or 30 views a video, class probabilities averaged.
 
     `source`: a run, a training's folder or a file with weights; with `weights`, a published network's name or a
     network's YAML. `data`: labelled clips as in a search, by default those of the run; `data_root`: where relative
     paths in lists start; `overrides`: texts "data.key=value". `split`: by default test where there is one, else val.
-    Labels are matched by the classes' names; by their order where the network does not know names. `log` gets remarks,
-    `progress` the clips done and to do.
+    Labels are matched by the classes' names; by their order where the network does not know names. `progress` gets
+    the clips done and to do.
 
     Writes result.json, classes.csv, confusion.csv, confusion.png and scores.csv (a row a video) into `out`, by default
     `test/<split>-<views>views` in a run, else `test-<network>-<split>-<views>views` here. Returns what result.json
@@ -237,12 +239,12 @@ def test(source: str | Path, *, views: int = 10, data: str | Path | None = None,
     from expand.inference.testing import measure
 
     return measure(source, chosen, views=views, weights=weights, out=Path(out) if out else None, batch_size=batch_size,
-                   device=device, threads=threads, log=log, progress=progress)
+                   device=device, threads=threads, progress=progress)
 
 
 def predict(source: str | Path, videos: Sequence[str | Path], *, top: int = 5, views: int = 10,
             timeline: bool = False, window_s: float | None = None, hop_s: float | None = None,
-            weights: str | Path | None = None, device: str = "auto", threads: int | None = None, log: Report = _ignore,
+            weights: str | Path | None = None, device: str = "auto", threads: int | None = None,
             report: Callable[[dict[str, Any]], None] = _ignore, progress: Progress = _ignore) -> dict[str, Any]:
     """Name the `top` classes of each file, from `views` clips uniform in time, centre crop, probabilities averaged.
 
@@ -260,24 +262,23 @@ def predict(source: str | Path, videos: Sequence[str | Path], *, top: int = 5, v
     from expand.inference.predicting import predict_files
 
     return predict_files(source, videos, top=top, views=views, timeline=timeline, window_s=window_s, hop_s=hop_s,
-                         weights=weights, device=device, threads=threads, log=log, report=report, progress=progress)
+                         weights=weights, device=device, threads=threads, report=report, progress=progress)
 
 
 def export(model_or_run: X3D | str | Path, format: str, path: str | Path | None = None, *,
-           weights: str | Path | None = None, log: Report = _ignore,
-           compared: Callable[[float], None] = _ignore) -> list[Path]:
+           weights: str | Path | None = None, compared: Callable[[float], None] = _ignore) -> list[Path]:
     """Write a network in one of `expand.exports.FORMATS`; return the files.
 
     `model_or_run`: an `X3D`; a run, a training or a file with weights; or, with the file `weights`, the name of a
     published network or a network's YAML. `path`: a file, or a folder for `<network's name><suffix>`; by default the
-    run's `final/`, else the current folder. `log` gets what had to be assumed about weights; `compared` the largest
-    difference between the network's logits and those of the written graph, where that could be measured.
+    run's `final/`, else the current folder. `compared` gets the largest difference between the network's logits and
+    those of the written graph, where that could be measured.
 
     Raises `UsageError` for options that are wrong, a package that is missing, and a file that computes something else.
     """
     from expand.exports import hand_over
 
-    done = hand_over(model_or_run, format, path, weights=weights, log=log)
+    done = hand_over(model_or_run, format, path, weights=weights)
     if done.largest_difference is not None:
         compared(done.largest_difference)
     return done.files
@@ -292,13 +293,13 @@ def doctor() -> dict[str, Any]:
 
 
 def check_clips(data: str | Path | None = None, *, overrides: Overrides = (), values: Mapping[str, Any] | None = None,
-                out: str | Path | None = None, workers: int | None = None, report: Report = _ignore,
+                out: str | Path | None = None, workers: int | None = None,
                 progress: Progress = _ignore) -> dict[str, Any]:
     """Decode every clip of `data` once and report what is wrong with it (`x3d-expand data check`; docs/json.md).
 
     `data`: as `data.path`, by default what `overrides` and `values` name, else the built-in clips. Writes
     `data-report.json` and `quarantine.csv` beside the clips, or into `out`. `workers`: processes, by default one a
-    core. `report` gets lines for people, `progress` the clips done and to do. Problems are returned, not raised.
+    core. `progress` gets the clips done and to do. Problems are returned, not raised.
 
     Raises `DataError` for clips that cannot be listed, `UsageError` where nothing can be written.
     """
@@ -307,11 +308,11 @@ def check_clips(data: str | Path | None = None, *, overrides: Overrides = (), va
     from expand.machine import available_cores
 
     return check(config, out=Path(out) if out else None,
-                 workers=workers or available_cores(), report=report, progress=progress)
+                 workers=workers or available_cores(), progress=progress)
 
 
 def cache_clips(data: str | Path | None = None, *, short_side: int, overrides: Overrides = (),
-                values: Mapping[str, Any] | None = None, workers: int | None = None, report: Report = _ignore,
+                values: Mapping[str, Any] | None = None, workers: int | None = None,
                 progress: Progress = _ignore) -> dict[str, Any]:
     """Decode all clips of `data` ahead of a search, at `short_side` pixels (`x3d-expand data cache`; docs/json.md).
 
@@ -321,11 +322,11 @@ def cache_clips(data: str | Path | None = None, *, short_side: int, overrides: O
     from expand.data.loading.prepared import cache_clips as cache
     from expand.machine import available_cores
 
-    return cache(config, short_side=short_side, workers=workers or available_cores(), report=report, progress=progress)
+    return cache(config, short_side=short_side, workers=workers or available_cores(), progress=progress)
 
 
 def synthesize(out: str | Path, *, classes: int | None = None, clips: int | None = None, overrides: Overrides = (),
-               values: Mapping[str, Any] | None = None, workers: int | None = None, report: Report = _ignore,
+               values: Mapping[str, Any] | None = None, workers: int | None = None,
                progress: Progress = _ignore) -> dict[str, Any]:
     """Make a set of clips whose classes need what `data.builtin.*` says, into the folder `out`
     (`x3d-expand data synth`); {"folder", "classes", "splits"}.
@@ -338,7 +339,7 @@ def synthesize(out: str | Path, *, classes: int | None = None, clips: int | None
     from expand.machine import available_cores
 
     made = make(Path(out), builtin, classes=classes, clips=clips,
-                workers=workers or available_cores(), report=report, progress=progress)
+                workers=workers or available_cores(), progress=progress)
     return {"folder": str(made.folder), "classes": list(made.classes), "splits": made.counts}
 
 

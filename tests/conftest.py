@@ -11,6 +11,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from expand import logs
+
 # Read when torch is first imported, here or in a process that a test starts: tests share their cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -55,6 +57,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """The lines that the package has logged in this test."""
+    logged: list[str] = []
+    with logs.shown_by(logged.append):
+        yield logged
 
 
 @pytest.fixture(scope="session")

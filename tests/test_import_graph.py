@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("errors", "version", "machine", "home", "streams", "untrusted_input", "config",
+ROOMS = ("errors", "version", "machine", "home", "streams", "logs", "untrusted_input", "config",
          "space", "expansion", "rundir", "processes", "data", "kernels", "model", "training", "executors", "report",
          "inference", "exports", "run", "health", "api", "cli")
 """Lowest first: a room may import from itself and from the rooms before it (docs/decisions/001-rooms.md)."""

@@ -78,7 +78,7 @@ def check(data: str | None, data_root: str | None, format_: str | None, override
 
     values = {"data.path": data, "data.root": data_root, "data.format": format_}
     with make_reporter(silent=json_) as reporter:
-        checked = api.check_clips(overrides=overrides, values=values, out=out, workers=workers, report=reporter.say,
+        checked = api.check_clips(overrides=overrides, values=values, out=out, workers=workers,
                                   progress=reporter.progress)
     from expand.data.check import refuse_problems
     from expand.report.clips import check_text
@@ -113,7 +113,7 @@ def cache(data: str | None, data_root: str | None, format_: str | None, override
     values = {"data.path": data, "data.root": data_root, "data.format": format_, "data.cache_gb": limit_gb}
     with make_reporter(silent=json_) as reporter:
         kept = api.cache_clips(short_side=size, overrides=overrides, values=values, workers=workers,
-                               report=reporter.say, progress=reporter.progress)
+                               progress=reporter.progress)
     if json_:
         print_json(kept)
         return
@@ -162,7 +162,7 @@ def synth(out: Path, classes: int | None, clips: int | None, seed: int | None, w
 
     values = {f"data.builtin.{name}": value for name, value in {**settings, "seed": seed}.items()}
     with make_reporter(silent=json_) as reporter:
-        made = api.synthesize(out, classes=classes, clips=clips, values=values, workers=workers, report=reporter.say,
+        made = api.synthesize(out, classes=classes, clips=clips, values=values, workers=workers,
                               progress=reporter.progress)
     if json_:
         print_json(made)

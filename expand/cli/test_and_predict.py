@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from expand import streams
+from expand import logs, streams
 from expand.cli.options import PathName, as_json, data_overrides, data_root_option, print_json
 from expand.errors import DataError
 from expand.exports import FORMATS
@@ -64,7 +64,7 @@ def test(network: str, views: str, data: str | None, data_root: str | None, spli
     with make_reporter(silent=json_) as reporter:
         result = api.test(network, views=int(views), data=data, data_root=data_root, overrides=overrides, split=split,
                           weights=weights, out=out, batch_size=batch_size, device=device, threads=threads,
-                          log=reporter.say, progress=reporter.progress)
+                          progress=reporter.progress)
     print_json(result) if json_ else click.echo("\n".join(_test_lines(result)))
 
 
@@ -95,7 +95,7 @@ def predict(network: str, videos: tuple[str, ...], top: int, views: int, timelin
         streams.require_output()  # the answers are kept nowhere
         answers = api.predict(
             network, videos, top=top, views=views, timeline=timeline, window_s=window_s, hop_s=hop_s, weights=weights,
-            device=device, threads=threads, log=reporter.say, progress=reporter.progress,
+            device=device, threads=threads, progress=reporter.progress,
             report=lambda file: reporter.show("\n".join(_file_lines(file))))
     if json_:
         print_json(answers)
@@ -121,8 +121,9 @@ def export(network: str, format_: str, out: Path | None, weights: Path | None, j
 
     streams.tolerate_lost_output()
     measured: dict[str, float] = {}
-    files = api.export(network, format_, out, weights=weights, log=lambda text: click.echo(text, err=True),
-                       compared=lambda difference: measured.update(largest_difference=difference))
+    with logs.shown_by(lambda text: click.echo(text, err=True)):
+        files = api.export(network, format_, out, weights=weights,
+                           compared=lambda difference: measured.update(largest_difference=difference))
     if json_:
         print_json({"format": format_, "files": files, **measured})
         return

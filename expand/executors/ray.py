@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import importlib.util
+import logging
 import os
 import pickle
 import secrets
@@ -29,6 +30,8 @@ from expand.executors.supervisor import POLL_S, Executor, Finished, Listener, Wo
 from expand.rundir.paths import RunPaths
 from expand.training.job import Job
 from expand.training.runtime import Runtime
+
+logger = logging.getLogger(__name__)
 
 START_S = 300.0
 """Seconds that a cluster may take to start: Ray's processes, and torch's import on every node."""
@@ -111,7 +114,7 @@ class RayExecutor(Executor[_Task]):
                                                 family=socket.AF_INET6 if ":" in host else socket.AF_INET)
             self._server.setblocking(False)
             for remark in remarks:
-                self.listener.log(remark)
+                logger.info(remark)
         except BaseException:
             self._close()
             raise

@@ -6,9 +6,9 @@ to the terminal. The trainings themselves are connected to the driver, so that n
 
 Messages to it, after a `Request`: `start` (number, address and key of the driver), `connected` (number, node, process)
 and `kill` (number). Its own, as (kind, number, content): `ready` with the address of this machine in the cluster, the
-trainings that share a GPU, and remarks; `alive`; `log`; `lost` with a reason and whether a task lacked memory, or, with
-no number, with the reason why the cluster was lost; `error` with an `ExpandError`. It ends with its pipe, and the
-cluster's tasks end with it.
+trainings that share a GPU, and remarks; `alive`; `log` with a level and a text; `lost` with a reason and whether a task
+lacked memory, or, with no number, with the reason why the cluster was lost; `error` with an `ExpandError`. It ends with
+its pipe, and the cluster's tasks end with it.
 """
 
 from __future__ import annotations
@@ -374,7 +374,7 @@ class ClusterTasks:
                 free = ray.available_resources().get("CPU", 0)
                 text = (f"a training waits for a place on the Ray cluster (free: {free:g} CPUs); `ray status` says "
                         "who has them")
-                self._control.send(("log", number, text))
+                self._control.send(("log", number, (logging.WARNING, text)))
         return None
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -24,6 +25,8 @@ from expand.training.candidate import fail_candidate
 from expand.training.job import Job, Kind
 from expand.training.runtime import Runtime
 
+logger = logging.getLogger(__name__)
+
 STOP_S = 20.0
 """Seconds that trainings have to write their checkpoints after a stop: clusters give 30 from SIGTERM to SIGKILL."""
 POLL_S = 0.1
@@ -39,12 +42,11 @@ hangs): how long the workers were silent meanwhile is not known."""
 @dataclass(frozen=True)
 class Listener:
     """The callbacks of an executor: `begin` (a job has begun, and its place as `host:pid`), `retry` (it will be tried
-    again: the attempt and the reason), `tick` (its progress), `log` (a remark) and `stop` (whether to stop)."""
+    again: the attempt and the reason), `tick` (its progress) and `stop` (whether to stop)."""
 
     begin: Callable[[Job, str], None]
     retry: Callable[[Job, int, str], None]
     tick: Callable[[str, Any], None]
-    log: Callable[[str], None]
     stop: Callable[[], bool]
 
 
@@ -229,7 +231,7 @@ class Executor(ABC, Generic[W]):
             with suppress(OSError):  # it has died, which its pipe will tell
                 worker.send("shared", (self.data, self._runtime_of(worker)))
         elif kind == "log":
-            self.listener.log(content)
+            logger.log(*content)
         elif kind == "died":
             if worker.place is None:
                 self._replace_starting(worker)
@@ -267,7 +269,7 @@ class Executor(ABC, Generic[W]):
             job = worker.job
             if job is not None and self._deadline is not None and now > self._deadline:
                 self._remove(worker)
-                self.listener.log(f"{job.id} did not stop in time; it will resume from its last checkpoint")
+                logger.warning(f"{job.id} did not stop in time; it will resume from its last checkpoint")
             elif worker.place is None and worker.is_silent(limit_s and limit_s + START_S, now):
                 self._replace_starting(worker)
             elif job is not None and worker.is_silent(limit_s, now):
@@ -285,7 +287,7 @@ class Executor(ABC, Generic[W]):
         self._remove(worker)
         if self._deadline is None:
             self._react_to_failed_start(worker)
-            self.listener.log("a training process ended before it began; another is started")
+            logger.warning("a training process ended before it began; another is started")
 
     def _retry(self, job: Job, reason: str, lacked_memory: bool) -> Finished | None:
         """Put a job whose worker was lost at the head of the queue, or return it as failed after too many tries."""

@@ -3,8 +3,8 @@
 Messages to it are pairs: `shared` with the clips and the runtime of all its jobs, once; `job` with a `Job`; `stop`; and
 `end`, after which the process may be used for something else.
 Its answers: `hello` with its place (`host:pid`), then for each job `begin` with the same, `heartbeat` while it trains,
-`tick`, `log`, and one that ends the job: `done` with the fields of its event, `interrupted`, `error` with an
-`ExpandError`, or `fault` with a reason, after which the process ends itself because its GPU failed.
+`tick`, `log` with a level and a text, and one that ends the job: `done` with the fields of its event, `interrupted`,
+`error` with an `ExpandError`, or `fault` with a reason, after which the process ends itself because its GPU failed.
 
 Or one message alone, `call` with a function (`expand.executors.fork_server.call_in_process`), answered by `done` with
 what it returns or by `error`.
@@ -12,6 +12,7 @@ what it returns or by `error`.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -21,12 +22,15 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from expand import logs
 from expand.data import PreparedData
 from expand.errors import DeviceFault, ExpandError, Interrupted, RunError, first_line
 from expand.machine import process_address
 from expand.training.candidate import train_candidate, train_final
 from expand.training.job import Hooks, Job, Kind
 from expand.training.runtime import Runtime
+
+logger = logging.getLogger(__name__)
 
 HEARTBEAT_EVERY_S = 1.0
 """Seconds between two heartbeats, at least."""
@@ -62,9 +66,10 @@ def serve(pipe: Connection) -> bool:
     data, runtime = shared
     while (job := contents.get()) is not None:
         pipe.send(("begin", process_address()))
-        hooks = Hooks(tick=lambda tick: pipe.send(("tick", tick)), log=lambda text: pipe.send(("log", text)),
+        hooks = Hooks(tick=lambda tick: pipe.send(("tick", tick)),
                       stop=Heartbeat(lambda: pipe.send(("heartbeat", None)), stop.is_set))
-        answer = _train(job, data, runtime, hooks)
+        with logs.received_by(lambda record: pipe.send(("log", (record.levelno, record.getMessage()))), alone=True):
+            answer = _train(job, data, runtime, hooks)
         pipe.send(answer)
         if answer[0] == "fault":
             return False
@@ -106,7 +111,7 @@ def _train(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> tupl
     except ExpandError as error:
         return "error", error
     except Exception as error:  # noqa: BLE001 - a person on another machine has no other way to see it
-        hooks.log(traceback.format_exc())
+        logger.error(traceback.format_exc())
         what = first_line(error)
         return "error", RunError(f"an unexpected error in the training of {job.id}: {type(error).__name__}: {what}",
                                  where=str(job.paths.dir), fix="log.txt of the run has the details; please report them")

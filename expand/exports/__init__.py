@@ -53,7 +53,7 @@ class Handover:
 
 
 def hand_over(model_or_run: X3D | str | Path, format: str, path: str | Path | None = None, *,
-              weights: str | Path | None = None, log: Callable[[str], None] = lambda text: None) -> Handover:
+              weights: str | Path | None = None) -> Handover:
     """Write a network as `expand.export` says; return the files and what was measured."""
     if format not in FORMATS:
         raise UsageError(f"there is no format '{format}'",
@@ -71,7 +71,7 @@ def hand_over(model_or_run: X3D | str | Path, format: str, path: str | Path | No
         final = RunPaths(Path(model_or_run)).final
         if path is None and weights is None and final.is_dir():
             target = final
-        model = load_named(model_or_run, weights, log)
+        model = load_named(model_or_run, weights)
     elif weights is not None:
         raise UsageError("the model has weights already", fix="leave out weights=, or name the network")
     else:

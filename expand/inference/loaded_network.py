@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 import torch
@@ -16,9 +16,11 @@ from expand.space.network import Network
 from expand.training.gpus import complaints
 from expand.training.runtime import Runtime, resolve_run
 
+logger = logging.getLogger(__name__)
 
-def load_on_device(source: str | Path, weights: str | Path | None, device: str, threads: int | None,
-                   log: Callable[[str], None]) -> tuple[X3D, Runtime]:
+
+def load_on_device(source: str | Path, weights: str | Path | None, device: str,
+                   threads: int | None) -> tuple[X3D, Runtime]:
     """Return the network of `source` on `device`: a run, a file with weights; or with `weights`, a preset or a
     network's YAML.
 
@@ -26,9 +28,9 @@ def load_on_device(source: str | Path, weights: str | Path | None, device: str, 
     """
     runtime = Runtime.of(resolve_run(load_config(values={"run.device": device, "run.threads": threads}).run))
     for complaint in complaints() if device != "cpu" else ():
-        log(complaint)
+        logger.warning(complaint)
     runtime.prepare()
-    model = load_named(source, weights, log)
+    model = load_named(source, weights)
     return model.to(runtime.device).to(memory_format=runtime.memory_format), runtime
 
 

@@ -37,7 +37,7 @@ SHORTEST_WINDOW_S = 1.0
 
 def predict_files(source: str | Path, videos: Sequence[str | Path], *, top: int, views: int, timeline: bool,
                   window_s: float | None, hop_s: float | None, weights: str | Path | None, device: str,
-                  threads: int | None, log: Callable[[str], None], report: Callable[[dict[str, Any]], None],
+                  threads: int | None, report: Callable[[dict[str, Any]], None],
                   progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Name the classes of each file, as `expand.predict` says.
 
@@ -47,7 +47,7 @@ def predict_files(source: str | Path, videos: Sequence[str | Path], *, top: int,
     counts packets that could not be decoded, "clock_jumps" places where the time stamps were not followed
     (docs/data.md, "What is read"). A file that cannot be read has "error", the reason, and no predictions.
     """
-    model, runtime = load_on_device(source, weights, device, threads, log)
+    model, runtime = load_on_device(source, weights, device, threads)
     network = model.description
     windows = Windows.of(network.factors, window_s, hop_s) if timeline else None
     files, answering = [], for_inference(model, runtime.autocast_dtype)

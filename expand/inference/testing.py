@@ -3,6 +3,7 @@ docs/decisions/007-test-protocol.md)."""
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -36,19 +37,20 @@ from expand.space.network import Network
 from expand.training.evaluate import Evaluation, evaluation_of, hits, score_videos, wilson_interval
 from expand.training.runtime import Runtime
 
+logger = logging.getLogger(__name__)
+
 TIMES = 10
-Log = Callable[[str], None]
 
 
 def measure(source: str | Path, chosen: TestClips, *, views: int, weights: str | Path | None, out: Path | None,
-            batch_size: int, device: str, threads: int | None, log: Log,
+            batch_size: int, device: str, threads: int | None,
             progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Measure a network on the clips `chosen` for it, as `expand.test` says."""
-    model, runtime = load_on_device(source, weights, device, threads, log)
+    model, runtime = load_on_device(source, weights, device, threads)
     network, paths, other = model.description, RunPaths(Path(source)), chosen.other
     config = replace(chosen.config, mean=network.mean, std=network.std)
     is_own = weights is None and paths.config.is_file()
-    exam = _prepare_exam(config, chosen.listed, chosen.split, network, log)
+    exam = _prepare_exam(config, chosen.listed, chosen.split, network)
     folder = make_dir(out or
                       _default_folder(paths if is_own else None, other, f"{exam.split}-{views}views", network))
     began = time.monotonic()
@@ -80,15 +82,15 @@ class _Exam:
     left_out: int
 
 
-def _prepare_exam(config: DataConfig, listed: ClipList, split: str, network: Network, log: Log) -> _Exam:
-    names, mapping = _match_classes(listed, split, network, log)
+def _prepare_exam(config: DataConfig, listed: ClipList, split: str, network: Network) -> _Exam:
+    names, mapping = _match_classes(listed, split, network)
     short_side = evaluation_crop(network.factors.resolution)
-    data = prepare(config, short_side=short_side, workers=available_cores(), report=log, splits=(split,), listed=listed)
+    data = prepare(config, short_side=short_side, workers=available_cores(), splits=(split,), listed=listed)
     clips = tuple(replace(clip, label=mapping[clip.label]) for clip in getattr(data, split))
     return _Exam(config, split, names, clips, sum(clip.split == split for clip in listed.clips) - len(clips))
 
 
-def _match_classes(listed: ClipList, split: str, network: Network, log: Log) -> tuple[tuple[str, ...], dict[int, int]]:
+def _match_classes(listed: ClipList, split: str, network: Network) -> tuple[tuple[str, ...], dict[int, int]]:
     """The names of the network's classes, and its class for each label of `split`.
 
     Raises `DataError` where the network has no such class or, without names, another number of classes.
@@ -98,7 +100,8 @@ def _match_classes(listed: ClipList, split: str, network: Network, log: Log) -> 
         if len(listed.classes) != network.classes:
             raise DataError(f"the network has {network.classes} classes without names, the clips have "
                             f"{len(listed.classes)}", fix="clips of all its classes are needed, in its own order")
-        log(f"the network does not know its classes' names: output 0 is taken for {listed.classes[0]!r}, "
+        logger.warning(
+            f"the network does not know its classes' names: output 0 is taken for {listed.classes[0]!r}, "
             f"{network.classes - 1} for {listed.classes[-1]!r}, as the clips order them")
         return listed.classes, {label: label for label in range(network.classes)}
     used = sorted({clip.label for clip in listed.clips if clip.split == split})

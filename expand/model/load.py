@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,20 +23,21 @@ from expand.space.factors import PRESETS, Factors
 from expand.space.geometry import BASE_DEPTHS, Geometry
 from expand.space.network import Network, load_network, preset
 
+logger = logging.getLogger(__name__)
+
 Stages = tuple[tuple[int, int, int], ...]
 """Outer width, inner width and depth of each stage; with the number of classes, they tell networks' weights apart."""
 NAME_IT = "say what the network is: xs, s, m, l, xl, x2d or a network's YAML as NETWORK, with --weights {}"
 """The advice on the command line for a file of weights that was given as NETWORK."""
 
 
-def load_model(source: str | Path, network: str | Path | Network | None = None, *,
-               log: Callable[[str], None] = lambda text: None) -> X3D:
+def load_model(source: str | Path, network: str | Path | Network | None = None) -> X3D:
     """Return the network that `source` holds, with its weights, in evaluation mode on the CPU.
 
     `source`: the directory of a finished run or training, its `final/`, a weights file or training checkpoint of this
     package, a safetensors or .pt2 file, or a checkpoint of SlowFast or PyTorchVideo. `network`: its description, for a
     file without one, or instead of the file's: a published network's name, a network's YAML, or a `Network`. Without
-    any description, the factors follow from the weights' shapes; the clip does not, and `log` is told which was taken.
+    any description, the factors follow from the weights' shapes; the clip does not, and the log says which was taken.
     `model.network` describes the result, its `first_projection_bn` as in the file.
 
     Raises `UsageError` for a file that holds no X3D, or one that `network` is not; `RunError` for a run without a
@@ -48,7 +50,7 @@ def load_model(source: str | Path, network: str | Path | Network | None = None, 
     if network is not None:
         chosen = _choose(network, checkpoint.network, classes)
     else:
-        chosen = _description(checkpoint, path) or _infer(stages, classes, path, log)
+        chosen = _description(checkpoint, path) or _infer(stages, classes, path)
     chosen = replace(chosen, first_projection_bn=has_first_norm(state))
     _check(chosen, stages, classes, where)
     if complexity(chosen.geometry).params > 2 * sum(tensor.numel() for tensor in state.values()):
@@ -57,18 +59,17 @@ def load_model(source: str | Path, network: str | Path | Network | None = None, 
         model = X3D.of(chosen)
     model.load_state_dict(fit_state(state, model.state_dict(), where=where))
     if checkpoint.remark:
-        log(checkpoint.remark)
+        logger.warning(checkpoint.remark)
     return model.eval()
 
 
-def load_named(source: str | Path, weights: str | Path | None,
-               log: Callable[[str], None] = lambda text: None) -> X3D:
+def load_named(source: str | Path, weights: str | Path | None) -> X3D:
     """Return `source` with its own weights, or the network that `source` names with those of the file `weights`.
 
     Raises as `load_model`, and `UsageError` for a description without weights.
     """
     check_weights(source, weights)
-    return load_model(source, log=log) if weights is None else load_model(weights, source, log=log)
+    return load_model(source) if weights is None else load_model(weights, source)
 
 
 def _description(checkpoint: Checkpoint, path: Path) -> Network | None:
@@ -147,7 +148,7 @@ def _text(stages: Stages) -> str:
     return f"{depths} blocks of {outers} channels ({inners} inside)"
 
 
-def _infer(stages: Stages, classes: int, path: Path, log: Callable[[str], None]) -> Network:
+def _infer(stages: Stages, classes: int, path: Path) -> Network:
     """Return the first published network with these shapes, else one with factors on the grids."""
     fitting = [name for name, factors in PRESETS.items() if _stages(Geometry.of(factors, classes)) == stages]
     if fitting:
@@ -157,12 +158,12 @@ def _infer(stages: Stages, classes: int, path: Path, log: Callable[[str], None])
     factors = network.factors
     clip = f"clips of {factors.frames} frames x stride {factors.stride}, {factors.resolution} px"
     if len(fitting) == 1:
-        log(f"{path}: the weights have the shapes of X3D-{fitting[0].upper()}; taken with its {clip}")
+        logger.warning(f"{path}: the weights have the shapes of X3D-{fitting[0].upper()}; taken with its {clip}")
         return network
     others = (f"X3D-{fitting[0].upper()}'s; {' and '.join(fitting[1:])} have the same weights" if fitting
               else "X3D-XS's; the network is not a published one")
     way_out = hint(command=NAME_IT.format(path), python="network=... chooses")
-    log(f"{path}: weights do not tell their clip. Taken: {clip}, {others}; {way_out}")
+    logger.warning(f"{path}: weights do not tell their clip. Taken: {clip}, {others}; {way_out}")
     return network
 
 

@@ -6,10 +6,11 @@ Files are untrusted input: nothing in them is run, and nothing is built from the
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from expand.model.x3d import X3D
 from expand.rundir.files import atomic_path, from_json, to_json, write_atomic
 from expand.space.network import MAX_BYTES, Network
 from expand.untrusted_input import file_type
+
+logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
@@ -103,12 +106,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(state, style.name, network, doubt, remark, unknown)
 
 
-def load_checkpoint(model: X3D, path: str | Path, log: Callable[[str], None]) -> None:
+def load_checkpoint(model: X3D, path: str | Path) -> None:
     """Load a file's weights into `model`, which in evaluation then computes exactly what the file's own network does.
 
     A batch norm on a shortcut that only one of the two has is folded, or added as an identity. Classes that both know
     by name are matched by name; a classifier of other classes is left as it is, and so is one that the file lacks, or
-    has under a name of its own; `log` is told. Raises `UsageError` for entries that do not fit, naming them all, and
+    has under a name of its own; the log says so. Raises `UsageError` for entries that do not fit, naming them all, and
     for weights that are not finite, before the model is changed.
     """
     checkpoint = read_checkpoint(path)
@@ -128,7 +131,7 @@ def load_checkpoint(model: X3D, path: str | Path, log: Callable[[str], None]) ->
     model.load_state_dict(fit_state(state, targets, where=str(path)))
     for text in (checkpoint.remark, remark):
         if text:
-            log(text)
+            logger.warning(text)
 
 
 def _keep_head(checkpoint: Checkpoint, targets: Mapping[str, Tensor], path: str | Path) -> tuple[State, str | None]:

@@ -1,11 +1,12 @@
 """Displays: ways to show a run to a person, as plain lines, as bars on a terminal or not at all, and in its log.txt.
 
-A search and a single training speak through a `Display`. Commands that only work through clips (`test`, `predict`,
-`data check`) speak through a `Reporter`, which shows what it is told on a display.
+A search and a single training show events and progress on a `Display`. Commands that only work through clips (`test`,
+`predict`, `data check`) have a `Reporter`. Remarks are logged (`expand.logs`), and come to either from there.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from expand import streams
+from expand import logs, streams
 from expand.errors import ExpandError, RunError
 from expand.expansion.events import CandidateFinished, CandidateStarted, Event, FinalStarted, RunResumed
 from expand.expansion.state import SearchState
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from expand.training.job import Tick
+
+logger = logging.getLogger(__name__)
 
 PLAIN_EVERY_S = 10.0
 """Seconds between two progress lines when piped."""
@@ -166,54 +169,54 @@ def make_display() -> Iterator[Plain]:
         yield Live(progress)
 
 
-class Logged:
-    """A display that also writes everything to the run's log.txt, with the time.
+@contextmanager
+def shown_on(display: Display | None, *, is_muted: bool = False) -> Iterator[Display]:
+    """Show the log on `display` and return that; one that shows nothing if it is None. `is_muted`: drop the log."""
+    if is_muted:
+        with logs.muted():
+            yield Quiet()
+    elif display is None:
+        yield Quiet()
+    else:
+        with logs.shown_by(display.say):
+            yield display
 
-    The log is for people and no result depends on it: where it cannot be written (a full disk, a directory that is
-    gone), that is said once, and the work goes on until something that matters meets the same.
+
+def show_event(display: Display, event: Event, state: SearchState) -> None:
+    """Log an event that was written to the journal, and show it on `display`; `state` is the one after it."""
+    if line := event.line():
+        logs.EVENTS.info(line)
+    display.event(event, state)
+
+
+class LogFile:
+    """A run's log.txt: a line, with the time, for each record of the log.
+
+    It is for people and no result depends on it: where it cannot be written (a full disk, a directory that is gone),
+    that is said once, and the work goes on until something that matters meets the same.
     """
 
-    def __init__(self, display: Display, paths: RunPaths) -> None:
-        self.display, self.paths, self.tick = display, paths, display.tick
-        self.has_failed = False
+    def __init__(self, paths: RunPaths) -> None:
+        self.paths, self.has_failed = paths, False
 
-    def opened(self, paths: RunPaths) -> None:
-        """Pass it on."""
-        self.display.opened(paths)
-
-    def say(self, text: str) -> None:
-        """Write and show a remark."""
-        self._write(one_line(text))
-        self.display.say(text)
-
-    def event(self, event: Event, state: SearchState) -> None:
-        """Write and show an event."""
-        if line := event.line():
-            self._write(line)
-        self.display.event(event, state)
-
-    def _write(self, line: str) -> None:
+    def write(self, record: logging.LogRecord) -> None:
+        """Write a line."""
         try:
             with open(self.paths.log, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {one_line(record.getMessage())}\n")
         except (OSError, RunError) as error:
             if not self.has_failed:
                 self.has_failed = True
-                self.display.say(one_line(f"log.txt of {self.paths.root} cannot be written: {error}"))
+                logger.warning(one_line(f"log.txt of {self.paths.root} cannot be written: {error}"))
 
 
 class Reporter:
-    """Remarks, results and progress of work on clips, shown on `display`; not at all where that is None."""
+    """Results and progress of work on clips, shown on `display`; not at all where that is None."""
 
     def __init__(self, display: Plain | None) -> None:
         self.display, self.shown = display, time.monotonic()
         self.bar: TaskID | None = None
         self.since: tuple[float, int] | None = None  # when the first clips of a file or a split were done
-
-    def say(self, text: str) -> None:
-        """Show a remark."""
-        if self.display:
-            self.display.say(text)
 
     def show(self, text: str) -> None:
         """Print lines that are laid out already."""
@@ -246,10 +249,10 @@ class Reporter:
 
 @contextmanager
 def make_reporter(*, silent: bool) -> Iterator[Reporter]:
-    """Return a reporter on this terminal; a `silent` one for --json."""
+    """Return a reporter on this terminal, where the log is shown too; a `silent` one for --json."""
     if silent:
         streams.tolerate_lost_output()
         yield Reporter(None)
         return
-    with make_display() as display:
+    with make_display() as display, logs.shown_by(display.say):
         yield Reporter(display)

@@ -35,7 +35,7 @@ from expand.expansion.events import (
 from expand.expansion.rules import Space
 from expand.expansion.state import Candidate, Outcome, SearchState
 from expand.exports.card import write_card
-from expand.run.display import Display
+from expand.run.display import Display, show_event
 from expand.rundir.files import cannot_write, write_atomic
 from expand.rundir.journal import Journal
 from expand.rundir.paths import RunPaths
@@ -68,8 +68,7 @@ class Driver:
 
         Raises `Interrupted` when asked to stop, `RunError` where the search cannot go on; either is in the journal.
         """
-        listener = Listener(self._record_start, self._record_retry, self.display.tick, self.display.say,
-                            self._is_to_stop)
+        listener = Listener(self._record_start, self._record_retry, self.display.tick, self._is_to_stop)
         try:
             with make_executor(self.config.run, self.data, self.runtime, self.paths, listener,
                                self.fork_server) as executor:
@@ -99,7 +98,7 @@ class Driver:
         self.check()
         written = self.journal.append(event)
         self.state = written.apply(self.state)
-        self.display.event(written, self.state)
+        show_event(self.display, written, self.state)
 
     def retry_failed(self) -> None:
         """Take back the failed candidates of a step in which all failed, so that they are trained again."""

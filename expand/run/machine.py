@@ -6,9 +6,9 @@ Importing this imports torch: it comes after all checks that do without.
 from __future__ import annotations
 
 import contextlib
+import logging
 import platform
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -30,6 +30,8 @@ from expand.training.estimate import estimate_seconds
 from expand.training.gpus import Gpu, look_at_all
 from expand.training.runtime import Runtime
 from expand.version import __version__
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "torchvision", "av", "numpy", "pandas", "fvcore", "pyyaml", "click")
 
@@ -57,10 +59,10 @@ class Estimate:
     seconds: float | None
 
 
-def estimate_search(config: Config, space: Space, data: PreparedData, runtime: Runtime, fork_server: ForkServer | None,
-                    say: Callable[[str], None]) -> Estimate:
+def estimate_search(config: Config, space: Space, data: PreparedData, runtime: Runtime,
+                    fork_server: ForkServer | None) -> Estimate:
     """Return the size of a search. Its time is measured in a process like those that train, and stays unknown where
-    that fails, which `say` is told."""
+    that fails."""
     steps = forecast(space)
     candidates = [c for step in steps for c in step]
     seconds = None
@@ -69,7 +71,7 @@ def estimate_search(config: Config, space: Space, data: PreparedData, runtime: R
             estimate = partial(estimate_seconds, steps, config, runtime, space.classes, data.counts)
             seconds = call_in_process(estimate, fork_server)
         except ExpandError as error:
-            say(f"how long it will take could not be tried out: {error.what}")
+            logger.warning(f"how long it will take could not be tried out: {error.what}")
     return Estimate(len(steps) - 1, len(candidates), sum(c.gflops for c in candidates), seconds)
 
 

@@ -3,10 +3,12 @@ the same content, or an error that says what is different."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expand import logs
 from expand.config.schema import DataConfig
 from expand.data import ClipList, list_clips
 from expand.data.sources import list_run_clips, other_orders, refuse_changed
@@ -17,14 +19,17 @@ if TYPE_CHECKING:
     from expand.data import PreparedData
 
 
-def prepare_clips(config: DataConfig, listed: ClipList, resolution: int, say: Callable[[str], None], *,
+logger = logging.getLogger(__name__)
+
+
+def prepare_clips(config: DataConfig, listed: ClipList, resolution: int, *,
                   begins: bool = False, run_list: Path | None = None) -> PreparedData:
     """Decode the clips `listed` for crops of up to `resolution` pixels, with all cores; the rest is as in
     `expand.data.prepare`."""
     from expand.data import prepare
 
-    return prepare(config, short_side=int(resolution * config.jitter_max) + 1, workers=available_cores(), report=say,
-                   listed=listed, begins=begins, run_list=run_list)
+    return prepare(config, short_side=int(resolution * config.jitter_max) + 1, workers=available_cores(), listed=listed,
+                   begins=begins, run_list=run_list)
 
 
 def list_again(path: Path, config: DataConfig, classes: Sequence[str] | None) -> ClipList:
@@ -42,11 +47,11 @@ def list_again(path: Path, config: DataConfig, classes: Sequence[str] | None) ->
                         f"another now: put {path.name} back into the run, or the clips as they were") from error
 
 
-def prepare_again(listed: ClipList, path: Path, config: DataConfig, begun: Mapping[str, Any] | None, resolution: int,
-                  say: Callable[[str], None]) -> PreparedData:
+def prepare_again(listed: ClipList, path: Path, config: DataConfig, begun: Mapping[str, Any] | None,
+                  resolution: int) -> PreparedData:
     """Return the clips `listed` of a run, whose list is `path`, as it `begun` with them: its fingerprint, and classes
     and numbers of clips by split where they are known. Raises `RunError` where they are others."""
-    data = prepare_clips(config, listed, resolution, say, run_list=path)
+    data = prepare_clips(config, listed, resolution, run_list=path)
     refuse_changed(listed, data.listed, path)
     if begun is None or begun["fingerprint"] == data.fingerprint:
         return data
@@ -55,9 +60,11 @@ def prepare_again(listed: ClipList, path: Path, config: DataConfig, begun: Mappi
     except DataError:  # it is not there any more, or another
         source = None
     for other in other_orders(listed, source):
-        again = prepare_clips(config, other, resolution, lambda line: None, run_list=path)
+        with logs.muted():
+            again = prepare_clips(config, other, resolution, run_list=path)
         if again.fingerprint == begun["fingerprint"]:
-            say(f"the lines of {path} are in another order than when the run began; it goes on in the old one")
+            logger.warning(f"the lines of {path} are in another order than when the run began; it goes on in the old "
+                           "one")
             return again
     splits, classes = begun.get("splits"), begun.get("classes")
     found = []

@@ -6,11 +6,13 @@ loaded.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from expand import logs
 from expand.config import Config, dump_config
 from expand.data import list_clips
 from expand.data.sources import write_run_list
@@ -21,7 +23,7 @@ from expand.expansion.forecast import check_target, largest_resolution
 from expand.expansion.rules import Space
 from expand.expansion.state import SearchState
 from expand.expansion.text import duration
-from expand.run.display import Display, Logged, Quiet
+from expand.run.display import Display, LogFile, show_event, shown_on
 from expand.run.resolve import (
     check_free,
     check_recipes,
@@ -45,17 +47,20 @@ if TYPE_CHECKING:
     from expand.training.runtime import Runtime
 
 
+logger = logging.getLogger(__name__)
+
+
 def start(config: Config, run_dir: Path | None, stem: str, display: Display | None,
           confirm: Callable[[Estimate], bool]) -> Path:
     """Start a search and work on it to its end; return its directory. An unnamed run is named by `stem`."""
-    display = display or Quiet()
     listed = list_clips(config.data)
     space = Space(config.search, len(listed.classes))
     check_target(space)
     check_recipes(config, space)
     paths = RunPaths(run_dir or choose_dir(config, stem))
     check_free(paths)
-    with early_start(config.run) as fork_server:  # it imports torch in its own process while this one does
+    # the fork server imports torch in its own process while this one does
+    with shown_on(display) as display, early_start(config.run) as fork_server:
         from expand.kernels import library
         from expand.run.machine import describe_environment, estimate_search, look_at_gpus
         from expand.training.gpus import complaints
@@ -66,17 +71,17 @@ def start(config: Config, run_dir: Path | None, stem: str, display: Display | No
         config = replace(config, run=resolve_run(config.run, gpus))
         runtime = Runtime.of(config.run, gpus)
         for complaint in complaints(gpus):
-            display.say(complaint)
-        data = prepare_clips(config.data, listed, largest_resolution(space), display.say, begins=True)
+            logger.warning(complaint)
+        data = prepare_clips(config.data, listed, largest_resolution(space), begins=True)
         config = resolve_config(config, data, paths.root.resolve().name)
         space = replace(space, config=config.search)  # with the limits that follow from the clips
         check_recipes(config, space, len(data.train))
-        estimate = estimate_search(config, space, data, runtime, fork_server, display.say)
+        estimate = estimate_search(config, space, data, runtime, fork_server)
         time = ""
         if estimate.seconds is not None:
             unit = 60 if estimate.seconds > 90 else 5
             time = f"; roughly {duration(max(unit, round(estimate.seconds / unit) * unit))}"
-        display.say(f"{estimate.candidates} candidates in {estimate.steps} steps, {estimate.gflops:.3g} GFLOPs a clip "
+        logger.info(f"{estimate.candidates} candidates in {estimate.steps} steps, {estimate.gflops:.3g} GFLOPs a clip "
                     f"in all{time}")
         if not confirm(estimate):
             raise UsageError("the search was not started", fix="a smaller --target-gflops, or fewer epochs "
@@ -95,9 +100,9 @@ def start(config: Config, run_dir: Path | None, stem: str, display: Display | No
 def resume(run_dir: Path, display: Display | None, values: Mapping[str, Any] | None = None) -> Path:
     """Work on an existing search to its end; return its directory. `values`: options by dotted key for this time only,
     of those that cannot alter a result."""
-    display, paths = display or Quiet(), RunPaths(run_dir)
+    paths = RunPaths(run_dir)
     stored_config(paths)  # before the lock, which is a file: there is none in what is no run
-    with RunLock(paths) as lock:
+    with RunLock(paths) as lock, shown_on(display) as display:
         config = stored_config(paths, values)
         events = read_events(paths.journal)
         state = SearchState.from_events(events)
@@ -106,7 +111,7 @@ def resume(run_dir: Path, display: Display | None, values: Mapping[str, Any] | N
                 from expand.exports.card import write_card
 
                 write_card(paths)
-            display.say(f"{run_dir} is finished")
+            logger.info(f"{run_dir} is finished")
             return paths.root
         started = state.started
         if started:
@@ -119,7 +124,7 @@ def resume(run_dir: Path, display: Display | None, values: Mapping[str, Any] | N
 
             runtime = Runtime.of(config.run, look_at_gpus(config.run, fork_server))
             data = prepare_again(listed, paths.clips, config.data, started.own_fields() if started else None,
-                                 largest_resolution(space), display.say)
+                                 largest_resolution(space))
             _drive(config, space, paths, data, runtime, display, fork_server, lock)
     return paths.root
 
@@ -129,33 +134,34 @@ def _drive(config: Config, space: Space, paths: RunPaths, data: PreparedData, ru
     """Drive the run from where its journal ends, and write its report however that ended."""
     from expand.run.driver import Driver
 
-    display, journal, events = Logged(display, paths), Journal(paths.journal), read_events(paths.journal)
+    journal, events = Journal(paths.journal), read_events(paths.journal)
     display.opened(paths)
-    state = SearchState.from_events(events)
-    written = journal.append(RunResumed() if state.started else _start_event(config, space, paths, data))
-    state = written.apply(state)
-    make_dir(paths.candidates)  # trainings make their own folders in it, and nothing above
-    display.event(written, state)
-    for remark in runtime.remarks(config.run.workers):
-        display.say(remark)
-    with stop_signals() as stop:
-        driver = Driver(config, space, paths, data, runtime, journal, state, display,
-                        stop.is_set, fork_server, lock.check)
-        try:
-            driver.retry_failed()
-            driver.run()
-        finally:
-            renew_report(paths, display.say)
+    with logs.received_by(LogFile(paths).write):
+        state = SearchState.from_events(events)
+        written = journal.append(RunResumed() if state.started else _start_event(config, space, paths, data))
+        state = written.apply(state)
+        make_dir(paths.candidates)  # trainings make their own folders in it, and nothing above
+        show_event(display, written, state)
+        for remark in runtime.remarks(config.run.workers):
+            logger.info(remark)
+        with stop_signals() as stop:
+            driver = Driver(config, space, paths, data, runtime, journal, state, display,
+                            stop.is_set, fork_server, lock.check)
+            try:
+                driver.retry_failed()
+                driver.run()
+            finally:
+                renew_report(paths)
 
 
-def renew_report(paths: RunPaths, say: Callable[[str], None]) -> None:
-    """Write the report at the end of work, however that ended. An error is said and no more: the report can be had
+def renew_report(paths: RunPaths) -> None:
+    """Write the report at the end of work, however that ended. An error is logged and no more: the report can be had
     again at any time, and an error that ended the work must stay the one that the user sees."""
     try:
         write_report(paths)
     except Exception as error:  # noqa: BLE001 - nothing that a drawing meets may take the place of what ended the work
-        say(f"the report was not written ({str(error).partition(chr(10))[0]}); "
-            f"x3d-expand plot {paths.root} draws it again")
+        logger.warning(f"the report was not written ({str(error).partition(chr(10))[0]}); "
+                       f"x3d-expand plot {paths.root} draws it again")
 
 
 def write_report(paths: RunPaths) -> None:

@@ -6,6 +6,7 @@ The directory has what a search's has, but for the journal: `final/` with the ne
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -15,6 +16,7 @@ from typing import Any, cast
 import torch
 import yaml
 
+from expand import logs
 from expand.config import Config, dump_config
 from expand.data import ClipList, PreparedData
 from expand.data.sources import write_run_list
@@ -25,7 +27,7 @@ from expand.exports.card import write_card
 from expand.kernels import library
 from expand.model import X3D
 from expand.model.weights import load_checkpoint, read_checkpoint
-from expand.run.display import Display, Logged, Quiet
+from expand.run.display import Display, LogFile, shown_on
 from expand.run.machine import describe_environment
 from expand.run.resolve import check_free, check_unchanged, resolve_config
 from expand.run.run_clips import list_again, prepare_again, prepare_clips
@@ -47,6 +49,8 @@ from expand.training.job import Hooks, Job, Kind, candidate_seed
 from expand.training.recipe import check_batches
 from expand.training.runtime import Runtime, resolve_run
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Beginning:
@@ -66,14 +70,13 @@ def create_and_train(beginning: Beginning, display: Display | None) -> dict[str,
     library.load()  # kernels or a device that are not there are said before the clips are decoded
     beginning = replace(beginning, config=replace(beginning.config, run=resolve_run(beginning.config.run)))
     runtime = Runtime.of(beginning.config.run)
-    with process_group() as group:
-        display = display if display and group.is_first else Quiet()
+    with process_group() as group, shown_on(display, is_muted=not group.is_first) as display:
         for complaint in complaints() if beginning.config.run.device != "cpu" else ():
-            display.say(complaint)
+            logger.warning(complaint)
         found: list[PreparedData] = []
 
         def create() -> str:
-            found.append(_create(beginning, display))
+            found.append(_create(beginning))
             return str(beginning.paths.root)
 
         # its name may hold a number that was free when this process looked: all take the first one's
@@ -83,16 +86,16 @@ def create_and_train(beginning: Beginning, display: Display | None) -> dict[str,
 def train_on(paths: RunPaths, config: Config, display: Display | None) -> dict[str, Any]:
     """Train on from the last checkpoint; leave a finished training as it is."""
     runtime = Runtime.of(config.run)
-    with process_group() as group:
-        return _work(paths, runtime, group, display if display and group.is_first else Quiet(), [])
+    with process_group() as group, shown_on(display, is_muted=not group.is_first) as display:
+        return _work(paths, runtime, group, display, [])
 
 
-def _create(beginning: Beginning, display: Display) -> PreparedData:
+def _create(beginning: Beginning) -> PreparedData:
     """Make the directory, `training.yaml` last, so that there is a training or none; return the clips."""
     paths, network, config, weights = beginning.paths, beginning.network, beginning.config, beginning.weights
     if weights:
         read_checkpoint(weights)  # what is wrong with it is said before the clips are decoded
-    data = prepare_clips(config.data, beginning.listed, network.factors.resolution, display.say, begins=True)
+    data = prepare_clips(config.data, beginning.listed, network.factors.resolution, begins=True)
     name = paths.root.resolve().name
     config = resolve_config(config, data, name)
     check_batches(config.final, len(data.train), network.geometry)
@@ -102,7 +105,7 @@ def _create(beginning: Beginning, display: Display) -> PreparedData:
     if weights:  # weights that the file lacks are drawn with the seed
         torch.manual_seed(candidate_seed(config.run.seed, FINAL))
         model = X3D.of(network)
-        load_checkpoint(model, weights, display.say)
+        load_checkpoint(model, weights)
     make_dir(paths.root)
     with RunLock(paths):
         check_free(paths)
@@ -127,12 +130,13 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
         check_unchanged(spec["config"], config, str(paths.config))
         if paths.final_candidate.outcome.exists():
             return group.from_first(lambda: _finish(paths))
-        display = Logged(display, paths) if group.is_first else display
+        if group.is_first:
+            stack.enter_context(logs.received_by(LogFile(paths).write))
 
         def prepare() -> PreparedData:
             classes = spec["network"].get("class_names")
             return prepare_again(list_again(paths.clips, config.data, classes), paths.clips, config.data,
-                                 spec | {"classes": classes}, network.factors.resolution, display.say)
+                                 spec | {"classes": classes}, network.factors.resolution)
 
         # the first process decodes what is missing, the others find it done
         group.from_first(lambda: None if found else found.append(prepare()))
@@ -141,10 +145,10 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
         epochs = quantity(cast(int, job.recipe.epochs), "epoch")
         beginning = "goes on" if job.paths.checkpoint.exists() else "begins"
         processes = f", in {group.size} processes" if group.size > 1 else ""
-        display.say(f"training {beginning}: {job.gflops:.4g} GFLOPs, {len(data.classes)} classes, {len(data.train)} "
+        logger.info(f"training {beginning}: {job.gflops:.4g} GFLOPs, {len(data.classes)} classes, {len(data.train)} "
                     f"clips, {epochs} of batches of {job.recipe.batch_size}{processes}")
         for remark in runtime.remarks(group.size):
-            display.say(remark)
+            logger.info(remark)
         _train(paths, job, data, runtime, group, display)
         return group.from_first(lambda: _finish(paths))
 
@@ -176,11 +180,11 @@ def _train(paths: RunPaths, job: Job, data: PreparedData, runtime: Runtime, grou
         if group.is_first:
             board.row(row)
         if row.get("val_accuracy", -1) >= 0:
-            display.say(f"epoch {row['epoch']}: {percent(row['val_accuracy'])} % on val")
+            logger.info(f"epoch {row['epoch']}: {percent(row['val_accuracy'])} % on val")
 
     # torchrun passes Ctrl-C on as SIGTERM, to processes that had it from the terminal already
-    with stop_signals(patient=group.size > 1) as stop, TensorBoard(paths.tensorboard, display.say) as board:
-        hooks = Hooks(tick=lambda tick: display.tick(FINAL, tick), epoch=epoch, log=display.say, stop=stop.is_set)
+    with stop_signals(patient=group.size > 1) as stop, TensorBoard(paths.tensorboard) as board:
+        hooks = Hooks(tick=lambda tick: display.tick(FINAL, tick), epoch=epoch, stop=stop.is_set)
         try:
             train_final(job, data, runtime, hooks, group)
         except Interrupted:

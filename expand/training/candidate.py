@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -35,6 +36,8 @@ from expand.training.loop import Training
 from expand.training.runtime import Runtime
 from expand.untrusted_input import Check, Wrong, record, show_value, text
 
+logger = logging.getLogger(__name__)
+
 NO_MEMORY = "out of memory; a smaller batch_size, or a larger accumulation, needs less"
 
 _owned = record({"identity": text(200)}, {"digest": text(200)})
@@ -48,7 +51,7 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
     lack of memory, or an operator that fails gives a failed outcome with its reason. Raises `Interrupted` when asked to
     stop; a checkpoint is then on disk.
     """
-    known = known_outcome(job, read_outcome, hooks.log)
+    known = known_outcome(job, read_outcome)
     if known is not None:
         if checkpoint.load(job.paths.checkpoint, job.identity)[0] is not None:
             # a kill came between the outcome and the weights, which a final training may start from or be compared with
@@ -99,7 +102,7 @@ def train_final(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks, gr
     """
     if job.weights is None:
         raise ValueError("the job of a final training names no file for its weights")
-    known = known_outcome(job, _final, hooks.log, group)
+    known = known_outcome(job, _final, group)
     if known is not None:
         if group.is_first:
             _delete_previous_checkpoint(job)
@@ -136,9 +139,9 @@ def _take_candidate_if_better(training: Training, final: Evaluation) -> Evaluati
         return None
     own = {name: tensor.clone() for name, tensor in training.result.state_dict().items()}
     try:
-        load_checkpoint(training.result, path, training.hooks.log)
+        load_checkpoint(training.result, path)
     except (UsageError, RunError) as error:
-        training.hooks.log(f"the candidate's weights cannot be compared with the final training's: {error}")
+        logger.warning(f"the candidate's weights cannot be compared with the final training's: {error}")
         return None
     candidate = training.evaluate("val")
     if candidate.accuracy - final.accuracy > standard_error_of_difference(candidate.right, final.right):
@@ -163,9 +166,9 @@ def _failures_explained(job: Job, hooks: Hooks) -> Iterator[None]:
         raise CandidateFailed(f"{NO_MEMORY} ({text})" if lacks_memory(error) else text) from error
 
 
-def known_outcome(job: Job, check: Check, log: Callable[[str], None], group: Group = ALONE) -> dict[str, Any] | None:
+def known_outcome(job: Job, check: Check, group: Group = ALONE) -> dict[str, Any] | None:
     """Return the outcome on disk of this job (of the same identity), None without one. An outcome that is damaged, or
-    that `check` refuses, is renamed (by the first process of `group`), and `log` is told: no decision may rest on it.
+    that `check` refuses, is renamed (by the first process of `group`): no decision may rest on it.
     """
     try:
         if not job.paths.outcome.exists():
@@ -181,8 +184,8 @@ def known_outcome(job: Job, check: Check, log: Callable[[str], None], group: Gro
     except (RunError, Wrong) as error:
         if group.is_first:
             what = error.what if isinstance(error, RunError) else f"cannot be what the run wrote: {error}"
-            log(f"{job.id}: {job.paths.outcome} {what}; it is set aside as {job.paths.damaged_outcome.name}, and "
-                "its training resumes")
+            logger.warning(f"{job.id}: {job.paths.outcome} {what}; it is set aside as "
+                           f"{job.paths.damaged_outcome.name}, and its training resumes")
             try:
                 os.replace(job.paths.outcome, job.paths.damaged_outcome)
             except FileNotFoundError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import os
 import secrets
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from expand.rundir.paths import CandidatePaths
 from expand.training.averages import MovingAverage
 from expand.training.stopwatch import CLIPS, STEP
 from expand.untrusted_input import read_bounded, size_text
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 LARGEST = 4_000_000_000
@@ -159,13 +162,13 @@ def _read(path: Path, most: int) -> dict[str, Any]:
     return state
 
 
-def restore_newest(paths: CandidatePaths, identity: str, most: int, restore: Callable[[dict[str, Any]], Progress],
-                   log: Callable[[str], None]) -> tuple[Progress | None, bool]:
+def restore_newest(job_id: str, paths: CandidatePaths, identity: str, most: int,
+                   restore: Callable[[dict[str, Any]], Progress]) -> tuple[Progress | None, bool]:
     """Restore the last checkpoint, or if that is damaged, the one before.
 
     Returns the progress, None without a usable checkpoint, and whether the last one was good, so that it may become the
-    one before. `restore` raises `Damaged` for a state that does not fit, before it changes anything. `log` is told
-    which files are damaged, and which is used.
+    one before. `restore` raises `Damaged` for a state that does not fit, before it changes anything. The log says
+    of the training `job_id` which files are damaged, and which is used.
     """
     complaints: list[str] = []
     for path in (paths.checkpoint, paths.checkpoint_before):
@@ -178,13 +181,13 @@ def restore_newest(paths: CandidatePaths, identity: str, most: int, restore: Cal
             else:
                 if path == paths.checkpoint_before:
                     what = " and ".join(complaints) or f"{paths.checkpoint} is missing"
-                    log(f"{what}; training goes on from the one before, "
-                        f"epoch {restored.epoch + 1}, update {restored.batch}")
+                    logger.warning(f"{job_id}: {what}; training goes on from the one before, "
+                                   f"epoch {restored.epoch + 1}, update {restored.batch}")
                 return restored, path == paths.checkpoint
         if complaint:
             complaints.append(f"{path} is {complaint}")
     if complaints:
-        log(f"{' and '.join(complaints)}; training starts anew")
+        logger.warning(f"{job_id}: {' and '.join(complaints)}; training starts anew")
     return None, not complaints
 
 

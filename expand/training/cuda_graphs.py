@@ -5,6 +5,7 @@ For small networks, the GPU waits longer for launches than it computes (docs/dec
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from expand.errors import first_line, lacks_memory
+
+logger = logging.getLogger(__name__)
 
 WARM_UP = 3
 """Steps before the recording, in which libraries measure and allocate; in a recording they may not."""
@@ -74,12 +77,12 @@ class GraphedStep:
     """Records `gradients` for the first shape that comes often enough, and replays it for that shape. Other shapes,
     such as a last and smaller batch, run normally. The results are the same, dropout included.
 
-    If a recording fails, `log` is told, and every step runs normally from then on.
+    If a recording fails, the log says so, and every step runs normally from then on. `job_id` names the training there.
     """
 
-    def __init__(self, gradients: Gradients, parameters: Sequence[nn.Parameter], log: Callable[[str], None],
+    def __init__(self, gradients: Gradients, parameters: Sequence[nn.Parameter], job_id: str,
                  recorder: Recorder | None = None) -> None:
-        self._gradients, self._parameters, self._log = gradients, list(parameters), log
+        self._gradients, self._parameters, self._job_id = gradients, list(parameters), job_id
         self._recorder = recorder or CudaRecorder()
         self._is_off = False
         self.forget()
@@ -130,5 +133,6 @@ class GraphedStep:
     def _fail(self, error: Exception | None) -> bool:
         self._is_off = True
         reason = "out of memory" if error is None or lacks_memory(error) else first_line(error)
-        self._log(f"the training step could not be recorded as a CUDA graph ({reason}); it runs without")
+        logger.warning(f"{self._job_id}: the training step could not be recorded as a CUDA graph ({reason}); it runs "
+                       "without")
         return False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from expand.rundir.files import write_atomic
+
+logger = logging.getLogger(__name__)
 
 EVERY_S = 5.0
 """Seconds between two writes of metrics.csv: an epoch may take less time than flushing a file."""
@@ -43,10 +46,10 @@ class Metrics:
 
 class TensorBoard:
     """The TensorBoard events in `folder`; a context manager. If the package tensorboard is not installed, or the disk
-    refuses, it tells `log` once and writes no more."""
+    refuses, the log says so once, and no more is written."""
 
-    def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
-        self.folder, self.log = folder, log
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._writer: Any = None
         self._is_off = False
 
@@ -64,8 +67,8 @@ class TensorBoard:
             yield
         except OSError as error:
             self._writer, self._is_off = None, True
-            self.log(f"no more TensorBoard events are written in {self.folder}: {error.strerror or error}; "
-                     "metrics.csv has the same")
+            logger.warning(f"no more TensorBoard events are written in {self.folder}: {error.strerror or error}; "
+                           "metrics.csv has the same")
 
     def row(self, row: dict[str, float]) -> None:
         """Add an epoch."""
@@ -85,7 +88,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self._is_off = True
-            self.log("no TensorBoard events are written: pip install 'x3d-expand[tensorboard]'; "
-                     "metrics.csv has the same")
+            logger.warning("no TensorBoard events are written: pip install 'x3d-expand[tensorboard]'; "
+                           "metrics.csv has the same")
             return
         self._writer = SummaryWriter(str(self.folder), purge_step=epoch)

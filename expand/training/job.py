@@ -91,10 +91,9 @@ class Tick:
 
 @dataclass(frozen=True)
 class Hooks:
-    """A training's callbacks: `tick` after each look at the loss, `epoch` with each new row of metrics.csv, `log` for
-    remarks; `stop` returns True if the training is to end at the next update."""
+    """A training's callbacks: `tick` after each look at the loss, `epoch` with each new row of metrics.csv; `stop`
+    returns True if the training is to end at the next update."""
 
     tick: Callable[[Tick], None] = lambda tick: None
     epoch: Callable[[dict[str, float]], None] = lambda row: None
-    log: Callable[[str], None] = lambda text: None
     stop: Callable[[], bool] = lambda: False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,8 @@ from expand.training.runtime import Runtime
 from expand.training.stopwatch import CLIPS, PHASES, STEP, Stopwatch
 from expand.training.untrusted_checkpoint import Extent, restore
 
+logger = logging.getLogger(__name__)
+
 CHECK_EVERY = 10
 """Updates between two looks at the loss; each look waits for the GPU."""
 T = TypeVar("T")
@@ -64,18 +67,18 @@ class Training:
             torch.manual_seed(job.seed)
             self.model = X3D.of(job.network, dropout=job.recipe.dropout)
             if job.first_weights is not None:
-                load_checkpoint(self.model, job.first_weights, hooks.log)
+                load_checkpoint(self.model, job.first_weights)
             self.model.to(runtime.device).to(memory_format=runtime.memory_format)
             self.optimizer = make_optimizer(self.model, job.recipe)
             self.called: Callable[[Tensor], Tensor] = distribute(self.model, group, runtime.device)
-            self.graphed = GraphedStep(self.gradients, list(self.model.parameters()), self._log) \
+            self.graphed = GraphedStep(self.gradients, list(self.model.parameters()), job.id) \
                 if runtime.cuda_graphs and job.may_record and group.size == 1 else None
             self.average = MovingAverage(self.model, job.recipe.ema) if job.recipe.ema else None
 
             extent = Extent(self.epochs, len(data.train), self.batch_size)
             found, self.last_is_good = checkpoint.restore_newest(
-                job.paths, job.identity, checkpoint.max_bytes(self.model, self.epochs),
-                lambda state: restore(state, self.model, self.optimizer, extent, self.average), self._log)
+                job.id, job.paths, job.identity, checkpoint.max_bytes(self.model, self.epochs),
+                lambda state: restore(state, self.model, self.optimizer, extent, self.average))
             self.progress = found or Progress()
             self.progress.parts = min(self._max_micro_batches(self.batch_size),
                                       max(self.progress.parts, job.recipe.accumulation * job.parts))
@@ -352,15 +355,12 @@ class Training:
         self._forget_graph()
         self.runtime.release_memory()
         give_back_freed_memory()
-        self._log(f"out of memory; batches of {self.batch_size} are split into {self.progress.parts} micro-batches "
-                  "from now on, and batch norm averages over a micro-batch")
+        logger.warning(f"{self.job.id}: out of memory; batches of {self.batch_size} are split into "
+                       f"{self.progress.parts} micro-batches from now on, and batch norm averages over a micro-batch")
 
     def _forget_graph(self) -> None:
         if self.graphed is not None:
             self.graphed.forget()
-
-    def _log(self, text: str) -> None:
-        self.hooks.log(f"{self.job.id}: {text}")
 
 
 def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:

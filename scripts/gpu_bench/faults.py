@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from expand import logs
 from expand.config.schema import RecipeConfig
 from expand.data import PreparedData, prepare
 from expand.data.synthetic import rendering as synthetic
@@ -43,7 +44,7 @@ def _job(setting: Setting, name: str, recipe: RecipeConfig = RECIPE) -> Job:
 
 
 def _clips() -> PreparedData:
-    return prepare(CLIPS, short_side=64, workers=1, report=lambda text: None)
+    return prepare(CLIPS, short_side=64, workers=1)
 
 
 def restrict_memory(setting: Setting, note: Note) -> Result:
@@ -56,7 +57,8 @@ def restrict_memory(setting: Setting, note: Note) -> Result:
     for number in range(8):
         runtime = Runtime(torch.device(setting.device), THREADS, "fp32", sharers=sharers)
         lines: list[str] = []
-        outcome = train_candidate(_job(setting, f"memory-{number}"), data, runtime, Hooks(log=lines.append))
+        with logs.shown_by(lines.append):
+            outcome = train_candidate(_job(setting, f"memory-{number}"), data, runtime, Hooks())
         tried.append({"sharers": sharers, "state": outcome.state, "reason": outcome.reason, "notes": outcome.notes,
                       "peak_mb": outcome.peak_memory_mb, "lines": lines})
         note({"tried": tried})
@@ -79,7 +81,7 @@ def fail_recording(setting: Setting) -> Result:
     said: list[str] = []
     network, batch = network_of(TINY), 4 if setting.is_tiny else 64
     stepper = Stepper(our_model(network).to(memory_format=runtime.memory_format), runtime, RecipeConfig(lr=0.01),
-                      is_graphed=True, is_failing=True, log=said.append)
+                      is_graphed=True, is_failing=True)
     side, taken, losses = network.factors.resolution, [], []
     y_B = torch.arange(batch, device=setting.device) % network.classes
     stream = torch.cuda.Stream() if setting.is_gpu else None
@@ -92,7 +94,8 @@ def fail_recording(setting: Setting) -> Result:
                 x_BCTHW = torch.randn(shape, device=setting.device).to(memory_format=runtime.memory_format)
             torch.cuda.current_stream().wait_stream(stream)
             x_BCTHW.record_stream(torch.cuda.current_stream())
-        losses.append(stepper.step(x_BCTHW, y_B))
+        with logs.shown_by(said.append):
+            losses.append(stepper.step(x_BCTHW, y_B))
         setting.wait()
         taken.append(torch.cuda.memory_allocated() / 1e6 if setting.is_gpu else 0.0)
     grown, is_default = taken[-1] - taken[SETTLED], True

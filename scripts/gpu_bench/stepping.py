@@ -13,6 +13,7 @@ from benchmarking import BenchmarkFailed, rate
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from expand import logs
 from expand.config.schema import RecipeConfig
 from expand.kernels import triton_depthwise
 from expand.model import X3D
@@ -114,13 +115,13 @@ class Stepper:
     graph (with a `Replayer` on a CPU); `is_failing`: whose recording fails, since a step waits for the device in it."""
 
     def __init__(self, model: nn.Module, runtime: Runtime, recipe: RecipeConfig, *, is_graphed: bool = False,
-                 is_failing: bool = False, log: Callable[[str], None] = lambda text: None) -> None:
+                 is_failing: bool = False) -> None:
         self.runtime = runtime
         self.model = model.to(runtime.device)
         self.optimizer = make_optimizer(self.model, recipe)
         self._is_failing = is_failing and runtime.device.type == "cuda"
         recorder = None if runtime.device.type == "cuda" else Replayer(self.model, is_failing=is_failing)
-        self._called = GraphedStep(self.take_gradients, list(self.model.parameters()), log, recorder) \
+        self._called = GraphedStep(self.take_gradients, list(self.model.parameters()), "step", recorder) \
             if is_graphed else self.take_gradients
 
     def take_gradients(self, x_BCTHW: Tensor, y_B: Tensor, clips: int) -> Tensor:
@@ -171,12 +172,12 @@ class Steps:
         if variant.is_channels_last:
             model, self._x_BCTHW = (each.to(memory_format=torch.channels_last_3d) for each in (model, self._x_BCTHW))
         self.said: list[str] = []
-        self._stepper = Stepper(model, self.runtime, RecipeConfig(lr=0.01), is_graphed=variant.is_graphed,
-                                log=self.said.append)
+        self._stepper = Stepper(model, self.runtime, RecipeConfig(lr=0.01), is_graphed=variant.is_graphed)
 
     def start(self) -> bool:
         """Make a step of two clips, so that what is built for the first step is there, by several processes at once."""
-        self._stepper.step(self._x_BCTHW[:2], self._y_B[:2])
+        with logs.shown_by(self.said.append):
+            self._stepper.step(self._x_BCTHW[:2], self._y_B[:2])
         self._setting.wait()
         return True
 
@@ -187,7 +188,8 @@ class Steps:
                 self._stepper.step(self._x_BCTHW, self._y_B)
             return len(self._y_B) * (10 if self._setting.is_gpu else 1)
 
-        return rate(ten, seconds, wait=self._setting.wait)
+        with logs.shown_by(self.said.append):
+            return rate(ten, seconds, wait=self._setting.wait)
 
     def peak_mb(self) -> float:
         """Most memory of the device's tensors."""

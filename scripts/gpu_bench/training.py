@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from expand import logs
 from expand.config.schema import BuiltinConfig, DataConfig, RecipeConfig
 from expand.data import PreparedData, prepare
 from expand.data.loading.transforms import resample
@@ -99,11 +100,12 @@ class Comparison:
         torch.manual_seed(0)
         said: list[str] = []
         model = our_model(self._network, dropout=0.0).to(memory_format=runtime.memory_format)
-        stepper = Stepper(model, runtime, RecipeConfig(lr=RATE), is_graphed=is_graphed, log=said.append)
+        stepper = Stepper(model, runtime, RecipeConfig(lr=RATE), is_graphed=is_graphed)
         losses, gradients = [], torch.empty(0)
         for x_BCTHW, y_B in self._batches(is_last_smaller=is_last_smaller):
             x_BCTHW = x_BCTHW.to(runtime.device, memory_format=runtime.memory_format)
-            losses.append(stepper.step(x_BCTHW, y_B.to(runtime.device)))
+            with logs.shown_by(said.append):
+                losses.append(stepper.step(x_BCTHW, y_B.to(runtime.device)))
             if len(losses) == 1:
                 gradients = torch.cat([parameter.grad.flatten().cpu() for parameter in model.parameters()])
         return Course([float(loss) for loss in losses], gradients, said)
@@ -212,7 +214,7 @@ class Comparison:
 
     @cached_property
     def _data(self) -> PreparedData:
-        return prepare(CLIPS, short_side=64, workers=1, report=lambda text: None)
+        return prepare(CLIPS, short_side=64, workers=1)
 
     def _job(self, name: str, recipe: RecipeConfig = RECIPE) -> Job:
         factors = self._network.factors
@@ -254,15 +256,16 @@ class Comparison:
             raise AssertionError("it was not stopped")
         except Interrupted:
             pass
-        after = Training(job, self._data, self._runtime("fp32", second), Hooks(epoch=rows.append, log=said.append))
-        updates = after.progress.epoch + after.progress.batch
-        states = [[*training.model.state_dict().values(), *training.result.state_dict().values(),
-                   *_momenta(training.optimizer)] for training in (before, after)]
-        apart = max(map(_apart, *states))
-        begun, length = len(rows), len(states[0]) == len(states[1])
-        after.fit()
-        after.refresh_batch_norm()
-        accuracy = after.evaluate("val").accuracy
+        with logs.shown_by(said.append):
+            after = Training(job, self._data, self._runtime("fp32", second), Hooks(epoch=rows.append))
+            updates = after.progress.epoch + after.progress.batch
+            states = [[*training.model.state_dict().values(), *training.result.state_dict().values(),
+                       *_momenta(training.optimizer)] for training in (before, after)]
+            apart = max(map(_apart, *states))
+            begun, length = len(rows), len(states[0]) == len(states[1])
+            after.fit()
+            after.refresh_batch_norm()
+            accuracy = after.evaluate("val").accuracy
         is_right = updates >= 3 and apart == 0 and length and not said and begun < len(rows) and all(
             math.isfinite(row["loss"]) for row in rows)
         return Result("; ".join([f"went on after {updates} updates with the same weights and momenta" if apart == 0 else

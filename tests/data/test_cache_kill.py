@@ -22,9 +22,7 @@ import sys
 from expand.config.schema import DataConfig
 from expand.data import prepare
 print("ready", flush=True)
-lines = []
-data = prepare(DataConfig(path=sys.argv[1], cache_dir=sys.argv[2]), short_side=48, workers=int(sys.argv[3]),
-               report=lines.append)
+data = prepare(DataConfig(path=sys.argv[1], cache_dir=sys.argv[2]), short_side=48, workers=int(sys.argv[3]))
 print(data.fingerprint, flush=True)
 """
 
@@ -66,7 +64,7 @@ def start_building(source, cache, workers=2):
 
 def prepared(source, cache):
     config = DataConfig(path=str(source), cache_dir=str(cache))
-    return prepare(config, short_side=48, workers=2, report=lambda line: None)
+    return prepare(config, short_side=48, workers=2)
 
 
 def check_whole(data):

@@ -129,8 +129,7 @@ def test_the_report_holds_everything_and_how_it_came_about(folder):
 def test_the_limits_are_what_a_search_would_settle_and_the_clips_can_fill(folder, tmp_path):
     film(folder / "train" / "run" / "9.mp4", 99, frames=40, height=64, width=96)
     result = checked(folder)
-    data = prepare(DataConfig(path=str(folder), cache_dir=str(tmp_path / "cache")), short_side=32, workers=1,
-                   report=print)
+    data = prepare(DataConfig(path=str(folder), cache_dir=str(tmp_path / "cache")), short_side=32, workers=1)
     limits = result["limits"]
     assert limits == {"clip_s": round(data.median_s, 6), "frames": 15, "resolution": 28, "fps": 25}
 
@@ -403,7 +402,7 @@ def test_real_odd_clips_are_each_called_by_their_fault(shared_data, tmp_path):
         "ucf101_v_ApplyEyeMakeup_g01_c01.avi": "duplicate"}.items()
 
 
-def test_an_interrupted_check_goes_on_where_it_stopped(folder):
+def test_an_interrupted_check_goes_on_where_it_stopped(folder, lines):
     def interrupt(done, total):
         if done == 7:
             raise KeyboardInterrupt
@@ -416,13 +415,12 @@ def test_an_interrupted_check_goes_on_where_it_stopped(folder):
     *others, (path, state, row) = [json.loads(line) for line in unfinished.read_text().splitlines()[1:] if line]
     assert len(others) == 6 and path != str(changed)
     row[1] = 10 ** 12  # more frames than there is room for: a line that something else wrote
-    lines = [unfinished.read_text().splitlines()[0], *map(json.dumps, [*others, (path, state, row)]), '["torn']
-    unfinished.write_text("\n".join(lines))
+    rows = [unfinished.read_text().splitlines()[0], *map(json.dumps, [*others, (path, state, row)]), '["torn']
+    unfinished.write_text("\n".join(rows))
     shutil.copy(changed, folder / "copy.bin")
     os.replace(folder / "copy.bin", changed)
-    seen, lines = [], []
-    result = check_clips(DataConfig(path=str(folder)), progress=lambda *counts: seen.append(counts),
-                         report=lines.append)
+    seen = []
+    result = check_clips(DataConfig(path=str(folder)), progress=lambda *counts: seen.append(counts))
     assert seen == [(done, 12) for done in range(6, 13)]  # one that was changed, one overflown, and five left
     assert any("5 of 12 clips are done" in line for line in lines) and not unfinished.exists()
     assert (result["classes"], result["limits"]) == (whole["classes"], whole["limits"])

@@ -35,7 +35,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(config):
-    return prepare(config, short_side=32, workers=1, report=print)
+    return prepare(config, short_side=32, workers=1)
 
 
 def training(data, config, **options):

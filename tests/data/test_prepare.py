@@ -29,9 +29,9 @@ def folder(tmp_path, source):
     return shutil.copytree(source, tmp_path / "set")
 
 
-def prepared(folder, lines=None, workers=1, **options):
+def prepared(folder, workers=1, **options):
     config = DataConfig(path=str(folder), cache_dir=str(folder.parent / "cache"), **options)
-    return prepare(config, short_side=32, workers=workers, report=(lines if lines is not None else []).append)
+    return prepare(config, short_side=32, workers=workers)
 
 
 def summary(clips):
@@ -61,11 +61,11 @@ def test_the_fingerprint_follows_the_clips_not_their_place(folder, tmp_path):
     assert prepared(moved).fingerprint != first
 
 
-def test_unreadable_clips_are_named_and_left_out_up_to_the_limit(folder):
+def test_unreadable_clips_are_named_and_left_out_up_to_the_limit(folder, lines):
     bad = folder / "train" / "run" / "1.mp4"
     bad.write_bytes(b"")
-    lines = []
-    data = prepared(folder, lines)
+    lines.clear()
+    data = prepared(folder)
     assert [path for path, _ in data.dropped] == [bad] and len(data.train) == 7
     assert any(str(bad) in line and "0 bytes" in line for line in lines)
     assert data.listed.classes == data.classes and len(data.listed.clips) == 23
@@ -96,19 +96,18 @@ def test_a_class_or_split_with_no_readable_clip_left_is_an_error(folder):
         prepared(folder, max_unreadable=1.0)
 
 
-def test_frames_that_are_not_kept_are_said_once(folder):
-    lines = []
-    data = prepared(folder, lines, cache_gb=0.0)
+def test_frames_that_are_not_kept_are_said_once(folder, lines):
+    data = prepared(folder, cache_gb=0.0)
     assert all(clip.store is None for clip in data.train)
     assert len([line for line in lines if "data.cache_gb is 0" in line and "decoded at each access" in line]) == 1
 
 
-def test_a_clip_of_two_splits_is_told(folder):
+def test_a_clip_of_two_splits_is_told(folder, lines):
     (folder / "train.csv").write_text("".join(f"train/{name}/0.mp4 {name}\n" for name in ("run", "jump")))
     (folder / "val.csv").write_text("train/run/0.mp4 run\nval/jump/0.mp4 jump\n")
-    lines = []
+    lines.clear()
     config = DataConfig(train=str(folder / "train.csv"), val=str(folder / "val.csv"), cache_dir=str(folder / "cache"))
-    prepare(config, short_side=32, workers=1, report=lines.append)
+    prepare(config, short_side=32, workers=1)
     assert any(line.startswith("train shares 2 clips with val") for line in lines)  # the other one is a copy
 
 
@@ -163,7 +162,7 @@ def test_a_list_and_the_folder_it_names_share_frames_and_fingerprint(folder, mon
         (folder.parent / f"{split}.csv").write_text("".join(lines))
     monkeypatch.setattr(cache_module, "ClipReader", None)
     data = prepare(DataConfig(**{split: str(folder.parent / f"{split}.csv") for split in ("train", "val", "test")},
-                              cache_dir=str(folder.parent / "cache")), short_side=32, workers=1, report=list)
+                              cache_dir=str(folder.parent / "cache")), short_side=32, workers=1)
     assert data.fingerprint == first.fingerprint and summary(data.val) == summary(first.val)
     assert [clip.store for clip in data.train] == [clip.store for clip in first.train]
 
@@ -174,7 +173,7 @@ def test_folders_of_frames_are_clips_and_give_the_fingerprint_of_the_clips(folde
     for clip in first.listed.clips:
         write_frames(pictures / clip.path.relative_to(folder).with_suffix(""), decoded(clip.path, 64))
     data = prepare(DataConfig(path=str(pictures), cache_dir=str(folder.parent / "cache"), frame_rate=12.0),
-                   short_side=32, workers=1, report=list)
+                   short_side=32, workers=1)
     assert data.fingerprint == first.fingerprint
     assert all((frames_of(one) == frames_of(other)).all() for one, other in zip(data.val, first.val))
 
@@ -184,34 +183,33 @@ def test_clips_listed_by_the_caller_take_the_place_of_the_configurations(folder)
     fewer = replace(first.listed, clips=first.listed.clips[::2])
     (folder / "train" / "run" / "1.mp4").unlink()  # not looked at: the list says it all
     config = DataConfig(path=str(folder), cache_dir=str(folder.parent / "cache"), max_unreadable=0.1)
-    data = prepare(config, short_side=32, workers=1, report=list, listed=fewer)
+    data = prepare(config, short_side=32, workers=1, listed=fewer)
     missing = [path for path, _ in data.dropped]
     assert [clip.path for clip in data.listed.clips] == [clip.path for clip in fewer.clips if clip.path not in missing]
 
 
 def test_the_splits_asked_for_alone_are_decoded_and_listed(folder):
     config = DataConfig(path=str(folder), cache_dir=str(folder.parent / "cache"))
-    data = prepare(config, short_side=32, workers=1, report=list, splits=("val",))
+    data = prepare(config, short_side=32, workers=1, splits=("val",))
     assert data.counts == {"train": 0, "val": 8, "test": 0} and {clip.split for clip in data.listed.clips} == {"val"}
 
 
 def test_progress_counts_every_clip_once_and_ends_at_all(folder):
     seen = []
     config = DataConfig(path=str(folder), cache_dir=str(folder.parent / "cache"))
-    prepare(config, short_side=32, workers=2, report=list, progress=lambda *counts: seen.append(counts))
+    prepare(config, short_side=32, workers=2, progress=lambda *counts: seen.append(counts))
     assert seen == [(number, 24) for number in range(1, 25)]
 
 
-def test_the_size_is_told_before_decoding_near_to_what_it_becomes_and_only_once(folder):
-    lines = []
-    data = prepared(folder, lines)
+def test_the_size_is_told_before_decoding_near_to_what_it_becomes_and_only_once(folder, lines):
+    data = prepared(folder)
     line = next(line for line in lines if line.startswith("decoded frames take about"))
     assert "of data.cache_gb 50" in line and str(folder.parent / "cache" / "frames") in line
     told = float(line.split("about ")[1].split(" MB")[0]) * 1e6
     stores = {clip.store for clip in data.train + data.val + data.test}
     assert told == pytest.approx(3 * sum(store.stat().st_size for store in stores), rel=0.1)  # splits hold the same
     lines.clear()
-    prepared(folder, lines)
+    prepared(folder)
     assert not any("take about" in line for line in lines)
 
 
@@ -232,15 +230,15 @@ def test_the_estimate_counts_what_is_there_and_decodes_where_headers_say_nothing
     assert estimate_bytes(FrameCache(folder.parent / "d", 1e9), clips, 32, 2) == pytest.approx(whole, rel=0.5)
 
 
-def test_a_limit_that_another_set_has_used_up_is_made_room_in_for_this_one(folder, tmp_path):
+def test_a_limit_that_another_set_has_used_up_is_made_room_in_for_this_one(folder, tmp_path, lines):
     other = write_clip(tmp_path / "other" / "x.mp4", ten(9), 240, 320)
     stale = FrameCache(folder.parent / "cache" / "frames", 1e9).get(other, 0, 240).store
     os.utime(stale, (1, 1))
     size = stale.stat().st_size
     first = prepared(folder, cache_gb=1.05 * size / 1e9)
     assert all(clip.store is not None for clip in first.train) and not stale.exists()
-    lines = []
-    assert all(clip.store for clip in prepared(folder, lines, cache_gb=1.05 * size / 1e9).val)
+    lines.clear()
+    assert all(clip.store for clip in prepared(folder, cache_gb=1.05 * size / 1e9).val)
     assert not any("decoded at each access" in line for line in lines)
 
 
@@ -256,41 +254,38 @@ def test_a_set_larger_than_the_limit_keeps_what_fits_and_keeps_it(folder):
 def test_filling_the_cache_says_what_came_of_it(folder):
     (folder / "train" / "run" / "1.mp4").write_bytes(b"")
     config = DataConfig(path=str(folder), cache_dir=str(folder.parent / "cache"))
-    seen, lines = [], []
-    done = cache_clips(config, short_side=32, workers=1, report=lines.append,
-                       progress=lambda *counts: seen.append(counts))
+    seen = []
+    done = cache_clips(config, short_side=32, workers=1, progress=lambda *counts: seen.append(counts))
     assert (done["clips"], done["kept"], done["direct"], done["unreadable"]) == (24, 23, 0, 1)
     frames = folder.parent / "cache" / "frames"
     stored = sum(file.stat().st_size for file in frames.glob("*.frames"))
     assert 0 < stored - done["bytes"] < 1000 * len(list(frames.glob("*.frames")))
     assert (done["short_side"], done["folder"]) == (32, str(frames)) and done["wall_s"] > 0
     assert done["estimate_bytes"] > done["bytes"] and seen[-1] == (24, 24)
-    again = cache_clips(config, short_side=32, workers=1, report=lines.append)
+    again = cache_clips(config, short_side=32, workers=1)
     assert again["estimate_bytes"] == 0 and again["bytes"] == done["bytes"]
-    direct = cache_clips(replace(config, cache_gb=0.0, cache_dir=str(folder / "other")), short_side=32, workers=1,
-                         report=lines.append)
+    direct = cache_clips(replace(config, cache_gb=0.0, cache_dir=str(folder / "other")), short_side=32, workers=1)
     assert (direct["kept"], direct["direct"], direct["bytes"]) == (0, 23, 0)
 
 
 def test_real_clips_are_read_as_any_folder(shared_data, tmp_path):
     config = DataConfig(path=str(shared_data / "weizmann5_motion"), cache_dir=str(tmp_path))
-    data = prepare(config, short_side=64, workers=2, report=print)
+    data = prepare(config, short_side=64, workers=2)
     assert data.classes == ("bend_down", "bend_up", "jack", "wave1", "wave2") and not data.dropped
     assert (len(data.train), len(data.val), len(data.test)) == (60, 30, 0)
     assert 1 < data.median_s < 6
 
 
-def started(folder, lines):
+def started(folder):
     config = DataConfig(path=str(folder), cache_dir=str(folder.parent / "cache"))
-    return prepare(config, short_side=32, workers=1, report=lines.append, begins=True)
+    return prepare(config, short_side=32, workers=1, begins=True)
 
 
-def test_single_pictures_among_videos_are_left_out_where_a_search_begins_and_not_where_one_goes_on(folder):
-    lines = []
-    whole = started(folder, lines)
+def test_single_pictures_among_videos_are_left_out_where_a_search_begins_and_not_where_one_goes_on(folder, lines):
+    whole = started(folder)
     for number in range(6):  # more than data.max_unreadable allows: they are no fault
         write_clip(folder / "train" / "run" / f"still{number}.mp4", [0.0])
-    data = started(folder, lines)
+    data = started(folder)
     assert any(line.startswith("left out 6 clips of a single frame, which shows no motion: ") for line in lines)
     assert data.fingerprint == whole.fingerprint and len(data.listed.clips) == 24
     assert {reason for _, reason in data.dropped} == {"has one frame only"}
@@ -302,17 +297,17 @@ def test_nothing_but_pictures_is_no_set_of_videos(tmp_path):
         for name in ("run", "jump"):
             write_clip(tmp_path / "set" / split / name / "0.mp4", [0.0])
     with pytest.raises(DataError, match="all 4 clips have a single frame: these are pictures and no videos") as raised:
-        started(tmp_path / "set", [])
+        started(tmp_path / "set")
     assert "<class>/<clip>/<picture>" in str(raised.value)
     for split in ("train", "val"):
         write_clip(tmp_path / "set" / split / "run" / "1.mp4", [0.0, 0.1])
     with pytest.raises(DataError, match="no clip of more than a single frame is left for class 'jump' in train"):
-        started(tmp_path / "set", [])
+        started(tmp_path / "set")
 
 
-def test_uneven_classes_are_said_where_a_search_begins(folder):
+def test_uneven_classes_are_said_where_a_search_begins(folder, lines):
     for number in range(20):
         shutil.copy(folder / "train" / "run" / "0.mp4", folder / "train" / "run" / f"more{number}.mp4")
-    lines = []
-    started(folder, lines)
+    lines.clear()
+    started(folder)
     assert any("classes are uneven in train: 24 clips of 'run', 4 of 'jump' (6 to 1)" in line for line in lines)

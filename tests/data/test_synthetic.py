@@ -52,7 +52,7 @@ FEW = 1000
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
     folder = tmp_path_factory.mktemp("builtin")
-    ensure_rendered(SMALL, folder, 1, lambda line: None)
+    ensure_rendered(SMALL, folder, 1)
     return folder
 
 
@@ -68,7 +68,7 @@ def drawings(name, seed=0, count=DRAWS):
 
 def test_every_class_of_every_split_has_as_many_clips_and_counts_are_rounded_up(rendered):
     config = DataConfig(cache_dir=str(rendered), builtin=SMALL)
-    data = prepare(config, short_side=96, workers=1, report=print)
+    data = prepare(config, short_side=96, workers=1)
     assert data.classes == CLASSES and len(CLASSES) == 16 and data.classes[0] == "warm-rows-up-fast"
     for split, each in ((data.train, 3), (data.val, 1), (data.test, 1)):
         assert Counter(clip.label for clip in split) == {label: each for label in range(16)}
@@ -81,11 +81,11 @@ def test_clips_are_real_h264_in_the_layout_of_any_folder(rendered):
     with av.open(str(folder / "val" / "cool-rows-up-slow" / "0000.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "h264"
     own = DataConfig(path=str(folder), cache_dir=str(rendered))
-    assert len(prepare(own, short_side=96, workers=1, report=print).train) == 48
+    assert len(prepare(own, short_side=96, workers=1).train) == 48
 
 
 def test_rendering_follows_the_seed_alone(rendered, tmp_path):
-    ensure_rendered(SMALL, tmp_path, 2, lambda line: None)
+    ensure_rendered(SMALL, tmp_path, 2)
     assert contents(SMALL, tmp_path) == contents(SMALL, rendered)
     other = dataclasses.replace(SMALL, seed=1)
     assert set_folder(other, tmp_path) != set_folder(SMALL, tmp_path)
@@ -95,15 +95,14 @@ def test_no_two_clips_are_the_same_in_or_across_splits(rendered):
     assert len(set(contents(SMALL, rendered).values())) == 48 + 16 + 16
 
 
-def test_the_set_is_rendered_once(rendered):
-    lines = []
-    ensure_rendered(SMALL, rendered, 1, lines.append)
+def test_the_set_is_rendered_once(rendered, lines):
+    ensure_rendered(SMALL, rendered, 1)
     assert not lines
 
 
 def test_an_odd_size_is_rounded_up(tmp_path):
     config = dataclasses.replace(SMALL, size=33, train_clips=16)
-    ensure_rendered(config, tmp_path, 1, lambda line: None)
+    ensure_rendered(config, tmp_path, 1)
     with av.open(str(clip_files(config, tmp_path)["train"][0][0])) as container:
         assert (container.streams.video[0].width, container.streams.video[0].height) == (34, 34)
 
@@ -215,7 +214,7 @@ def test_warm_is_redder_and_cool_is_bluer_in_every_clip():
 
 def test_the_texture_survives_the_encoder(tmp_path):
     config = BuiltinConfig(seconds=1.0, train_clips=16, val_clips=16, test_clips=16)
-    ensure_rendered(config, tmp_path, 1, lambda line: None)
+    ensure_rendered(config, tmp_path, 1)
     for name in ("warm-rows-down-fast", "cool-columns-up-slow"):
         path, label = clip_files(config, tmp_path)["train"][CLASSES.index(name)]
         drawing = draw(np.random.default_rng([config.seed, 0, label]), name)
@@ -230,10 +229,12 @@ def test_the_texture_survives_the_encoder(tmp_path):
 
 RENDER = """
 import sys, pathlib
+from expand import logs
 from expand.config.schema import BuiltinConfig
 from expand.data.synthetic.rendering import ensure_rendered
 config = BuiltinConfig(size=40, seconds=1.0, fps=8, train_clips=64, val_clips=16, test_clips=16)
-ensure_rendered(config, pathlib.Path(sys.argv[1]), int(sys.argv[2]), lambda line: print(line, flush=True))
+with logs.shown_by(lambda line: print(line, flush=True)):
+    ensure_rendered(config, pathlib.Path(sys.argv[1]), int(sys.argv[2]))
 """
 RENDERED = dataclasses.replace(SMALL, train_clips=64)
 
@@ -269,7 +270,7 @@ def test_a_long_clip_may_take_longer_to_render_than_a_hang_is_waited_for(tmp_pat
 def test_a_kill_while_rendering_leaves_nothing_half(tmp_path, workers):
     kill_amid_rendering(tmp_path, workers)
     assert not set_folder(RENDERED, tmp_path).exists()
-    ensure_rendered(RENDERED, tmp_path, 1, lambda line: None)
+    ensure_rendered(RENDERED, tmp_path, 1)
     assert all(path.is_file() for path, _ in clip_files(RENDERED, tmp_path)["test"])
     assert not list((tmp_path / "builtin").glob(".rendering-*"))
 
@@ -431,8 +432,7 @@ def test_a_written_set_is_a_folder_source_with_its_settings_beside(tmp_path):
     assert BuiltinConfig(**facts["settings"]) == made.config and facts["classes"] == list(made.classes)
     assert facts["one_frame_ceiling"] == 1.0 and set(facts["rules"]) == {"hue", "appearance"}
     assert "X-Bottleneck" in (made.folder / "README.md").read_text()
-    data = prepare(DataConfig(path=str(made.folder), cache_dir=str(tmp_path / "cache")), short_side=96, workers=1,
-                   report=print)
+    data = prepare(DataConfig(path=str(made.folder), cache_dir=str(tmp_path / "cache")), short_side=96, workers=1)
     assert data.classes == made.classes
     assert (len(data.train), len(data.val), len(data.test)) == (24, 12, 12)
 
@@ -470,10 +470,12 @@ def test_a_failure_leaves_nothing(tmp_path):
 
 SYNTHESIZE = """
 import sys, pathlib
+from expand import logs
 from expand.config.schema import BuiltinConfig
 from expand.data.synthetic.rendering import synthesize
-synthesize(pathlib.Path(sys.argv[1]) / "set", BuiltinConfig(size=40, seconds=1.0, fps=8), clips=400,
-           workers=int(sys.argv[2]), report=lambda line: print(line, flush=True))
+with logs.shown_by(lambda line: print(line, flush=True)):
+    synthesize(pathlib.Path(sys.argv[1]) / "set", BuiltinConfig(size=40, seconds=1.0, fps=8), clips=400,
+               workers=int(sys.argv[2]))
 """
 
 

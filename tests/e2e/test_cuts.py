@@ -59,7 +59,7 @@ class Here:
         for job in sorted(jobs, key=lambda job: -job.gflops):
             self.listener.begin(job, "here:1")
             is_known = job.paths.outcome.exists()
-            yield Finished(job, run_job(job, self.data, self.runtime, Hooks(log=self.listener.log, stop=self._stop)))
+            yield Finished(job, run_job(job, self.data, self.runtime, Hooks(stop=self._stop)))
             Here.trained += [] if is_known else [job.id]
 
     def _stop(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,9 +20,9 @@ from types import SimpleNamespace
 import pytest
 
 import expand
+from expand import logs
 from expand.errors import RunError
-from expand.expansion.events import RunFinished
-from expand.run.display import Logged
+from expand.run.display import LogFile
 from expand.run.search_run import renew_report
 from expand.rundir.paths import RunPaths
 from tests.e2e.faults import (
@@ -281,34 +282,25 @@ def test_a_file_system_without_locks_is_told(step_1, shim, monkeypatch):
 
 # --- what is written for people only
 
-class _Said(list):
-    tick, say = None, list.append
-
-    def event(self, event, state):
-        self.append(event.kind)
-
-
 @pytest.mark.parametrize("is_there", [False, True])
-def test_a_log_that_cannot_be_written_is_said_once(tmp_path, is_there):
+def test_a_log_that_cannot_be_written_is_said_once(tmp_path, is_there, lines):
     paths = RunPaths(tmp_path / "gone")
     if is_there:
         (paths.root / "log.txt").mkdir(parents=True)
-    said = _Said()
-    logged = Logged(said, paths)
-    logged.say("one")
-    logged.event(RunFinished(), None)
-    assert [text for text in said if text in ("one", "run_finished")] == ["one", "run_finished"]
-    assert len([text for text in said if "cannot be written" in text and str(paths.root) in text]) == 1
+    with logs.received_by(LogFile(paths).write):
+        logging.getLogger("expand.run").info("one")
+        logging.getLogger("expand.run").info("two")
+    assert [text for text in lines if text in ("one", "two")] == ["one", "two"]
+    assert len([text for text in lines if "cannot be written" in text and str(paths.root) in text]) == 1
     assert paths.root.exists() == is_there
 
 
-def test_a_report_that_cannot_be_written_does_not_hide_what_ended_the_work(step_1):
+def test_a_report_that_cannot_be_written_does_not_hide_what_ended_the_work(step_1, lines):
     shutil.rmtree(step_1 / "report", ignore_errors=True)
     (step_1 / "report").write_text("in the way")
-    said = []
     with pytest.raises(RunError, match="the real one"):
         try:
             raise RunError("the real one")
         finally:
-            renew_report(RunPaths(step_1), said.append)
-    assert len(said) == 1 and "the report was not written" in said[0] and f"x3d-expand plot {step_1}" in said[0]
+            renew_report(RunPaths(step_1))
+    assert len(lines) == 1 and "the report was not written" in lines[0] and f"x3d-expand plot {step_1}" in lines[0]

@@ -62,7 +62,7 @@ def test_every_source_gives_the_same_tensors(sources, tmp_path):
         if "frame_rate" in values:
             values["frame_rate"] = float(values["frame_rate"])
         config = DataConfig(**values, cache_dir=str(tmp_path / name))
-        data = prepare(config, short_side=81, workers=2, report=lambda text: None)
+        data = prepare(config, short_side=81, workers=2)
         batches = eval_loader(data.val, frames=4, stride=7, resolution=56, views=3, batch_size=8, config=config)
         x_NCTHW, labels_N, _ = (torch.cat(parts) for parts in zip(*batches))
         assert len(x_NCTHW) == 3 * len(CLASSES) * CLIPS["val"]

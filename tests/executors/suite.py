@@ -23,20 +23,18 @@ def job(folder: Path, name: str, *, frames: int = 1, epochs: int = 2, gflops: fl
 
 @dataclass
 class Heard:
-    """What a listener was told: ids as they began, the processes that they began on, retries, remarks."""
+    """What a listener was told: ids as they began, the processes that they began on, retries."""
 
     began: list[str] = field(default_factory=list)
     workers: list[str] = field(default_factory=list)
     retried: list[tuple[str, int, str]] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
     on_begin: Callable[[Job, int], None] = lambda job, pid: None
     on_retry: Callable[[Job], None] = lambda job: None
     is_to_stop: Callable[[], bool] = lambda: False
 
     def listener(self) -> Listener:
         """For an executor."""
-        return Listener(self._begin, self._retry, lambda job_id, tick: None, self.said.append,
-                        lambda: self.is_to_stop())
+        return Listener(self._begin, self._retry, lambda job_id, tick: None, lambda: self.is_to_stop())
 
     def _retry(self, job: Job, attempt: int, reason: str) -> None:
         self.retried.append((job.id, attempt, reason))

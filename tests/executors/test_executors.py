@@ -132,11 +132,11 @@ def test_a_disk_that_refuses_ends_the_run_once_the_other_trainings_have_their_ch
     assert not (tmp_path / "other" / "outcome.json").exists()
 
 
-def test_a_mistake_of_the_program_is_told_as_one_with_its_traceback_in_the_log(executor, tmp_path):
+def test_a_mistake_of_the_program_is_told_as_one_with_its_traceback_in_the_log(executor, tmp_path, lines):
     heard = Heard()
     with pytest.raises(RunError, match="unexpected error in the training of odd: AttributeError"):
         list(executor(heard).run([replace(job(tmp_path, "odd"), recipe="no recipe")]))
-    assert any("Traceback" in text for text in heard.said)
+    assert any("Traceback" in text for text in lines)
 
 
 def test_leaving_amid_a_training_ends_its_process_soon(executor, tmp_path):

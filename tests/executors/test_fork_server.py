@@ -59,37 +59,36 @@ def asked(monkeypatch):
     return found
 
 
-def estimate(said, **run):
+def estimate(**run):
     config = load_config(None, ["search.target_gflops=0.1", "search.limits.clip_s=2", "candidate.epochs=1",
                                 "candidate.batch_size=8", "final.epochs=1"],
                          {f"run.{key}": value for key, value in run.items()})
     runtime = Runtime(torch.device(config.run.device, 0), 1, "fp32")
     data = SimpleNamespace(counts={"train": 32, "val": 8, "test": 0})
-    return machine.estimate_search(config, Space(config.search, 5), data, runtime, None, said.append)
+    return machine.estimate_search(config, Space(config.search, 5), data, runtime, None)
 
 
 def test_gpus_are_looked_at_and_the_time_is_tried_out_in_other_processes(asked):
     config = load_config(None, [], {})
     assert machine.look_at_gpus(config.run, None) == ()
-    assert estimate([], device="cuda").seconds == 60.0
+    assert estimate(device="cuda").seconds == 60.0
     assert asked == [look_at_all, estimate_seconds]
 
 
 def test_a_driver_of_a_cluster_without_a_gpu_of_its_own_knows_no_time(asked, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert estimate([], device="cuda", executor="ray").seconds is None
+    assert estimate(device="cuda", executor="ray").seconds is None
     assert machine.look_at_gpus(load_config(None, [], {"run.device": "cuda"}).run, None) == ()
     assert asked == []
 
 
-def test_a_time_that_cannot_be_tried_out_is_said_and_ends_nothing(asked, monkeypatch):
+def test_a_time_that_cannot_be_tried_out_is_said_and_ends_nothing(asked, monkeypatch, lines):
     def failing(work, fork_server):
         raise RunError("a process died in its work (EOFError)")
 
-    said = []
     monkeypatch.setattr(machine, "call_in_process", failing)
-    assert estimate(said, device="cpu").seconds is None
-    assert "could not be tried out: a process died" in said[0]
+    assert estimate(device="cpu").seconds is None
+    assert "could not be tried out: a process died" in lines[0]
 
 
 def test_the_latency_on_a_gpu_is_measured_in_another_process(asked, monkeypatch, tmp_path):

@@ -65,7 +65,7 @@ def test_a_fork_server_that_was_killed_is_replaced(data, tmp_path):
     assert sorted(heard.began) == ["a", "b", "c"] and heard.retried == []
 
 
-def test_a_fork_server_that_is_killed_with_an_order_in_hand_is_replaced_and_that_is_no_try(data, tmp_path):
+def test_a_fork_server_that_is_killed_with_an_order_in_hand_is_replaced_and_that_is_no_try(data, tmp_path, lines):
     heard = Heard()
     with ForkServer() as fork_server, LocalExecutor(data, RUNTIME, replace(RUN, retries=0), heard.listener(),
                                                     fork_server) as made:
@@ -79,7 +79,7 @@ def test_a_fork_server_that_is_killed_with_an_order_in_hand_is_replaced_and_that
 
         fork_server.fork_worker = order_and_kill
         assert [done.fields["state"] for done in made.run([job(tmp_path, name) for name in "ab"])] == ["finished"] * 2
-    assert fork_server.number == 2 and heard.retried == [] and "before it began" in heard.said[0]
+    assert fork_server.number == 2 and heard.retried == [] and "before it began" in lines[0]
 
 
 def test_a_process_that_dies_while_it_waits_for_work_is_no_try_of_a_candidate(data, fork_server, tmp_path):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 ray = pytest.importorskip("ray")
 
+from expand import logs
 from expand.config.schema import RunConfig
 from expand.errors import RunError, UsageError
 from expand.executors import early_start, make_executor, ray_node, ray_process
@@ -42,9 +43,9 @@ def nodes(ray_cluster):
 def on_nodes(nodes, data, tmp_path_factory):
     """Gives one executor to the tests of the nodes, since each takes some ten seconds to begin; it tells `heard` now.
     The last of them loses it."""
-    folder, began = tmp_path_factory.mktemp("on_nodes"), Heard()
-    with on_ray(data, folder, began, workers=4) as executor:
-        executor.began = began
+    said: list[str] = []
+    with logs.shown_by(said.append), on_ray(data, tmp_path_factory.mktemp("on_nodes"), Heard(), workers=4) as executor:
+        executor.said = [*said]
 
         def telling(heard: Heard):
             executor.listener = heard.listener()
@@ -77,7 +78,7 @@ def test_candidates_are_spread_over_the_nodes_and_what_has_no_room_waits(nodes, 
     measured = figures(executor.run(jobs))
     assert measured == {name: alone(data, tmp_path / "alone", name=name, epochs=6) for name in ("a", "b", "c", "of")}
     assert set(seen_on) == set(nodes.raylets)
-    assert executor.began.said == ["training on a Ray cluster of 2 nodes",
+    assert executor.said == ["training on a Ray cluster of 2 nodes",
                                    "the Ray cluster has room for 2 of 4 trainings at a time"]
     heard = Heard()  # a result that comes at once does not overtake the news that it began
     assert figures(on_nodes(heard).run(jobs)) == measured and sorted(heard.began) == sorted(measured)
@@ -115,7 +116,8 @@ def test_too_many_threads_for_any_node_are_refused(nodes, data, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_lost_cluster_ends_the_run_with_its_work_kept_and_the_local_executor_goes_on(nodes, on_nodes, data, tmp_path):
+def test_a_lost_cluster_ends_the_run_with_its_work_kept_and_the_local_executor_goes_on(nodes, on_nodes, data, tmp_path,
+                                                                                       lines):
     heard = Heard()
 
     def lose_cluster(job, pid):
@@ -130,12 +132,13 @@ def test_a_lost_cluster_ends_the_run_with_its_work_kept_and_the_local_executor_g
     assert "x3d-expand resume" in caught.value.fix and time.monotonic() - began < 60
     assert (tmp_path / "a" / "checkpoint.pt").exists()
     heard = Heard(is_to_stop=lambda: bool(heard.began))
+    lines.clear()
     local = replace(RUN, executor="local")
     with early_start(local) as fork_server, \
             make_executor(local, data, RUNTIME, RunPaths(tmp_path), heard.listener(), fork_server) as executor, \
             pytest.raises(Exception, match="stopped"):
         list(executor.run(jobs))
-    assert not any("starts anew" in line for line in heard.said)
+    assert not any("starts anew" in line for line in lines)
 
 
 @pytest.mark.parametrize(("address", "words"), [

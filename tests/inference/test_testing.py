@@ -79,11 +79,10 @@ def test_a_split_alone_is_enough(judge, weights, tmp_path):
     assert (judge(weights, alone)["split"], judge(weights, alone)["videos"]) == ("val", 4)
 
 
-def test_nameless_classes_are_taken_in_order_and_that_is_said(judge, tmp_path):
-    said = []
-    result = judge(save_network(tmp_path / "two.pt", 2), log=said.append)
+def test_nameless_classes_are_taken_in_order_and_that_is_said(judge, tmp_path, lines):
+    result = judge(save_network(tmp_path / "two.pt", 2))
     assert [row["class"] for row in result["per_class"]] == ["jump", "run"]
-    assert any("does not know its classes' names" in line and "'jump'" in line for line in said)
+    assert any("does not know its classes' names" in line and "'jump'" in line for line in lines)
     with pytest.raises(DataError, match="has 3 classes without names, the clips have 2"):
         judge(save_network(tmp_path / "three.pt", 3))
 

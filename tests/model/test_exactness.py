@@ -132,7 +132,7 @@ def golden_model(tmp_path_factory):
     theirs = {translate(key, OURS, SLOWFAST): value for key, value in model.state_dict().items()}
     path = tmp_path_factory.mktemp("golden") / "x3d.pyth"
     torch.save({"model_state": seeded_state(theirs)}, path)
-    load_checkpoint(model, path, print)
+    load_checkpoint(model, path)
     return model.eval()
 
 

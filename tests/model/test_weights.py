@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import save_file
 
 import expand
+from expand import logs
 from expand.errors import RunError, UsageError
 from expand.model import X3D
 from expand.model.load import load_model
@@ -60,8 +61,9 @@ def save(content, path):
 
 def quiet(path, *arguments):
     """`load_model`, which has nothing to take for granted."""
-    lines = []
-    model = load_model(path, *arguments, log=lines.append)
+    lines: list[str] = []
+    with logs.shown_by(lines.append):
+        model = load_model(path, *arguments)
     assert lines == []
     return model
 
@@ -173,10 +175,10 @@ def test_half_precision_and_missing_counters_are_no_obstacle(model, tmp_path):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_published_network_is_known_by_its_shapes(tmp_path, name):
+def test_a_published_network_is_known_by_its_shapes(tmp_path, name, lines):
     path = save(X3D.preset(name, 3).state_dict(), tmp_path / "x3d.pt")
-    lines, shared = [], name in ("xs", "s", "m")
-    network = load_model(path, log=lines.append).network
+    shared = name in ("xs", "s", "m")
+    network = load_model(path).network
     assert network.factors == PRESETS["xs" if shared else name] and network.classes == 3
     assert len(lines) == 1
     if shared:
@@ -188,12 +190,12 @@ def test_a_published_network_is_known_by_its_shapes(tmp_path, name):
 
 
 @pytest.mark.parametrize(("width", "bottleneck", "depth"), [(0.35, 1.75, 1.3), (1.45, 2.0, 0.1), (0.1, 0.25, 4.4)])
-def test_other_factors_are_found_on_the_grids(tmp_path, width, bottleneck, depth):
+def test_other_factors_are_found_on_the_grids(tmp_path, width, bottleneck, depth, lines):
     factors = Factors.of(frames=2, stride=1, resolution=32, width=width, bottleneck=bottleneck, depth=depth)
     geometry = Geometry.of(factors, 3, first_projection_bn=False)
     path = save(X3D(geometry).state_dict(), tmp_path / "x3d.pt")
-    lines = []
-    found = load_model(path, log=lines.append)
+    lines.clear()
+    found = load_model(path)
     assert "not a published one" in lines[0]
     assert (found.geometry.stages, found.geometry.stem) == (geometry.stages, geometry.stem)
     assert load_model(path, network := Network("n", factors, 3)).network == replace(network, first_projection_bn=False)
@@ -257,16 +259,16 @@ def test_a_batch_norm_that_only_one_has_is_folded_or_added_exactly(tmp_path, has
     theirs = seeded_model(X3D.of(replace(NETWORK, first_projection_bn=has_norm)))
     ours = X3D.of(replace(NETWORK, first_projection_bn=not has_norm)).eval()
     save_weights(tmp_path / "x3d.pt", theirs)
-    load_checkpoint(ours, tmp_path / "x3d.pt", print)
+    load_checkpoint(ours, tmp_path / "x3d.pt")
     expected = theirs(CLIP)
     torch.testing.assert_close(ours(CLIP), expected, rtol=0, atol=1e-6 * expected.abs().max().item())
 
 
-def test_a_classifier_of_other_classes_keeps_its_first_weights_and_says_so(model, tmp_path):
+def test_a_classifier_of_other_classes_keeps_its_first_weights_and_says_so(model, tmp_path, lines):
     save_weights(tmp_path / "x3d.pt", model)
     ours = X3D.of(replace(NETWORK, name="mine", classes=5, class_names=None))
-    first, lines = ours.head.classifier.weight.clone(), []
-    load_checkpoint(ours, tmp_path / "x3d.pt", lines.append)
+    first = ours.head.classifier.weight.clone()
+    load_checkpoint(ours, tmp_path / "x3d.pt")
     assert torch.equal(ours.head.classifier.weight, first)
     assert torch.equal(ours.head.features.weight, model.head.features.weight)
     assert len(lines) == 1 and "small with 3 classes" in lines[0] and "mine with 5 classes here" in lines[0]
@@ -275,12 +277,12 @@ def test_a_classifier_of_other_classes_keeps_its_first_weights_and_says_so(model
 @pytest.mark.parametrize(("there", "here", "taken"), [
     (("a", "b", "c"), ("c", "a", "b"), [2, 0, 1]), (("a", "b", "c"), ("a", "b", "d"), None),
     (None, ("a", "b", "c"), [0, 1, 2]), (("a", "b", "c"), None, [0, 1, 2])])
-def test_classes_are_matched_by_name_where_both_sides_know_them(tmp_path, there, here, taken):
+def test_classes_are_matched_by_name_where_both_sides_know_them(tmp_path, there, here, taken, lines):
     theirs = seeded_model(X3D.of(replace(NETWORK, classes=3, class_names=there)))
     save_weights(tmp_path / "theirs.pt", theirs)
-    ours, lines = X3D.of(replace(NETWORK, classes=3, class_names=here)), []
+    ours = X3D.of(replace(NETWORK, classes=3, class_names=here))
     first = ours.head.classifier.weight.clone()
-    load_checkpoint(ours, tmp_path / "theirs.pt", lines.append)
+    load_checkpoint(ours, tmp_path / "theirs.pt")
     assert torch.equal(ours.head.classifier.weight, first if taken is None else theirs.head.classifier.weight[taken])
     assert torch.equal(ours.head.features.weight, theirs.head.features.weight)
     assert ["(a, b, c, ...) there" in line for line in lines] == [True] * (taken is None)
@@ -295,7 +297,7 @@ def test_all_that_does_not_fit_is_listed_and_the_model_is_left_alone(model, tmp_
     ours = X3D.of(NETWORK)
     before = {key: value.clone() for key, value in ours.state_dict().items()}
     with pytest.raises(UsageError) as error:
-        load_checkpoint(ours, save(state, tmp_path / "x3d.pt"), print)
+        load_checkpoint(ours, save(state, tmp_path / "x3d.pt"))
     text = str(error.value)
     assert "1 missing: stem.temporal.weight" in text and "1 of another shape: stem.bn.weight (5, not 24)" in text
     assert "12 unexpected: extra.0.weight" in text and "extra.9.weight and 2 more" in text and "extra.10" not in text
@@ -400,7 +402,7 @@ def test_loading_leaves_the_random_numbers_alone(model, tmp_path):
 def test_a_broken_slowfast_configuration_is_explained(model, tmp_path, text, words):
     path = save({"model_state": renamed(model, SLOWFAST), "cfg": text}, tmp_path / "x3d.pyth")
     loading_says(path, words, "network='xs'")
-    load_checkpoint(X3D.of(NETWORK), path, print)  # which needs no description
+    load_checkpoint(X3D.of(NETWORK), path)  # which needs no description
 
 
 def test_channels_that_are_normalised_differently_are_not_taken_for_one(model, tmp_path):

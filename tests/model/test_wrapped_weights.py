@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 
+from expand import logs
 from expand.errors import UsageError
 from expand.model import X3D
 from expand.model.load import load_model
@@ -61,8 +62,9 @@ def save(content, path):
 
 
 def same(path, model, says=0):
-    lines = []
-    back = load_model(path, NETWORK, log=lines.append)
+    lines: list[str] = []
+    with logs.shown_by(lines.append):
+        back = load_model(path, NETWORK)
     assert len(lines) == says, lines
     return torch.equal(back(CLIP), model(CLIP))
 
@@ -135,11 +137,11 @@ def test_an_averaged_model_is_read(model, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["ema", "model_ema", "state_dict_ema", "ema_state_dict", "averaged_model", "swa_model"])
-def test_of_several_sets_the_averaged_one_is_taken_and_that_is_said(model, tmp_path, key):
+def test_of_several_sets_the_averaged_one_is_taken_and_that_is_said(model, tmp_path, key, lines):
     path = save({"model": other_state(model), key: state_of(model, prefix="module.")}, tmp_path / "x3d.pt")
     assert same(path, model, says=1)
-    lines = []
-    load_model(path, NETWORK, log=lines.append)
+    lines.clear()
+    load_model(path, NETWORK)
     assert key in lines[0] and "not model" in lines[0]
 
 
@@ -265,7 +267,7 @@ def test_another_pickle_protocol_is_explained(model, tmp_path):
 
 @pytest.mark.parametrize("style", [OURS, SLOWFAST, PYTORCHVIDEO, MMACTION], ids=lambda style: style.name)
 @pytest.mark.parametrize("renamed", [None, "fc", "HEAD.1"])
-def test_without_a_known_classifier_a_training_begins_a_new_one_and_says_so(model, tmp_path, style, renamed):
+def test_without_a_known_classifier_a_training_begins_a_new_one_and_says_so(model, tmp_path, style, renamed, lines):
     head = translate("head.classifier.weight", OURS, style).removesuffix(".weight")
     state = state_of(model, style)
     for entry in ("weight", "bias"):
@@ -273,9 +275,9 @@ def test_without_a_known_classifier_a_training_begins_a_new_one_and_says_so(mode
         if renamed:
             state[f"{renamed.replace('HEAD', head)}.{entry}"] = value
     path = save({"state_dict": {f"net.{key}": value for key, value in state.items()}}, tmp_path / "x3d.pt")
-    ours, lines = X3D.of(NETWORK), []
+    ours = X3D.of(NETWORK)
     first = ours.head.classifier.weight.clone()
-    load_checkpoint(ours, path, lines.append)
+    load_checkpoint(ours, path)
     assert torch.equal(ours.head.classifier.weight, first)
     assert torch.equal(ours.head.features.weight, model.head.features.weight)
     assert len(lines) == 1 and "the classifier keeps its initial weights" in lines[0]
@@ -283,10 +285,10 @@ def test_without_a_known_classifier_a_training_begins_a_new_one_and_says_so(mode
     refused(path, "holds no classifier", "--init", *([f"{renamed.replace('HEAD', head)}.bias"] if renamed else []))
 
 
-def test_a_trunk_alone_begins_the_last_layers_anew(model, tmp_path):
+def test_a_trunk_alone_begins_the_last_layers_anew(model, tmp_path, lines):
     state = {key: value for key, value in state_of(model, SLOWFAST).items() if not key.startswith("head.")}
-    ours, lines = X3D.of(NETWORK), []
-    load_checkpoint(ours, save(state, tmp_path / "x3d.pt"), lines.append)
+    ours = X3D.of(NETWORK)
+    load_checkpoint(ours, save(state, tmp_path / "x3d.pt"))
     assert torch.equal(ours.stages[3][0].a.weight, model.stages[3][0].a.weight)
     assert len(lines) == 1 and "the last layers keep their initial weights" in lines[0]
 
@@ -298,7 +300,7 @@ def test_a_missing_classifier_excuses_nothing_else(model, tmp_path, change):
     state = {key: value for key, value in state_of(model).items() if "classifier" not in key}
     change(state)
     with pytest.raises(UsageError, match="do not fit the network"):
-        load_checkpoint(X3D.of(NETWORK), save(state, tmp_path / "x3d.pt"), print)
+        load_checkpoint(X3D.of(NETWORK), save(state, tmp_path / "x3d.pt"))
 
 
 def test_a_linear_layer_for_a_convolution_computes_the_same(model, tmp_path):

@@ -32,4 +32,4 @@ def final(job: Job) -> Job:
 
 def clips() -> PreparedData:
     """32 to train, 16 of val, 16 of test."""
-    return prepare(CONFIG, short_side=64, workers=1, report=lambda text: None)
+    return prepare(CONFIG, short_side=64, workers=1)

@@ -155,11 +155,11 @@ def test_of_the_first_checkpoint_nothing_or_all_is_there(tmp_path):
 
 # Damage.
 
-def test_a_damaged_checkpoint_costs_one_update_and_changes_nothing(job, data, undisturbed):
+def test_a_damaged_checkpoint_costs_one_update_and_changes_nothing(job, data, undisturbed, lines):
     interrupted(job, data)
     damage(job.paths.checkpoint)
-    lines = []
-    outcome = train_candidate(job, data, RUNTIME, Hooks(log=lines.append))
+    lines.clear()
+    outcome = train_candidate(job, data, RUNTIME, Hooks())
     [line] = lines
     assert line == (f"s00-basis: {job.paths.checkpoint} is damaged: its digest does not match; training goes on from "
                     "the one before, epoch 2, update 1")
@@ -178,33 +178,33 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one_before(job, 
                for path in (job.paths.checkpoint, job.paths.checkpoint_before))
 
 
-def test_a_checkpoint_that_is_missing_is_not_missed(job, data, undisturbed):
+def test_a_checkpoint_that_is_missing_is_not_missed(job, data, undisturbed, lines):
     interrupted(job, data)
     job.paths.checkpoint.unlink()
-    lines = []
-    outcome = train_candidate(job, data, RUNTIME, Hooks(log=lines.append))
+    lines.clear()
+    outcome = train_candidate(job, data, RUNTIME, Hooks())
     assert len(lines) == 1 and "checkpoint.pt is missing; training goes on from the one before, epoch 2" in lines[0]
     check_same(job, outcome, undisturbed)
 
 
-def test_where_both_are_damaged_training_starts_anew_and_says_so(job, data, undisturbed):
+def test_where_both_are_damaged_training_starts_anew_and_says_so(job, data, undisturbed, lines):
     interrupted(job, data)
     damage(job.paths.checkpoint)
     job.paths.checkpoint_before.write_bytes(b"")
-    lines = []
-    outcome = train_candidate(job, data, RUNTIME, Hooks(log=lines.append))
+    lines.clear()
+    outcome = train_candidate(job, data, RUNTIME, Hooks())
     assert len(lines) == 1 and "checkpoint.pt is damaged" in lines[0] and "checkpoint-before.pt is damaged" in lines[0]
     assert lines[0].endswith("; training starts anew")
     check_same(job, outcome, undisturbed)
 
 
-def test_a_whole_checkpoint_that_does_not_fit_counts_as_damaged(job, data, undisturbed):
+def test_a_whole_checkpoint_that_does_not_fit_counts_as_damaged(job, data, undisturbed, lines):
     interrupted(job, data)
     state = torch.load(job.paths.checkpoint, weights_only=True)
     state["progress"]["epoch"] = 10**9
     archive.save_sealed(state, job.paths.checkpoint)
-    lines = []
-    outcome = train_candidate(job, data, RUNTIME, Hooks(log=lines.append))
+    lines.clear()
+    outcome = train_candidate(job, data, RUNTIME, Hooks())
     assert "'progress.epoch' is 1000000000" in lines[0] and "goes on from the one before" in lines[0]
     check_same(job, outcome, undisturbed)
 
@@ -235,33 +235,33 @@ OUTCOMES = [
     lambda known: json.dumps(known).replace('"accuracy": ', '"accuracy": NaN, "x": ')]
 
 
-def test_an_outcome_that_cannot_be_is_set_aside_and_found_out_anew(job, data, undisturbed):
+def test_an_outcome_that_cannot_be_is_set_aside_and_found_out_anew(job, data, undisturbed, lines):
     train_candidate(job, data, RUNTIME, Hooks())
     known = json.loads(job.paths.outcome.read_text())
     for change in OUTCOMES:
         job.paths.outcome.write_text(change(known))
-        lines = []
+        lines.clear()
         with pytest.raises(Interrupted):  # so it is trained again
-            train_candidate(job, data, RUNTIME, Hooks(log=lines.append, stop=lambda: True))
+            train_candidate(job, data, RUNTIME, Hooks(stop=lambda: True))
         assert str(job.paths.outcome) in lines[0] and "set aside as outcome-damaged.json" in lines[0], lines
         assert not job.paths.outcome.exists() and job.paths.damaged_outcome.read_text() == change(known)
     check_same(job, train_candidate(job, data, RUNTIME, Hooks()), undisturbed)
 
 
-def test_a_huge_outcome_is_not_read(job, data):
+def test_a_huge_outcome_is_not_read(job, data, lines):
     with open(job.paths.outcome, "wb") as file:
         file.truncate(10**12)
-    lines = []
+    lines.clear()
     with pytest.raises(Interrupted):
-        train_candidate(job, data, RUNTIME, Hooks(log=lines.append, stop=lambda: True))
+        train_candidate(job, data, RUNTIME, Hooks(stop=lambda: True))
     assert "larger than" in lines[0]
 
 
-def test_the_weights_of_a_training_that_ended_are_not_gone_on_from(job, data, undisturbed):
+def test_the_weights_of_a_training_that_ended_are_not_gone_on_from(job, data, undisturbed, lines):
     train_candidate(job, data, RUNTIME, Hooks())
     job.paths.outcome.write_text("{}")
-    lines = []
-    outcome = train_candidate(job, data, RUNTIME, Hooks(log=lines.append))
+    lines.clear()
+    outcome = train_candidate(job, data, RUNTIME, Hooks())
     assert len(lines) == 2 and "only the weights of a training that has ended; training starts anew" in lines[1]
     check_same(job, outcome, undisturbed)
 
@@ -274,12 +274,12 @@ def test_an_outcome_of_before_digests_counts(job, data):
     assert train_candidate(job, data, RUNTIME, Hooks(stop=lambda: True)) == first
 
 
-def test_a_winner_s_outcome_that_cannot_be_is_set_aside(job, data):
+def test_a_winner_s_outcome_that_cannot_be_is_set_aside(job, data, lines):
     job = final(job)
     job.paths.outcome.write_text(json.dumps({"identity": job.identity, "result": {"split": "test", "accuracy": 7}}))
-    lines = []
+    lines.clear()
     with pytest.raises(Interrupted):
-        train_final(job, data, RUNTIME, Hooks(log=lines.append, stop=lambda: True))
+        train_final(job, data, RUNTIME, Hooks(stop=lambda: True))
     assert "'result.accuracy' is 7" in lines[0]
 
 

@@ -52,8 +52,8 @@ class Toy:
         self.model = nn.Sequential(nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4), nn.Flatten(), nn.Dropout(0.5),
                                    nn.Linear(4 * 27, 5))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
-        self.recorder, self.said, self.full = FakeRecorder(self.model, error), [], list(full)
-        self.graphed = GraphedStep(self.gradients, list(self.model.parameters()), self.said.append, self.recorder)
+        self.recorder, self.full = FakeRecorder(self.model, error), list(full)
+        self.graphed = GraphedStep(self.gradients, list(self.model.parameters()), "toy", self.recorder)
         self.called = self.graphed if graphed else self.gradients
 
     def gradients(self, x, y, clips):
@@ -80,13 +80,13 @@ def same(a, b):
                                                  strict=True))
 
 
-def test_a_training_with_smaller_last_batches_comes_to_the_same_with_graphs():
+def test_a_training_with_smaller_last_batches_comes_to_the_same_with_graphs(lines):
     sizes = [8, 8, 8, 8, 3, 8, 8, 8, 8, 3, 8]
     plain, graphed = Toy(False), Toy(True)
     expected, got = plain.run(sizes), graphed.run(sizes)
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True)) and same(plain, graphed)
     assert graphed.recorder.calls == ["beside"] * WARM_UP + ["record"] + ["replay"] * (sizes.count(8) - WARM_UP)
-    assert not graphed.said
+    assert not lines
 
 
 def test_a_small_batch_between_the_first_ones_does_not_count():
@@ -98,12 +98,12 @@ def test_a_small_batch_between_the_first_ones_does_not_count():
 @pytest.mark.parametrize("error, reason", [(RuntimeError("operation not permitted when stream is capturing\nmore"),
                                             "(operation not permitted when stream is capturing)"),
                                            (torch.OutOfMemoryError("full"), "(out of memory)")])
-def test_a_recording_that_fails_is_said_once_and_the_training_goes_on(error, reason):
+def test_a_recording_that_fails_is_said_once_and_the_training_goes_on(error, reason, lines):
     plain, graphed = Toy(False), Toy(True, error)
     plain.run([8] * 7), graphed.run([8] * 7)
     assert same(plain, graphed)
     assert graphed.recorder.calls == ["beside"] * WARM_UP + ["record"]
-    assert len(graphed.said) == 1 and reason in graphed.said[0]
+    assert len(lines) == 1 and reason in lines[0]
 
 
 class BrokenGraph:
@@ -119,7 +119,7 @@ class BrokenGraph:
         raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
 
-def test_a_recording_that_fails_gives_the_stream_back(monkeypatch):
+def test_a_recording_that_fails_gives_the_stream_back(monkeypatch, lines):
     streams, ended = [SimpleNamespace(device_index=0)], []
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
@@ -130,7 +130,7 @@ def test_a_recording_that_fails_gives_the_stream_back(monkeypatch):
     graphed.recorder.record = lambda work: CudaRecorder().record(lambda: None)  # a recording has no effect
     plain.run([8] * 7), graphed.run([8] * 7)
     assert streams == [streams[0], "of the recording", streams[0]] and ended == [(0, (0, 1))]
-    assert same(plain, graphed) and "previous error during capture" in graphed.said[0]
+    assert same(plain, graphed) and "previous error during capture" in lines[0]
 
 
 def test_gradients_of_a_recording_that_failed_are_dropped():
@@ -149,12 +149,12 @@ def test_steps_without_memory_are_told_and_warm_nothing_up():
     assert graphed.recorder.calls == ["beside"] * 5 + ["record", "replay"]
 
 
-def test_memory_that_ends_in_the_recording_leads_back_to_plain_steps():
+def test_memory_that_ends_in_the_recording_leads_back_to_plain_steps(lines):
     graphed = Toy(True)
     graphed.run([8] * WARM_UP)
     gradients, graphed.recorder.record = graphed.gradients, lambda work: (lambda: None, None)
     graphed.run([8])
-    assert "out of memory" in graphed.said[0] and graphed.model[0].weight.grad is not None
+    assert "out of memory" in lines[0] and graphed.model[0].weight.grad is not None
     assert gradients == graphed.gradients
 
 

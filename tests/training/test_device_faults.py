@@ -113,7 +113,7 @@ class Told(Executor):
 def test_the_supervisor_tries_again_in_another_process_without_recordings_and_not_for_ever(job, data):
     retried, given = [], []
     listener = Listener(lambda *_: None, lambda job, attempt, reason: retried.append((attempt, reason)),
-                        lambda *_: None, lambda text: None, lambda: False)
+                        lambda *_: None, lambda: False)
     executor = Told(data, RUNTIME, RunConfig(device="cpu", threads=1, precision="fp32", retries=2), listener)
     hand_out = executor._hand_out_jobs
 

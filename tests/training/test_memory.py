@@ -27,6 +27,7 @@ from expand.config.schema import RecipeConfig
 from expand.rundir.paths import CandidatePaths
 from expand.space.factors import Factors
 from expand.space.network import Network
+from expand import logs
 from expand.training.candidate import train_candidate
 from expand.training.job import Hooks, Job
 from expand.training.loop import Training
@@ -46,7 +47,8 @@ del warm, x_BCTHW, y_B
 used = 1024 * int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0])
 resource.setrlimit(resource.RLIMIT_DATA, (used + {spare}, resource.RLIM_INFINITY))
 lines = []
-outcome = train_candidate(job, data, RUNTIME, Hooks(log=lines.append))
+with logs.shown_by(lines.append):
+    outcome = train_candidate(job, data, RUNTIME, Hooks())
 print(json.dumps([outcome.as_dict(), lines]))
 """
 
@@ -78,14 +80,15 @@ def too_large(most):
     return check
 
 
-def test_norms_whose_batches_do_not_fit_are_measured_in_smaller_ones(job, data, monkeypatch):
-    training, lines = Training(replace(job, recipe=replace(RECIPE, dropout=0.0)), data, RUNTIME, Hooks()), []
+def test_norms_whose_batches_do_not_fit_are_measured_in_smaller_ones(job, data, monkeypatch, lines):
+    training = Training(replace(job, recipe=replace(RECIPE, dropout=0.0)), data, RUNTIME, Hooks())
     training.fit()
     start = {key: value.clone() for key, value in training.model.state_dict().items()}
     training.refresh_batch_norm()
     expected = {key: value.clone() for key, value in training.model.state_dict().items()}
     training.model.load_state_dict(start)
-    training.hooks, check = Hooks(log=lines.append), too_large(2)
+    check = too_large(2)
+    lines.clear()
     hook = torch.nn.modules.module.register_module_forward_pre_hook(
         lambda module, inputs: check(inputs[0]) if isinstance(module, torch.nn.BatchNorm3d) else None)
     try:

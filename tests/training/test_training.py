@@ -73,9 +73,9 @@ def test_a_batch_in_parts_has_the_same_gradients_where_norms_do_not_mix_clips(jo
         torch.testing.assert_close(split, whole, rtol=1e-3, atol=1e-5)
 
 
-def test_a_batch_whose_parts_do_not_fit_goes_down_to_single_clips(job, data, monkeypatch):
+def test_a_batch_whose_parts_do_not_fit_goes_down_to_single_clips(job, data, monkeypatch, lines):
     """The allocator's own error, for every micro-batch of more than one clip."""
-    lines, forward = [], X3D.forward
+    forward = X3D.forward
 
     def narrow(self, x_BCTHW):
         if len(x_BCTHW) > 1:
@@ -83,14 +83,14 @@ def test_a_batch_whose_parts_do_not_fit_goes_down_to_single_clips(job, data, mon
         return forward(self, x_BCTHW)
 
     monkeypatch.setattr(X3D, "forward", narrow)
-    training = Training(job, data, RUNTIME, Hooks(log=lines.append))
+    training = Training(job, data, RUNTIME, Hooks())
     x_BCTHW, y_B = next(iter(training._train_batches().epoch(0)))
     loss, _ = training.update(x_BCTHW[:3], y_B[:3], 3)
     assert training.progress.parts == 3 and torch.isfinite(loss) and len(lines) == 2
 
 
-def test_a_measurement_whose_batches_do_not_fit_takes_smaller_ones(job, data, monkeypatch):
-    training, lines, positions = Training(job, data, RUNTIME, Hooks()), [], FoldedX3D._positions
+def test_a_measurement_whose_batches_do_not_fit_takes_smaller_ones(job, data, monkeypatch, lines):
+    training, positions = Training(job, data, RUNTIME, Hooks()), FoldedX3D._positions
     expected = training.evaluate("val")
 
     def narrow(self, x_BCTHW):
@@ -99,7 +99,7 @@ def test_a_measurement_whose_batches_do_not_fit_takes_smaller_ones(job, data, mo
         return positions(self, x_BCTHW)
 
     monkeypatch.setattr(FoldedX3D, "_positions", narrow)
-    training.hooks = Hooks(log=lines.append)
+    lines.clear()
     assert training.evaluate("val").loss == pytest.approx(expected.loss)
     assert training.progress.parts == 4 and len(lines) == 2
 

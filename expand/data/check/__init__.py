@@ -48,7 +48,6 @@ TOO_SHORT = 0.1
 
 
 def check_clips(config: DataConfig, *, out: Path | None = None, workers: int = 1,
-                report: Callable[[str], None] = lambda text: None,
                 progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
     """Decode every clip that `config` names, quarantined or not, and return its problems and the limits for a search.
 
@@ -67,13 +66,13 @@ def check_clips(config: DataConfig, *, out: Path | None = None, workers: int = 1
     # lines that no check wrote
     by_hand = [(clip, kind, reason) for clip, (kind, reason) in excluded.items() if kind not in KINDS]
     if config.is_builtin:
-        synthetic.ensure_rendered(config.builtin, cache_dir(config), workers, report)
+        synthetic.ensure_rendered(config.builtin, cache_dir(config), workers)
     named = {str(path) for path, _, _ in by_hand}
     whole = len(listed.clips)
     listed = dataclasses.replace(listed, clips=tuple(clip for clip in listed.clips if absolute(clip.path) not in named))
     # a file that is listed twice is decoded once
     places = {path: place for place, path in enumerate(dict.fromkeys(clip.path for clip in listed.clips))}
-    measured, failed = measure_all(list(places), config, workers, files.measurements, report, progress)
+    measured, failed = measure_all(list(places), config, workers, files.measurements, progress)
     order = [places[clip.path] for clip in listed.clips]
     table, failures = measured[order], {index: failed[place] for index, place in enumerate(order) if place in failed}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from expand.processes.child import died_of, process_map
 from expand.rundir.files import cannot_write
 from expand.space.factors import REFERENCE_FPS
 from expand.version import __version__
+
+logger = logging.getLogger(__name__)
 
 SMALL_SIDE = 32
 """Short side of the pictures whose content is compared, pixels."""
@@ -104,8 +107,7 @@ class MeasurementFile:
 
 
 def measure_all(paths: Sequence[Path], config: DataConfig, workers: int, measurements: Path,
-                report: Callable[[str], None], progress: Callable[[int, int], None],
-                ) -> tuple[np.ndarray, dict[int, Failure]]:
+                progress: Callable[[int, int], None]) -> tuple[np.ndarray, dict[int, Failure]]:
     """Return a row of `CLIP` for each of `paths`, and the failures by their place in `paths`.
 
     Clips are decoded in other processes: one that crashes the decoder or hangs is a failure like any other. The file
@@ -116,7 +118,7 @@ def measure_all(paths: Sequence[Path], config: DataConfig, workers: int, measure
     with MeasurementFile(measurements, CLIP, config.frame_rate) as file:
         known = file.recall({str(path): place for place, path in enumerate(paths)}, table)
         if done := int(known.sum()):
-            report(f"going on with a check that was interrupted: {done:,} of {len(paths):,} clips are done")
+            logger.info(f"going on with a check that was interrupted: {done:,} of {len(paths):,} clips are done")
         todo = np.flatnonzero(~known).tolist()
         outcomes = process_map(measure, config.frame_rate, [paths[place] for place in todo], workers,
                                timeout_s=config.timeout_s,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import random
 import statistics
@@ -25,6 +26,8 @@ from expand.data.synthetic import rendering as synthetic
 from expand.errors import SHOWN, DataError, abbreviate, quantity
 from expand.processes.child import died_of, process_map
 from expand.space.factors import REFERENCE_FPS
+
+logger = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 10.0
 FINGERPRINT = 2
@@ -59,14 +62,13 @@ class PreparedData:
         return {split: len(getattr(self, split)) for split in SPLITS}
 
 
-def prepare(config: DataConfig, *, short_side: int, workers: int, report: Callable[[str], None],
-            splits: Sequence[str] = SPLITS, listed: ClipList | None = None,
-            progress: Progress | None = None, begins: bool = False, run_list: Path | None = None) -> PreparedData:
+def prepare(config: DataConfig, *, short_side: int, workers: int, splits: Sequence[str] = SPLITS,
+            listed: ClipList | None = None, progress: Progress | None = None, begins: bool = False,
+            run_list: Path | None = None) -> PreparedData:
     """List the clips of `splits`, render the built-in ones if needed, and decode those not yet in the frame cache.
 
     Frames are kept at min(source's short side, `short_side`) pixels, aspect kept. `workers` processes share the work,
     and so do programs that prepare the same set at the same time. `listed` replaces the clips that `config` names.
-    `report` gets lines for users.
 
     If a search or training `begins`, clips of a single frame are left out and uneven classes are reported. A resumed
     one uses the clips that it began with: they are in the file `run_list` and must all be readable. Raises `DataError`
@@ -74,13 +76,13 @@ def prepare(config: DataConfig, *, short_side: int, workers: int, report: Callab
     """
     listed = listed or list_clips(config, to_train="train" in splits)
     clips = tuple(clip for clip in listed.clips if clip.split in splits)
-    found = _gather(config, replace(listed, clips=clips), short_side, workers, report, progress)
+    found = _gather(config, replace(listed, clips=clips), short_side, workers, progress)
     _check_unreadable(config, found, run_list)
     if begins:
-        found = _leave_out_stills(found, report)
+        found = _leave_out_stills(found)
         is_readable = [isinstance(outcome, CachedClip) for outcome in found.outcomes]
         for note in balance_notes(balance(found.listed, is_readable)):
-            report(note)
+            logger.info(note)
     train, val, test = (tuple(clip for split, clip in found.readable if split == wanted)
                         for wanted in ("train", "val", "test"))
     median_s = median_length_s((split, clip.length_s) for split, clip in found.readable)
@@ -91,7 +93,7 @@ def prepare(config: DataConfig, *, short_side: int, workers: int, report: Callab
                         _fingerprint(listed.classes, found.readable), replace(listed, clips=left))
 
 
-def cache_clips(config: DataConfig, *, short_side: int, workers: int, report: Callable[[str], None],
+def cache_clips(config: DataConfig, *, short_side: int, workers: int,
                 progress: Progress | None = None) -> dict[str, Any]:
     """Fill the frame cache with all clips that `config` names, as `prepare` does, and return the figures.
 
@@ -100,7 +102,7 @@ def cache_clips(config: DataConfig, *, short_side: int, workers: int, report: Ca
     Raises `DataError` if clips cannot be listed or frames cannot be written.
     """
     start_s = time.monotonic()
-    found = _gather(config, list_clips(config, to_train=False), short_side, workers, report, progress)
+    found = _gather(config, list_clips(config, to_train=False), short_side, workers, progress)
     stores = {clip.store: len(clip.times_s) * clip.height * clip.width * 3 for _, clip in found.readable if clip.store}
     kept = sum(clip.store is not None for _, clip in found.readable)
     return {"clips": len(found.outcomes), "kept": kept, "direct": len(found.readable) - kept,
@@ -131,35 +133,36 @@ class _Found:
                      if isinstance(outcome, str))
 
 
-def _gather(config: DataConfig, listed: ClipList, short_side: int, workers: int, report: Callable[[str], None],
+def _gather(config: DataConfig, listed: ClipList, short_side: int, workers: int,
             progress: Progress | None) -> _Found:
     for note in listed.notes:
-        report(note)
+        logger.info(note)
     folder = cache_dir(config)
     if config.is_builtin:
-        synthetic.ensure_rendered(config.builtin, folder, workers, report)
+        synthetic.ensure_rendered(config.builtin, folder, workers)
     cache = FrameCache(folder / "frames", config.cache_gb * 1e9, frame_rate=config.frame_rate,
                        timeout_s=config.timeout_s)
     estimate = estimate_bytes(cache, listed.clips, short_side, workers) if config.cache_gb else 0.0
     if estimate:
-        report(f"decoded frames take about {storage_text(estimate)} more (of data.cache_gb {config.cache_gb:g}, "
-               f"{storage_text(cache.limit.used_bytes)} in use) in {cache.folder}")
-    outcomes = _decode_all(listed.clips, cache, short_side, workers, report, progress)
+        logger.info(f"decoded frames take about {storage_text(estimate)} more (of data.cache_gb {config.cache_gb:g}, "
+                    f"{storage_text(cache.limit.used_bytes)} in use) in {cache.folder}")
+    outcomes = _decode_all(listed.clips, cache, short_side, workers, progress)
     found = _Found(listed, outcomes, cache.folder, estimate)
     readable, unreadable = found.readable, found.unreadable
     for path, reason in unreadable[:SHOWN]:
-        report(f"left out {path}: {reason}")
+        logger.warning(f"left out {path}: {reason}")
     if len(unreadable) > SHOWN:
-        report(f"left out {len(unreadable) - SHOWN} more")
+        logger.warning(f"left out {len(unreadable) - SHOWN} more")
     if damaged := [clip.path for _, clip in readable if clip.damaged]:
-        report(f"damaged and kept as far as they decode: {quantity(len(damaged), 'clip')}, the first {damaged[0]}")
+        logger.warning(f"damaged and kept as far as they decode: {quantity(len(damaged), 'clip')}, the first "
+                       f"{damaged[0]}")
     if missing := sum(clip.store is None for _, clip in readable):
         because = cache.full_because or "each alone is larger than data.cache_gb"
-        report(f"the frames of {missing} of {len(readable)} clips are not kept ({because}) and will be decoded at each "
-               "access, which is slower")
+        logger.warning(f"the frames of {missing} of {len(readable)} clips are not kept ({because}) and will be decoded "
+                       "at each access, which is slower")
     train = {clip.content for split, clip in readable if split == "train"}
     if shared := sum(clip.content in train for split, clip in readable if split != "train"):
-        report(f"train shares {quantity(shared, 'clip')} with val or test: accuracies on them say little")
+        logger.warning(f"train shares {quantity(shared, 'clip')} with val or test: accuracies on them say little")
     return found
 
 
@@ -169,7 +172,7 @@ def storage_text(count: float) -> str:
 
 
 def _decode_all(clips: Sequence[Clip], cache: FrameCache, short_side: int, workers: int,
-                report: Callable[[str], None], progress: Progress | None) -> list[CachedClip | str]:
+                progress: Progress | None) -> list[CachedClip | str]:
     """Decode the clips that are not in the cache; return every clip, or the reason why it cannot be read.
 
     This takes two rounds. Clips that another process is decoding, that need other files to be removed, or that ended
@@ -193,7 +196,7 @@ def _decode_all(clips: Sequence[Clip], cache: FrameCache, short_side: int, worke
                     progress(len(outcomes), len(clips))
             if time.monotonic() >= next_s:
                 next_s = time.monotonic() + REPORT_EVERY_S
-                report(f"decoded {len(outcomes)} of {len(clips)} clips")
+                logger.info(f"decoded {len(outcomes)} of {len(clips)} clips")
     return [outcomes[number] for number in range(len(clips))]
 
 
@@ -229,7 +232,7 @@ def _check_unreadable(config: DataConfig, found: _Found, run_list: Path | None) 
                         "the split or class away")
 
 
-def _leave_out_stills(found: _Found, report: Callable[[str], None]) -> _Found:
+def _leave_out_stills(found: _Found) -> _Found:
     """Return `found` without the clips of a single frame, which show no motion.
 
     Raises `DataError` if no others are left for a split or a class, or at all.
@@ -242,8 +245,8 @@ def _leave_out_stills(found: _Found, report: Callable[[str], None]) -> _Found:
         raise DataError(f"all {quantity(len(paths), 'clip')} have a single frame: these are pictures and no videos, "
                         f"the first is {paths[0]}", fix="a clip is a video file, or a folder with the pictures of one "
                         "recording: <class>/<clip>/<picture>")
-    report(f"left out {quantity(len(paths), 'clip')} of a single frame, which shows no motion: {paths[0]}"
-           + (" and others" if len(paths) > 1 else ""))
+    logger.warning(f"left out {quantity(len(paths), 'clip')} of a single frame, which shows no motion: {paths[0]}"
+                   + (" and others" if len(paths) > 1 else ""))
     outcomes: list[CachedClip | str] = ["has one frame only" if is_single else outcome
                                        for outcome, is_single in zip(found.outcomes, single, strict=True)]
     if gone := found.listed.find_emptied(isinstance(outcome, CachedClip) for outcome in outcomes):

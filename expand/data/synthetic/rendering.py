@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import logging
 import math
 import os
 import shutil
@@ -52,6 +53,8 @@ from expand.errors import DataError, UsageError
 from expand.home import expand_home
 from expand.processes.child import heartbeat, process_map
 from expand.version import __version__
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["CLASSES", "HUES", "MOTIONS", "ONE_FRAME_CEILING", "PERIODS", "PERIOD_S", "SPLITS", "TEXTURES", "Drawing",
            "Synthesized", "class_names", "clip_files", "draw", "ensure_rendered", "render", "set_folder", "synthesize",
@@ -191,7 +194,7 @@ def render(drawing: Drawing, size: int, times_s: np.ndarray) -> np.ndarray:
     return frames
 
 
-def ensure_rendered(config: BuiltinConfig, cache_dir: Path, workers: int, report: Callable[[str], None]) -> None:
+def ensure_rendered(config: BuiltinConfig, cache_dir: Path, workers: int) -> None:
     """Render the set unless it is there. It appears complete or not at all; a second process waits for the first.
 
     Raises `DataError` if the folder cannot be written.
@@ -210,7 +213,7 @@ def ensure_rendered(config: BuiltinConfig, cache_dir: Path, workers: int, report
                 temporary.mkdir()
                 with _publish(temporary, folder):
                     jobs = _jobs(temporary, config)
-                    report(f"rendering {len(jobs)} built-in clips into {folder} (once)")
+                    logger.info(f"rendering {len(jobs)} built-in clips into {folder} (once)")
                     for _ in _render_all(jobs, config, workers):
                         pass
     except OSError as error:
@@ -276,7 +279,7 @@ class Synthesized:
 
 
 def synthesize(out: Path, config: BuiltinConfig = BUILTIN, *, classes: int | None = None,
-               clips: int | None = None, workers: int = 1, report: Callable[[str], None] = lambda line: None,
+               clips: int | None = None, workers: int = 1,
                progress: Callable[[int, int], None] | None = None) -> Synthesized:
     """Render a set of `config`'s cues to the folder `out`: `{train,val,test}/<class>/<clip>.mp4`.
 
@@ -302,7 +305,7 @@ def synthesize(out: Path, config: BuiltinConfig = BUILTIN, *, classes: int | Non
             raise DataError("the folder is not empty", where=str(out), fix="name a new folder, or empty this one")
         with _make_locked_folder(out) as temporary, _publish(temporary, out):
             jobs = _jobs(temporary, config)
-            report(f"rendering {len(jobs)} clips of {len(names)} classes into {out}")
+            logger.info(f"rendering {len(jobs)} clips of {len(names)} classes into {out}")
             for done in _render_all(jobs, config, workers):
                 if progress is not None:
                     progress(done, len(jobs))
