@@ -44,6 +44,9 @@ ANEW = "copy it anew, or give a checkpoint of x3d-expand, SlowFast, PyTorchVideo
 NEEDED = "a checkpoint of x3d-expand, SlowFast, PyTorchVideo or MMAction2 is needed"
 ALONE = ("where you trust it, load it with the code that wrote it and save its weights alone: "
          "torch.save(model.state_dict(), file)")
+IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "mp_rank_00_model_states.pt",
+             "global_step*/mp_rank_00_model_states.pt")
+"""The names of the file of weights in a folder that Hugging Face's libraries or DeepSpeed write."""
 WHOLE = ("torch.nn.", "torch.jit.", "torchvision.models", "torch.fx.")
 """Modules of classes that a pickled network consists of."""
 
@@ -249,6 +252,10 @@ def _read(path: Path) -> Any:
         status = path.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a pipe would block for ever
             raise UsageError(f"is {file_type(status.st_mode)}, not a file", where=str(path))
+        if stat.S_ISDIR(status.st_mode):
+            inside = next((file for name in IN_FOLDER for file in sorted(path.glob(name)) if file.is_file()), None)
+            raise UsageError("is a folder, not a file of weights", where=str(path),
+                             fix=f"give the file in it: {inside}" if inside else NEEDED)
         with open(path, "rb") as file:
             start = file.read(9)
             if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= status.st_size:

@@ -249,7 +249,7 @@ def test_what_holds_no_weights_says_what_to_give(tmp_path):
     loading_says("n" * 5000, "no such file")
     loading_says(tmp_path / "x3d.onnx", "onnxruntime")
     loading_says(tmp_path / "gone.pt", "No such file", of=read_checkpoint)
-    loading_says(run, "Is a directory", of=read_checkpoint)
+    loading_says(run, "is a folder", of=read_checkpoint)
 
 
 # Loading into a network.
@@ -427,3 +427,13 @@ def test_text_that_a_server_answered_is_named_as_text(tmp_path: Path, answer: st
     path.write_text(answer)
     with pytest.raises(UsageError, match="is text in place of a checkpoint: a server's answer"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "global_step8/mp_rank_00_model_states.pt"])
+def test_a_folder_given_as_a_checkpoint_names_the_file_inside(tmp_path: Path, name: str) -> None:
+    inside = tmp_path / name
+    inside.parent.mkdir(exist_ok=True)
+    inside.touch()
+    with pytest.raises(UsageError, match="is a folder") as caught:
+        read_checkpoint(tmp_path)
+    assert str(inside) in str(caught.value.fix)
