@@ -29,11 +29,6 @@ class Verdict:
     tied: tuple[str, ...]
     p_values: Mapping[str, float]
 
-    @property
-    def is_decided(self) -> bool:
-        """True if the leader is ahead of every rival beyond the noise."""
-        return not self.tied
-
 
 def encode_right(right: Sequence[bool]) -> str:
     """Return which val clips were right, in the split's order, as hexadecimal digits: four clips a digit, the first
@@ -50,7 +45,7 @@ def decode_right(digits: str, clips: int) -> tuple[bool, ...]:
 
 
 def pooled_seed_sd(seed_sd: float, trainings: Sequence[Sequence[Outcome]]) -> tuple[float, int]:
-    """Return the standard deviation of an accuracy between seeds and its degrees of freedom: `seed_sd`, the table's
+    """Return the standard deviation of an accuracy between seeds and its degrees of freedom: `seed_sd`, the configured
     estimate, pooled with what the repeats of `trainings` (a sequence of outcomes for each candidate) show."""
     squares, freedom = SEED_SD_WEIGHT * seed_sd ** 2, SEED_SD_WEIGHT
     for outcomes in trainings:
