@@ -92,7 +92,7 @@ def expansion_figure(summary: Mapping[str, Any]) -> Figure:
                 _draw_at_foot(axes, candidate, face, marker, FOOT_STEP * (at_foot + 0.9))
                 at_foot += 1
                 continue
-            _draw_error_bar(axes, point, candidate["stderr"], face if chosen else face + "88")
+            _draw_error_bar(axes, candidate, face if chosen else face + "88")
             axes.plot(*point, marker, color=face, markersize=10 if chosen else 7.5, alpha=1.0 if chosen else 0.85,
                       markeredgecolor=INK if chosen and not candidate["also"] else edge,
                       markeredgewidth=1.6 if candidate["also"] else 1.1 if chosen else 0.7, zorder=6 if chosen else 4)
@@ -104,14 +104,14 @@ def expansion_figure(summary: Mapping[str, Any]) -> Figure:
             axes.annotate("", point, path[-1], zorder=5, arrowprops={
                 "arrowstyle": "-|>", "linestyle": (0, (3, 2)), "color": CONTRACTED, "linewidth": 1.8, "shrinkA": 6,
                 "shrinkB": 6, "connectionstyle": "arc3,rad=-0.6"})
-            _draw_error_bar(axes, point, contraction["stderr"], CONTRACTED)
+            _draw_error_bar(axes, contraction, CONTRACTED)
             axes.plot(*point, "<", color=CONTRACTED, markersize=9.5, markeredgecolor=INK, markeredgewidth=1.1,
                       zorder=6.5)
         else:
             _draw_at_foot(axes, contraction, CONTRACTED, "<", FOOT_STEP * 0.9)
     winner = summary["winner"]
     if winner and (point := _point(winner)):
-        _draw_error_bar(axes, point, winner["stderr"], INK)
+        _draw_error_bar(axes, winner, INK)
         axes.plot(*point, "*", color=STAR, markersize=18, markeredgecolor=INK, markeredgewidth=1.2, zorder=7)
     _draw_surroundings(axes, summary, networks)
     figure.draw_without_rendering()
@@ -181,14 +181,17 @@ def _draw_at_foot(axes: Axes, candidate: Mapping[str, Any], color: str, marker: 
 
 
 def _bar(entry: Mapping[str, Any]) -> list[Point]:
-    """The ends of the error bar."""
-    return [(entry["gflops"], 100 * (entry["accuracy"] + side * (entry["stderr"] or 0))) for side in (-1, 1)]
+    """The ends of the error bar: one standard error each way, as far as there can be accuracies."""
+    ends = (entry["accuracy"] + side * (entry["stderr"] or 0) for side in (-1, 1))
+    return [(entry["gflops"], 100 * min(1.0, max(0.0, end))) for end in ends]
 
 
-def _draw_error_bar(axes: Axes, point: Point, stderr: float | None, color: str) -> None:
-    """One standard error each way."""
-    if stderr:
-        axes.errorbar(*point, yerr=100 * stderr, ecolor=color, elinewidth=1.3, capsize=2.5, fmt="none", zorder=3)
+def _draw_error_bar(axes: Axes, entry: Mapping[str, Any], color: str) -> None:
+    if entry["stderr"]:
+        (x, low), (_, high) = _bar(entry)
+        middle = 100 * entry["accuracy"]
+        axes.errorbar(x, middle, yerr=[[middle - low], [high - middle]], ecolor=color, elinewidth=1.3, capsize=2.5,
+                      fmt="none", zorder=3)
 
 
 def _draw_surroundings(axes: Axes, summary: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -> None:
