@@ -53,7 +53,8 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
     """
     known = known_outcome(job, read_outcome)
     if known is not None:
-        if checkpoint.load(job.paths.checkpoint, job.identity)[0] is not None:
+        outcome = Outcome.from_dict(known)
+        if outcome.is_finished and checkpoint.load(job.paths.checkpoint, job.identity)[0] is not None:
             # a kill came between the outcome and the weights, which a final training may start from or be compared with
             with _failures_explained(job, hooks):
                 training = Training(job, data, runtime, hooks)
@@ -61,7 +62,7 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
                 training.refresh_batch_norm()
             checkpoint.save_weights(job.paths.checkpoint, training.result)
         _delete_previous_checkpoint(job)
-        return Outcome.from_dict(known)
+        return outcome
     write_atomic(job.paths.spec, dump_network(job.network), above=False)
     try:
         with _failures_explained(job, hooks):

@@ -9,7 +9,7 @@ import torch
 from expand.errors import CandidateFailed, DataError, Interrupted
 from expand.model import X3D
 from expand.rundir.paths import CandidatePaths
-from expand.training.candidate import train_candidate, train_final
+from expand.training.candidate import fail_candidate, train_candidate, train_final
 from expand.training.job import Hooks, Job, candidate_seed
 from expand.training.loop import Training
 from tests.training.small import CONFIG, RECIPE, RUNTIME, final, network
@@ -163,3 +163,11 @@ def test_a_kill_between_the_outcome_and_the_weights_leaves_the_weights_of_an_und
     weights = [torch.load(paths.checkpoint, weights_only=True) for paths in (job.paths, other.paths)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0]["model"][name], weights[1]["model"][name]) for name in weights[0]["model"])
+
+
+def test_a_failed_candidate_whose_checkpoint_is_there_is_not_trained_on(job, data):
+    with pytest.raises(Interrupted):
+        train_candidate(job, data, RUNTIME, Hooks(stop=lambda: True))
+    fail_candidate(job, data, "its process died")
+    outcome = train_candidate(job, data, RUNTIME, Hooks(stop=lambda: True))
+    assert (outcome.state, outcome.reason) == ("failed", "its process died")
