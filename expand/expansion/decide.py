@@ -16,7 +16,7 @@ from expand.expansion.events import (
     WinnerChosen,
 )
 from expand.expansion.rules import Space, contract, propose, select
-from expand.expansion.state import Candidate, SearchState, Step, repeat_id
+from expand.expansion.state import Candidate, SearchState, Step, repeat_ids
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _repeats(space: Space, step: Step, verdict: Verdict) -> tuple[Candidate, ...
     cost = sum(c.gflops for c in (*step.repeats, *again))
     if cost > space.config.repeat_budget * sum(c.gflops for c in step.candidates):
         return ()
-    return tuple(replace(c, id=repeat_id(c.id, step.ids)) for c in again)
+    return tuple(replace(c, id=next(id_ for id_ in repeat_ids(c.id) if id_ not in step.ids)) for c in again)
 
 
 def _land_on_target(state: SearchState, space: Space) -> Action:
@@ -128,8 +128,8 @@ def _land_on_target(state: SearchState, space: Space) -> Action:
 
 
 def _choose_winner(state: SearchState, winner: Candidate, note: str | None) -> WinnerChosen:
-    factors, seed_sd = winner.factors, state.started.seed_sd if state.started else 0.0
+    factors = winner.factors
     return WinnerChosen(id=winner.id, gflops=winner.gflops, params=winner.params, factors=factors,
                         frames=factors.frames, resolution=factors.resolution, stride=factors.stride,
-                        accuracy=state.accuracy_of(winner) or 0.0,
-                        stderr=state.stderr_of(winner, seed_sd), note=note, network=winner)
+                        accuracy=state.accuracy_of(winner) or 0.0, stderr=state.stderr_of(winner), note=note,
+                        network=winner)

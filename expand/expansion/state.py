@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import count
+from itertools import chain, count, takewhile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,9 +38,9 @@ def original_id(id_: str) -> str:
     return REPEAT.sub("", id_)
 
 
-def repeat_id(id_: str, taken: Collection[str]) -> str:
-    """Return the next free id for a repeat of the candidate `id_`."""
-    return next(name for number in count(1) if (name := f"{id_}-r{number}") not in taken)
+def repeat_ids(id_: str) -> Iterator[str]:
+    """Yield the ids of the repeats of the candidate `id_`, in the order in which they are proposed."""
+    return (f"{id_}-r{number}" for number in count(1))
 
 
 def read_factors(value: Any, name: str) -> Factors:
@@ -256,16 +256,18 @@ class SearchState:
 
     def outcomes_of(self, candidate: Candidate) -> tuple[Outcome, ...]:
         """Return the outcomes of a candidate and of its repeats, as far as there are any."""
-        return tuple(outcome for id_, outcome in self.outcomes.items() if original_id(id_) == candidate.id)
+        ids = takewhile(self.proposed.__contains__, chain([candidate.id], repeat_ids(candidate.id)))
+        return tuple(self.outcomes[id_] for id_ in ids if id_ in self.outcomes)
 
     def accuracy_of(self, candidate: Candidate) -> float | None:
         """Return a candidate's J: the mean over its finished trainings; None without one."""
         found = [outcome.accuracy for outcome in self.outcomes_of(candidate) if outcome.accuracy is not None]
         return math.fsum(found) / len(found) if found else None
 
-    def stderr_of(self, candidate: Candidate, seed_sd: float) -> float | None:
+    def stderr_of(self, candidate: Candidate) -> float | None:
         """Return the standard error of a candidate's J: the choice of val clips, which repeats share, and that of the
-        seeds, whose standard deviation is `seed_sd`. None without a finished training."""
+        seeds, whose standard deviation the run reckons with. None without a finished training."""
+        seed_sd = self.started.seed_sd if self.started else 0.0
         found = [outcome.stderr or 0.0 for outcome in self.outcomes_of(candidate) if outcome.is_finished]
         if not found:
             return None

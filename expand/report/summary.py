@@ -24,7 +24,7 @@ from expand.expansion.events import (
     StepRetried,
     WinnerChosen,
 )
-from expand.expansion.state import Candidate, SearchState, Step
+from expand.expansion.state import Candidate, SearchState
 from expand.expansion.text import split_note
 from expand.rundir.journal import last_of, read_events
 from expand.rundir.lock import holder
@@ -75,8 +75,7 @@ def summarize(run_dir: Path | str, now: float | None = None) -> dict[str, Any]:
     steps = []
     for step in search.steps:  # the chosen candidate's values stand at its top, None until one is chosen
         chosen_id = step.candidates[0].id if step.number == 0 else step.selected
-        seed_sd = started.seed_sd if started else 0.0
-        candidates = [{**_describe_trainings(search, step, candidate, results, seed_sd),
+        candidates = [{**_describe_trainings(search, step.trainings_of(candidate), results),
                        "selected": candidate.id == chosen_id, "score": step.scores.get(candidate.id),
                        "p_value": step.p_values.get(candidate.id)} for candidate in step.candidates]
         chosen = next((candidate for candidate in candidates if candidate["selected"]), {})
@@ -88,10 +87,8 @@ def summarize(run_dir: Path | str, now: float | None = None) -> dict[str, Any]:
     if search.contraction:
         shrunk = search.contraction.candidate
         # Without an id (and complexity) where it gave back a network that had been trained.
-        described = _describe_candidate(shrunk, results) if shrunk else {
-            **dict.fromkeys((*SPEC, *RESULT, "reason")), "also": [], "notes": [], "state": "finished"}
-        if shrunk and described["state"] == "finished":
-            described["stderr"] = search.stderr_of(shrunk, started.seed_sd if started else 0.0)
+        described = _describe_trainings(search, (shrunk,), results) if shrunk else {
+            **dict.fromkeys((*SPEC, *RESULT, "reason")), "also": [], "notes": [], "accuracies": [], "state": "finished"}
         contraction = {**described, "axis": search.contraction.axis, "why": search.contraction.reason}
     # The clips that the winner's accuracy comes from also chose the winner where there is no test split.
     on_val = final.split == "val" if final else started is not None and not started.splits.get("test")
@@ -141,19 +138,17 @@ def _describe_candidate(candidate: Candidate, results: Mapping[str, Mapping[str,
             "notes": list(found.get("notes", ()))}
 
 
-def _describe_trainings(search: SearchState, step: Step, candidate: Candidate,
-                        results: Mapping[str, Mapping[str, Any]], seed_sd: float) -> dict[str, Any]:
-    """Return a step's candidate over all its trainings: their mean accuracy, its standard error with the seeds' part,
-    and the state of the first that has not finished."""
-    trainings = [_describe_candidate(each, results) for each in step.trainings_of(candidate)]
-    finished = [each for each in trainings if each["state"] == "finished"]
-    described = next((each for each in trainings[1:] if each["state"] not in ("finished", "failed")), trainings[0])
-    described = {**trainings[0], "state": described["state"], "reason": described["reason"],
-                 "accuracies": [each["accuracy"] for each in finished]}
-    if finished:
-        described |= {"accuracy": search.accuracy_of(candidate), "stderr": search.stderr_of(candidate, seed_sd),
-                      "wall_s": sum(each["wall_s"] for each in finished)}
-    return described
+def _describe_trainings(search: SearchState, candidates: Sequence[Candidate],
+                        results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a candidate, the first of `candidates`, over all its trainings, which the others repeat: their mean
+    accuracy, its standard error with the seeds' part, and the state of the first repeat that has not ended."""
+    first, *repeats = [_describe_candidate(candidate, results) for candidate in candidates]
+    finished = [each for each in (first, *repeats) if each["state"] == "finished"]
+    current = next((each for each in repeats if each["state"] not in ("finished", "failed")), first)
+    return {**first, "state": current["state"], "reason": current["reason"],
+            "accuracy": search.accuracy_of(candidates[0]), "stderr": search.stderr_of(candidates[0]),
+            "wall_s": sum(each["wall_s"] for each in finished) if finished else None,
+            "accuracies": [each["accuracy"] for each in finished]}
 
 
 def _describe_winner(events: Sequence[Event], final: FinalFinished | None, on_val: bool) -> dict[str, Any] | None:
@@ -206,7 +201,7 @@ def remaining_s(summary: Mapping[str, Any], busy_s: float = 0.0, *, final_weight
     if summary["state"] == "finished":
         return 0.0
     done = [each for each in _candidates_of(summary) if each["state"] == "finished" and each["wall_s"]]
-    cost = sum(candidate["gflops"] * len(candidate.get("accuracies", "1")) for candidate in done)
+    cost = sum(candidate["gflops"] * len(candidate["accuracies"]) for candidate in done)
     if not cost:
         return None
     rate = sum(candidate["wall_s"] for candidate in done) / cost

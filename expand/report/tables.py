@@ -135,7 +135,7 @@ def _state_text(candidate: Mapping[str, Any]) -> str:
     state, reason = STATES.get(candidate["state"], candidate["state"]), candidate["reason"]
     overshoot = "one grid step, over the rate" if candidate["overshoot"] else ""
     text = f"{state}: {one_line(reason)}" if reason else state
-    seeds = f"mean of {len(candidate['accuracies'])} seeds" if len(candidate.get("accuracies", ())) > 1 else ""
+    seeds = f"mean of {len(candidate['accuracies'])} seeds" if len(candidate["accuracies"]) > 1 else ""
     held = f"held back: {one_line(candidate['note'])}" if candidate["note"] else ""
     return "; ".join(part for part in (text, seeds, overshoot, held, *map(one_line, candidate["notes"])) if part)
 

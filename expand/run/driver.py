@@ -7,6 +7,7 @@ last checkpoint.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ from expand.rundir.paths import RunPaths
 from expand.space.network import Network, dump_network, load_network
 from expand.training.job import Job, Kind, candidate_seed
 from expand.training.runtime import Runtime
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -160,6 +163,9 @@ class Driver:
 
     def _train_final(self, winner: Candidate, executor: Executor) -> None:
         trained = self._best_weights(winner)
+        if trained is None:
+            logger.warning("the winner's weights as a candidate are gone: the final training starts from new ones, and "
+                           "nothing is compared with it")
         job = replace(self._job(winner), id=FINAL, network=load_network(self.paths.network), recipe=self.config.final,
                       paths=self.paths.final_candidate, seed=candidate_seed(self.config.run.seed, FINAL),
                       first_weights=trained if self.config.search.final_start == "candidate" else None,
