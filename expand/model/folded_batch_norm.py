@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from expand.model import X3D
 from expand.model.convolution import is_plain, wants_onednn
-from expand.model.layers import ResBlock, SqueezeExcitation
+from expand.model.x3d import ResBlock, SqueezeExcitation
 from expand.space.network import Network
 
 

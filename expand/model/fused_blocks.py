@@ -9,6 +9,7 @@ Letters of shapes: B clips, T frames, H x W positions, C channels; tensors are c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,11 +19,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as every_module
 
 from expand.kernels import library
-from expand.model.kernel_calls import LANES, Pass, clips_of, pad_width, rows_of, take_every, weights_of
 
 if TYPE_CHECKING:
-    from expand.model.convolution import Pointwise
-    from expand.model.layers import Head, ResBlock, Stem
+    from expand.model.x3d import Head, ResBlock, Stem
+
+
+LANES = 8
+"""Inner widths are padded to a multiple of this."""
 
 
 class Base(IntEnum):
@@ -65,6 +68,69 @@ def usable(part: Stem | ResBlock | Head, x_BCTHW: Tensor, width_in: int, width_o
     return True
 
 
+# --- kernel calls, memory for their results, and layouts ---
+
+
+class Pass:
+    """The kernel calls of one pass through a part, for the dtype of `like`. `usable` says that there is a library."""
+
+    def __init__(self, like: Tensor) -> None:
+        kernels = library.load()
+        if kernels is None:
+            raise RuntimeError("there are no compiled kernels")
+        self.kernels, self.like = kernels, like
+
+    def __call__(self, name: str, *arguments: Tensor | float | None) -> None:
+        self.kernels.call(name, self.like.dtype, *arguments)
+
+    def empty(self, *shape: int) -> Tensor:
+        """Return memory for a result."""
+        return self.like.new_empty(shape)
+
+    def call_and_norm(self, name: str, *arguments: Any, bn: nn.Module, after: Sequence[Tensor] = ()) -> Tensor:
+        """Call a function that measures the batch norm `bn` of its result in training; in evaluation it does not.
+
+        Returns the norm's lines: mean, 1 / deviation, scale and shift, 4 x padded width.
+        """
+        if not isinstance(bn, nn.BatchNorm3d) or bn.running_mean is None or bn.running_var is None:
+            raise TypeError(f"{type(bn).__name__} is no batch norm with statistics")
+        lines = self.empty(4, pad_width(bn.num_features)) if bn.training else None
+        self(name, *arguments, bn.num_features, bn.weight, bn.bias, bn.running_mean, bn.running_var,
+             bn.num_batches_tracked, float(bn.momentum or 0.0), float(bn.eps), lines, *after)
+        if lines is None:
+            lines = bn.weight.new_zeros(4, pad_width(bn.num_features))
+            inverse = torch.rsqrt(bn.running_var + bn.eps)
+            scale = bn.weight * inverse
+            lines[:, :bn.num_features] = torch.stack(
+                [bn.running_mean, inverse, scale, bn.bias - bn.running_mean * scale])
+        return lines
+
+
+def rows_of(x_BCTHW: Tensor) -> Tensor:
+    """Return the tensor as B x T x H x W x C, contiguous."""
+    return x_BCTHW.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def clips_of(x_BTHWC: Tensor) -> Tensor:
+    """Return the tensor as B x C x T x H x W: the inverse of `rows_of`."""
+    return x_BTHWC.permute(0, 4, 1, 2, 3)
+
+
+def weights_of(*layers: nn.Module) -> list[Tensor | None]:
+    """Return weight and bias of each layer, None for those that it lacks."""
+    return [layer._parameters.get(name) for layer in layers for name in ("weight", "bias")]
+
+
+def take_every(x_BTHWC: Tensor, stride: int) -> Tensor:
+    """Return every `stride`-th position of each frame."""
+    return x_BTHWC[:, :, ::stride, ::stride]
+
+
+def pad_width(width: int) -> int:
+    """Return `width` rounded up to a multiple of `LANES`."""
+    return -(-width // LANES) * LANES
+
+
 # --- the residual block ---
 
 
@@ -94,19 +160,19 @@ class _Kept(NamedTuple):
     z: Tensor
 
 
-def _gates(part: ResBlock) -> tuple[Pointwise, Pointwise] | None:
-    """Return the two layers of squeeze-and-excitation, None without it."""
-    return None if isinstance(part.se, nn.Identity) else (part.se.reduce, part.se.expand)
+def _gates(part: ResBlock) -> tuple[nn.Module, nn.Module]:
+    """Return the two layers of squeeze-and-excitation, or two without weights."""
+    return (part.se, part.se) if isinstance(part.se, nn.Identity) else (part.se.reduce, part.se.expand)
 
 
 def _block_weights(part: ResBlock) -> list[Tensor | None]:
-    return weights_of(part.a, part.a_bn, part.b, part.b_bn, *(_gates(part) or (nn.Identity(),) * 2), part.c, part.c_bn,
-                    part.shortcut, part.shortcut_bn)
+    return weights_of(part.a, part.a_bn, part.b, part.b_bn, *_gates(part), part.c, part.c_bn, part.shortcut,
+                      part.shortcut_bn)
 
 
 def _gate_weights(part: ResBlock) -> tuple[int | Tensor | None, ...]:
-    gates = _gates(part)
-    return (gates[0].out_channels, *weights_of(*gates)) if gates else (0, None, None, None, None)
+    """Return the number of gates before they are expanded (0 without any), and the weights of both layers."""
+    return 0 if isinstance(part.se, nn.Identity) else part.se.reduce.out_channels, *weights_of(*_gates(part))
 
 
 def _volume(part: ResBlock, x_BTHWC: Tensor) -> tuple[int, ...]:
@@ -125,8 +191,8 @@ def _block_forward(part: ResBlock, x: Tensor) -> _Kept:
     v_norm = call.call_and_norm("depthwise_forward", *_volume(part, x), u, u_norm, part.b.weight, v, bn=part.b_bn,
                          after=[means])
     active = gate = None
-    if (gates := _gates(part)) is not None:
-        active, gate = call.empty(clips, gates[0].out_channels), call.empty(clips, inner)
+    if not isinstance(part.se, nn.Identity):
+        active, gate = call.empty(clips, part.se.reduce.out_channels), call.empty(clips, inner)
         call("gate_forward", clips, real_inner, means, v_norm, *_gate_weights(part), active, gate)
     y_norm = call.call_and_norm("project_forward", clips, per_clip, real_inner, v, v_norm, gate, part.c.weight, y,
                          bn=part.c_bn)
@@ -155,40 +221,37 @@ class _Block(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz_BCTHW: Tensor) -> tuple[Tensor | None, ...]:
-        *kept, z_BCTHW = ctx.saved_tensors[:len(_Kept._fields)]
-        return _block_backward(ctx.part, _Kept._make([*kept, z_BCTHW.permute(0, 2, 3, 4, 1)]), rows_of(dz_BCTHW),
-                               needs_x=ctx.needs_input_grad[0])
+        part, dz = ctx.part, rows_of(dz_BCTHW)
+        *before, z_BCTHW = ctx.saved_tensors[:len(_Kept._fields)]
+        kept = _Kept._make([*before, z_BCTHW.permute(0, 2, 3, 4, 1)])
+        call, (clips, real_inner, outer) = Pass(dz), (len(dz), part.a.out_channels, part.c.out_channels)
+        x, inner, rows, per_clip = kept.x, pad_width(real_inner), dz.shape[:4].numel(), dz.shape[1:4].numel()
+        weights = _block_weights(part)
+        d = {weight: torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights
+             if weight is not None}
 
+        def of(*layers: nn.Module) -> list[Tensor | None]:
+            return [None if weight is None else d[weight] for weight in weights_of(*layers)]
 
-def _block_backward(part: ResBlock, kept: _Kept, dz: Tensor, *, needs_x: bool) -> tuple[Tensor | None, ...]:
-    call, (clips, real_inner, outer) = Pass(dz), (len(dz), part.a.out_channels, part.c.out_channels)
-    x, inner, rows, per_clip = kept.x, pad_width(part.a.out_channels), dz.shape[:4].numel(), dz.shape[1:4].numel()
-    weights = _block_weights(part)
-    d = {weight: torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights
-         if weight is not None}
-
-    def of(*layers: nn.Module) -> list[Tensor | None]:
-        return [None if weight is None else d[weight] for weight in weights_of(*layers)]
-
-    y_slopes, q_slopes = call.empty(3, outer), call.empty(3, outer) if kept.q_norm is not None else None
-    call("add_backward", rows, outer, dz, kept.z, kept.y, kept.y_norm, y_slopes, *of(part.c_bn), kept.q, kept.q_norm,
-         q_slopes, *of(part.shortcut_bn))
-    dv, sums = torch.empty_like(kept.v), torch.empty(clips, 2, inner, dtype=torch.float64)
-    call("project_backward", clips, per_clip, real_inner, outer, dz, kept.z, kept.y, y_slopes, kept.v, kept.v_norm,
-         kept.gate, part.c.weight, dv, d[part.c.weight], sums)
-    slope, along, offset = call.empty(clips, inner), call.empty(inner), call.empty(clips, inner)
-    call("gate_backward", clips, per_clip, real_inner, sums, kept.means, kept.v_norm, *weights_of(part.b_bn),
-         *_gate_weights(part), kept.active, kept.gate, slope, along, offset, *of(part.b_bn),
-         *of(*(_gates(part) or (nn.Identity(),) * 2)))
-    du, u_slopes = torch.empty_like(kept.u), call.empty(3, inner)
-    call("depthwise_backward", *_volume(part, x), real_inner, dv, kept.v, slope, along, offset, kept.u, kept.u_norm,
-         part.b.weight, du, u_slopes, *of(part.a_bn), d[part.b.weight])
-    base, dx = Base.SHORTCUT, torch.empty_like(x) if needs_x else None
-    if isinstance(part.shortcut, nn.Conv3d):
-        base, dx = Base.KEPT, _through_shortcut(part, call, kept, dz, q_slopes, d, needs_x=needs_x)
-    call("expand_backward", x.shape[:4].numel(), x.shape[4], real_inner, du, kept.u, u_slopes, x, part.a.weight, dz,
-         kept.z, int(base), dx, d[part.a.weight])
-    return clips_of(dx) if dx is not None else None, None, *[None if w is None else d[w] for w in weights]
+        y_slopes, q_slopes = call.empty(3, outer), call.empty(3, outer) if kept.q_norm is not None else None
+        call("add_backward", rows, outer, dz, kept.z, kept.y, kept.y_norm, y_slopes, *of(part.c_bn), kept.q,
+             kept.q_norm, q_slopes, *of(part.shortcut_bn))
+        dv, sums = torch.empty_like(kept.v), torch.empty(clips, 2, inner, dtype=torch.float64)
+        call("project_backward", clips, per_clip, real_inner, outer, dz, kept.z, kept.y, y_slopes, kept.v, kept.v_norm,
+             kept.gate, part.c.weight, dv, d[part.c.weight], sums)
+        slope, along, offset = call.empty(clips, inner), call.empty(inner), call.empty(clips, inner)
+        call("gate_backward", clips, per_clip, real_inner, sums, kept.means, kept.v_norm, *weights_of(part.b_bn),
+             *_gate_weights(part), kept.active, kept.gate, slope, along, offset, *of(part.b_bn), *of(*_gates(part)))
+        du, u_slopes = torch.empty_like(kept.u), call.empty(3, inner)
+        call("depthwise_backward", *_volume(part, x), real_inner, dv, kept.v, slope, along, offset, kept.u, kept.u_norm,
+             part.b.weight, du, u_slopes, *of(part.a_bn), d[part.b.weight])
+        needs_x = ctx.needs_input_grad[0]
+        base, dx = Base.SHORTCUT, torch.empty_like(x) if needs_x else None
+        if isinstance(part.shortcut, nn.Conv3d):
+            base, dx = Base.KEPT, _through_shortcut(part, call, kept, dz, q_slopes, d, needs_x=needs_x)
+        call("expand_backward", x.shape[:4].numel(), x.shape[4], real_inner, du, kept.u, u_slopes, x, part.a.weight, dz,
+             kept.z, int(base), dx, d[part.a.weight])
+        return clips_of(dx) if dx is not None else None, None, *[None if w is None else d[w] for w in weights]
 
 
 def _through_shortcut(part: ResBlock, call: Pass, kept: _Kept, dz: Tensor, q_slopes: Tensor | None,

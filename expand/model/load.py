@@ -12,8 +12,7 @@ from torch import Tensor
 
 from expand.config.schema import GridConfig
 from expand.errors import UsageError, hint
-from expand.model.names import OURS
-from expand.model.shortcuts import has_first_norm
+from expand.model.public import OURS, has_first_norm
 from expand.model.weights import CLASSIFIER, SHOWN, Checkpoint, fit_state, read_checkpoint
 from expand.model.x3d import X3D
 from expand.rundir.contents import check_weights, network_of, weights_at

@@ -1,20 +1,188 @@
-"""A network's description in the form of the public implementations: their factors, and SlowFast's configuration.
-
-Both round like `Geometry`, with two differences. They compute in plain floating point, without its guard against
-2.2 * 5 > 11; and SlowFast's `X3D` has lost the divisor of its widths since its release, so that it builds 35 channels
-where the published X3D-XL has 32 (docs/decisions/005-public-weights.md).
-"""
+"""The differences between this package's X3D and the public implementations: the names of weights, the batch norms on
+shortcuts, and the description of a network (docs/decisions/005-public-weights.md)."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from expand.config import yaml_document
 from expand.errors import UsageError
+from expand.model.x3d import BN_EPS, norm
 from expand.space.factors import BASE_RESOLUTION, Factors
 from expand.space.geometry import BASE_DEPTHS, BASE_WIDTH, HEAD_WIDTH, WIDTH_FACTOR, evaluation_crop
 from expand.space.network import MAX_BYTES, Network
+
+State = dict[str, Tensor]
+
+# --- the names of weights (FACTS: weight names) ---
+
+ENTRY = r"weight|bias|running_mean|running_var|num_batches_tracked"
+NUMBER = r"0|[1-9]\d{0,4}"  # "00" would be a second name of the same block
+
+
+@dataclass(frozen=True)
+class Style:
+    """The form of an implementation's keys: a place (a block of a stage, or none), a module there, and its entry.
+
+    `block` is the place of block {block} in stage {stage}, whose count begins at `first_stage`; `outside` and `inside`
+    are its modules outside the blocks and inside one, each under our name. `trunk` matches the beginning of every name
+    before the head, known or not.
+    """
+
+    name: str
+    block: str
+    first_stage: int
+    outside: dict[str, str]
+    inside: dict[str, str]
+    trunk: str
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        place = re.escape(self.block.format(stage="STAGE", block="BLOCK"))
+        place = place.replace("STAGE", f"(?P<stage>{NUMBER})").replace("BLOCK", f"(?P<block>{NUMBER})")
+        return re.compile(rf"(?:{place}\.)?(?P<module>.+)\.(?P<entry>{ENTRY})", re.ASCII)
+
+    @cached_property
+    def _ours(self) -> tuple[dict[str, str], ...]:
+        """Our names by theirs, outside the blocks and inside one."""
+        return tuple({theirs: our for our, theirs in modules.items()} for modules in (self.outside, self.inside))
+
+    def parse(self, key: str) -> tuple[tuple[int, int] | None, str, str] | None:
+        """Return (stage, block) from 0 or None, our name of the module, and the entry; None for a key of another
+        style."""
+        if not (match := self._pattern.fullmatch(key)):
+            return None
+        is_inside = match["stage"] is not None
+        stage = int(match["stage"]) - self.first_stage if is_inside else 0
+        module = self._ours[is_inside].get(match["module"])
+        if module is None or stage < 0:
+            return None
+        return (stage, int(match["block"])) if is_inside else None, module, match["entry"]
+
+    def write(self, place: tuple[int, int] | None, module: str, entry: str) -> str:
+        """Return the key of a weight: the inverse of `parse`."""
+        if place is None:
+            return f"{self.outside[module]}.{entry}"
+        block = self.block.format(stage=place[0] + self.first_stage, block=place[1])
+        return f"{block}.{self.inside[module]}.{entry}"
+
+
+OURS = Style(
+    "x3d-expand", "stages.{stage}.{block}", 0,
+    {name: name for name in ("stem.spatial", "stem.temporal", "stem.bn", "head.inner", "head.inner_bn",
+                             "head.features", "head.classifier")},
+    {name: name for name in ("shortcut", "shortcut_bn", "a", "a_bn", "b", "b_bn", "se.reduce", "se.expand", "c",
+                             "c_bn")},
+    r"(stem|stages)\.")
+SLOWFAST = Style(
+    "slowfast", "s{stage}.pathway0_res{block}", 2,
+    {"stem.spatial": "s1.pathway0_stem.conv_xy", "stem.temporal": "s1.pathway0_stem.conv",
+     "stem.bn": "s1.pathway0_stem.bn", "head.inner": "head.conv_5", "head.inner_bn": "head.conv_5_bn",
+     "head.features": "head.lin_5", "head.classifier": "head.projection"},
+    {"shortcut": "branch1", "shortcut_bn": "branch1_bn", "a": "branch2.a", "a_bn": "branch2.a_bn", "b": "branch2.b",
+     "b_bn": "branch2.b_bn", "se.reduce": "branch2.se.fc1", "se.expand": "branch2.se.fc2", "c": "branch2.c",
+     "c_bn": "branch2.c_bn"},
+    r"s[1-5]\.")
+PYTORCHVIDEO = Style(  # its stem calls the spatial convolution conv_t and the temporal one conv_xy
+    "pytorchvideo", "blocks.{stage}.res_blocks.{block}", 1,
+    {"stem.spatial": "blocks.0.conv.conv_t", "stem.temporal": "blocks.0.conv.conv_xy", "stem.bn": "blocks.0.norm",
+     "head.inner": "blocks.5.pool.pre_conv", "head.inner_bn": "blocks.5.pool.pre_norm",
+     "head.features": "blocks.5.pool.post_conv", "head.classifier": "blocks.5.proj"},
+    {"shortcut": "branch1_conv", "shortcut_bn": "branch1_norm", "a": "branch2.conv_a", "a_bn": "branch2.norm_a",
+     "b": "branch2.conv_b", "b_bn": "branch2.norm_b.0", "se.reduce": "branch2.norm_b.1.block.0",
+     "se.expand": "branch2.norm_b.1.block.2", "c": "branch2.conv_c", "c_bn": "branch2.norm_c"},
+    r"blocks\.[0-4]\.")
+MMACTION = Style(
+    "mmaction2", "backbone.layer{stage}.{block}", 1,
+    {"stem.spatial": "backbone.conv1_s.conv", "stem.temporal": "backbone.conv1_t.conv",
+     "stem.bn": "backbone.conv1_t.bn", "head.inner": "backbone.conv5.conv", "head.inner_bn": "backbone.conv5.bn",
+     "head.features": "cls_head.fc1", "head.classifier": "cls_head.fc2"},
+    {"shortcut": "downsample.conv", "shortcut_bn": "downsample.bn", "a": "conv1.conv", "a_bn": "conv1.bn",
+     "b": "conv2.conv", "b_bn": "conv2.bn", "se.reduce": "se_module.fc1", "se.expand": "se_module.fc2",
+     "c": "conv3.conv", "c_bn": "conv3.bn"},
+    r"backbone\.(?!conv5\.)")
+STYLES = {style.name: style for style in (OURS, SLOWFAST, PYTORCHVIDEO, MMACTION)}
+
+
+def translate(key: str, source: Style, target: Style) -> str | None:
+    """Return the key of `source` as `target` writes it, None if `source` has no such key."""
+    parsed = source.parse(key)
+    return None if parsed is None else target.write(*parsed)
+
+
+# --- batch norms on shortcuts: state dict in, state dict out, in our names ---
+
+
+def has_first_norm(state: Mapping[str, Tensor]) -> bool:
+    """Return `Network.first_projection_bn` of these weights."""
+    return "stages.0.0.shortcut_bn.weight" in state
+
+
+def as_in(state: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> State:
+    """Return `state` with batch norms on the same shortcuts as the state dict `targets`."""
+    state = dict(state)
+    for shortcut in _convolutions(state):
+        scale = f"{shortcut}_bn.weight"
+        if scale in state and scale not in targets:
+            _fold(state, shortcut)
+        elif scale in targets and not any(key.startswith(f"{shortcut}_bn.") for key in state):
+            _add_identity(state, shortcut, len(targets[scale]))
+    return state
+
+
+def as_in_slowfast(state: Mapping[str, Tensor]) -> State:
+    """Return `state` with a batch norm on every shortcut that is a convolution."""
+    state = dict(state)
+    for shortcut in _convolutions(state):
+        if f"{shortcut}_bn.weight" not in state:
+            _add_identity(state, shortcut, len(state[f"{shortcut}.weight"]))
+    return state
+
+
+def as_in_pytorchvideo(state: Mapping[str, Tensor]) -> State:
+    """Return `state` without batch norms on the shortcuts that keep the width."""
+    state = dict(state)
+    for shortcut in _convolutions(state):
+        width, width_in = state[f"{shortcut}.weight"].shape[:2]
+        if width == width_in and f"{shortcut}_bn.weight" in state:
+            _fold(state, shortcut)
+    return state
+
+
+def _convolutions(state: Mapping[str, Tensor]) -> list[str]:
+    return [key.removesuffix(".weight") for key in state if key.endswith(".shortcut.weight")]
+
+
+def _fold(state: State, shortcut: str) -> None:
+    """Fold a shortcut's batch norm: its scale into the convolution, its shift into the block's last batch norm, whose
+    output is added to the shortcut's. A norm that is incomplete or of another width stays, so that it is reported."""
+    of_norm = [f"{shortcut}_bn.{entry}" for entry in ("weight", "bias", "running_mean", "running_var")]
+    kernel, last = f"{shortcut}.weight", f"{shortcut.removesuffix('shortcut')}c_bn.bias"
+    if last not in state or any(key not in state or state[key].shape != state[kernel].shape[:1]
+                                for key in (*of_norm, last)):
+        return
+    scale, shift, mean, variance = (state.pop(key).double() for key in of_norm)
+    state.pop(f"{shortcut}_bn.num_batches_tracked", None)
+    scale = scale / torch.sqrt(variance + BN_EPS)
+    state[kernel] = (state[kernel].double() * scale.reshape(-1, *[1] * (state[kernel].ndim - 1))).float()
+    state[last] = (state[last].double() + shift - mean * scale).float()
+
+
+def _add_identity(state: State, shortcut: str, width: int) -> None:
+    identity = norm(width).state_dict()
+    identity["running_var"] -= BN_EPS  # which the norm adds again, so that it divides by exactly 1
+    state.update({f"{shortcut}_bn.{entry}": value for entry, value in identity.items()})
+
+
+# --- factors and configurations ---
 
 DECIMALS = 6
 """Decimals of a factor that is written: 0.1 added up 22 times is 2.2 again."""

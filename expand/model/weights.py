@@ -22,7 +22,7 @@ import yaml
 from torch import Tensor
 
 from expand.errors import UsageError
-from expand.model import archive, names, public, shortcuts
+from expand.model import archive, public
 from expand.model.exported import read_torch_export
 from expand.model.foreign_files import check_kind
 from expand.model.wrapped_weights import Group, find_groups, find_tensors
@@ -77,17 +77,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if path.suffix.lower() == ".pt2":
         described, weights = read_torch_export(path)
-        return Checkpoint(weights, names.OURS.name, described)
+        return Checkpoint(weights, public.OURS.name, described)
     content = _read(path)
     groups = find_groups(content)
     if not groups:
         raise _no_x3d(content, path)
     group, style = groups[0], groups[0].style
     tensors = _tensors(group, path)
-    state = {names.translate(key, style, names.OURS) or key: tensor for key, tensor in tensors.items()}
+    state = {public.translate(key, style, public.OURS) or key: tensor for key, tensor in tensors.items()}
     if len(state) != len(tensors):
         raise UsageError("names one weight twice", where=str(path))
-    if style is names.MMACTION and "stem.spatial.weight" not in state:  # its other networks have the same names
+    if style is public.MMACTION and "stem.spatial.weight" not in state:  # its other networks have the same names
         raise _no_x3d(content, path)
     # the head's last layers may be 1x1x1 convolutions or linear layers, which compute the same
     features, classifier = state.get("head.features.weight"), state.get(CLASSIFIER[0])
@@ -140,7 +140,7 @@ def load_checkpoint(model: X3D, path: str | Path) -> None:
 def _keep_head(checkpoint: Checkpoint, targets: Mapping[str, Tensor], path: str | Path) -> tuple[State, str | None]:
     """Return a file's weights completed with the classifier of `targets`, and a remark; if the file lacks more of the
     last layers, with all of those. Entries that it has in their place, under other names, are left out."""
-    state, trunk = dict(checkpoint.state), re.compile(names.STYLES[checkpoint.style].trunk)
+    state, trunk = dict(checkpoint.state), re.compile(public.STYLES[checkpoint.style].trunk)
     parts = [[key for key in targets if key.startswith(f"{module}.")] for module in HEAD]
     present = [any(key in state for key in part) for part in parts]
     known = sum(present)
@@ -178,7 +178,7 @@ def fit_state(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], *, whe
 
     Raises `UsageError` for entries that do not fit, naming them all, and for weights that are not finite.
     """
-    state = shortcuts.as_in(state, targets)
+    state = public.as_in(state, targets)
     for key in targets:
         if key.endswith("num_batches_tracked"):  # files of other tools lack them, and nothing is computed from them
             state.setdefault(key, torch.zeros((), dtype=torch.long))
@@ -211,9 +211,9 @@ def save_slowfast(model: X3D, path: str | Path) -> list[Path]:
     config = yaml.safe_dump(public.slowfast_config(network, dropout=model.head.dropout.p, checkpoint=path.name),
                             sort_keys=False)
     if public.slowfast_builder(network) == public.NATIVE:
-        state, style, prefix = shortcuts.as_in_slowfast(_state_of(model)), names.SLOWFAST, ""
+        state, style, prefix = public.as_in_slowfast(_state_of(model)), public.SLOWFAST, ""
     else:
-        state, style, prefix = shortcuts.as_in_pytorchvideo(_state_of(model)), names.PYTORCHVIDEO, "model."
+        state, style, prefix = public.as_in_pytorchvideo(_state_of(model)), public.PYTORCHVIDEO, "model."
     # No "epoch": SlowFast would then look for the optimiser's state too when it fine-tunes.
     _save(path, {"model_state": {prefix + key: value for key, value in _translate(state, style).items()},
                  "cfg": config, "network": _describe(network, state)})
@@ -230,8 +230,8 @@ def save_pytorchvideo(model: X3D, path: str | Path) -> list[Path]:
     path, network = Path(path), _network_of(model)
     if not public.builds(network, 8):
         raise public.not_buildable(network, "PyTorchVideo")
-    state = shortcuts.as_in_pytorchvideo(_state_of(model))
-    _save(path, {"model_state": _translate(state, names.PYTORCHVIDEO), "network": _describe(network, state)})
+    state = public.as_in_pytorchvideo(_state_of(model))
+    _save(path, {"model_state": _translate(state, public.PYTORCHVIDEO), "network": _describe(network, state)})
     return [path]
 
 
@@ -338,10 +338,10 @@ def _description(group: Group, path: Path) -> Network | None:
         if described is not None and not any(described is other for other in group.holders) and not isinstance(
                 described, (str, Tensor)):
             return Network.from_dict(described, where=str(path))
-        of_slowfast = group.style in (names.SLOWFAST, names.PYTORCHVIDEO) and "model_state" in holder
+        of_slowfast = group.style in (public.SLOWFAST, public.PYTORCHVIDEO) and "model_state" in holder
         if of_slowfast and holder.get("cfg") is not None:
             network = public.network_of_config(holder["cfg"], where=str(path), name=path.stem)
-            return replace(network, first_projection_bn=group.style is names.SLOWFAST)
+            return replace(network, first_projection_bn=group.style is public.SLOWFAST)
     return None
 
 
@@ -358,12 +358,12 @@ def _state_of(model: X3D) -> State:
     return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
 
 
-def _translate(state: State, style: names.Style) -> State:
-    return {names.translate(key, names.OURS, style) or key: value for key, value in state.items()}
+def _translate(state: State, style: public.Style) -> State:
+    return {public.translate(key, public.OURS, style) or key: value for key, value in state.items()}
 
 
 def _describe(network: Network, state: State) -> dict[str, Any]:
-    return replace(network, first_projection_bn=shortcuts.has_first_norm(state)).as_dict()
+    return replace(network, first_projection_bn=public.has_first_norm(state)).as_dict()
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:

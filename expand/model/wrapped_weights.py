@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from expand.model import names
+from expand.model import public
 
 Path = tuple[str, ...]
 
@@ -47,7 +47,7 @@ class Group:
 
     path: Path
     holders: tuple[Any, ...]
-    style: names.Style
+    style: public.Style
     prefix: str
     entries: dict[str, Any]
     count: int
@@ -139,7 +139,7 @@ def _groups(path: Path, holders: tuple[Any, ...]) -> Iterator[Group]:
         entries = {key.removeprefix(prefix): value for key, value in held.items()
                    if key.startswith(prefix) and not (deeper and key.startswith(deeper))}
         others = tuple(key for key in held if not key.startswith(tuple(best)))
-        yield Group(path, holders, names.STYLES[style], prefix, entries, count, others)
+        yield Group(path, holders, public.STYLES[style], prefix, entries, count, others)
 
 
 def _readings(key: str) -> Iterator[tuple[str, str]]:
@@ -149,6 +149,6 @@ def _readings(key: str) -> Iterator[tuple[str, str]]:
     parts = key.split(".")
     for first in range(min(len(parts), MOST_PARTS)):
         rest = ".".join(parts[first:])
-        for style in names.STYLES.values():
+        for style in public.STYLES.values():
             if style.parse(rest) is not None:
                 yield style.name, key.removesuffix(rest)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from expand import errors
 from expand.errors import ExpandError, UsageError
 from expand.model import X3D
-from expand.model.layers import BN_MOMENTUM, Head
+from expand.model.x3d import BN_MOMENTUM, Head
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from expand.model import X3D
-from expand.model.layers import ResBlock
+from expand.model.x3d import ResBlock
 from expand.space.factors import Factors
 from expand.space.network import Network
 from expand.training.checkpoint import save_weights

@@ -15,7 +15,7 @@ import torch
 from expand.model import X3D
 from expand.model.convolution import plain_operators
 from expand.model.load import load_model
-from expand.model.names import OURS, SLOWFAST, translate
+from expand.model.public import OURS, SLOWFAST, translate
 from expand.model.weights import load_checkpoint, save_pytorchvideo
 from expand.space.factors import PRESETS, Factors
 from expand.space.network import Network

@@ -15,7 +15,7 @@ from expand.kernels import library
 from expand.model import X3D
 from expand.model import fused_blocks as fused
 from expand.model.convolution import plain_operators
-from expand.model.layers import Head, ResBlock, Stem
+from expand.model.x3d import Head, ResBlock, Stem
 from expand.space.geometry import Block
 
 pytestmark = pytest.mark.skipif(library.load() is None, reason="no compiled kernels: see `x3d-expand doctor`")

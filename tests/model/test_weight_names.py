@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expand.model import X3D
-from expand.model.names import OURS, PYTORCHVIDEO, SLOWFAST, STYLES, style_of, translate
+from expand.model.public import OURS, PYTORCHVIDEO, SLOWFAST, STYLES, translate
+from expand.model.wrapped_weights import find_groups
 from expand.space.factors import Factors
 from expand.space.geometry import Geometry
 from expand.space.network import Network, preset
@@ -29,11 +30,13 @@ def keys_of(geometry):
 @settings(max_examples=15)
 @given(FACTORS, st.booleans(), PUBLIC)
 def test_every_geometry_is_named_one_to_one_and_back(factors, first_projection_bn, style):
-    keys = list(keys_of(Geometry.of(factors, 3, first_projection_bn=first_projection_bn)))
+    state = keys_of(Geometry.of(factors, 3, first_projection_bn=first_projection_bn))
+    keys = list(state)
     theirs = [translate(key, OURS, style) for key in keys]
     assert len(set(theirs)) == len(keys)
     assert [translate(key, style, OURS) for key in theirs] == keys
-    assert style_of(theirs) is style and style_of(keys) is OURS
+    [group], [ours] = find_groups(dict(zip(theirs, state.values()))), find_groups(dict(state))
+    assert group.style is style and ours.style is OURS
 
 
 @given(st.sampled_from(list(STYLES.values())), st.sampled_from(list(STYLES.values())), st.text(max_size=60))

@@ -17,7 +17,7 @@ from expand import logs
 from expand.errors import RunError, UsageError
 from expand.model import X3D
 from expand.model.load import load_model
-from expand.model.names import OURS, PYTORCHVIDEO, SLOWFAST, translate
+from expand.model.public import OURS, PYTORCHVIDEO, SLOWFAST, translate
 from expand.model.weights import (
     load_checkpoint,
     read_checkpoint,

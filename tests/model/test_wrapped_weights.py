@@ -26,7 +26,7 @@ from expand import logs
 from expand.errors import UsageError
 from expand.model import X3D
 from expand.model.load import load_model
-from expand.model.names import MMACTION, OURS, PYTORCHVIDEO, SLOWFAST, translate
+from expand.model.public import MMACTION, OURS, PYTORCHVIDEO, SLOWFAST, translate
 from expand.model.weights import load_checkpoint, read_checkpoint
 from expand.space.factors import Factors
 from expand.space.network import Network

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expand.model import X3D
-from expand.model.layers import ResBlock
+from expand.model.x3d import ResBlock
 from expand.space.factors import X2D, Factors
 from expand.space.geometry import Geometry
 

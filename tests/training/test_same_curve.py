@@ -16,7 +16,7 @@ from torch import nn
 from expand.kernels import library
 from expand.model import convolution
 from expand.model.convolution import plain_operators
-from expand.model.layers import ResBlock
+from expand.model.x3d import ResBlock
 from expand.rundir.paths import CandidatePaths
 from expand.training.evaluate import Evaluation
 from expand.training.job import Hooks, Job
