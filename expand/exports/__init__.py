@@ -33,15 +33,15 @@ class Format:
 
 
 FORMATS = {
-    "slowfast": Format(".slowfast.pyth", "checkpoint and YAML for SlowFast", "expand.model.weights:save_slowfast"),
+    "slowfast": Format(".slowfast.pyth", "checkpoint and YAML for SlowFast", "expand.exports.writers:save_slowfast"),
     "pytorchvideo": Format(".pytorchvideo.pyth", "checkpoint for PyTorchVideo's create_x3d",
-                           "expand.model.weights:save_pytorchvideo"),
+                           "expand.exports.writers:save_pytorchvideo"),
     "safetensors": Format(".safetensors", "the weights, with the network's description",
-                          "expand.model.weights:save_safetensors"),
+                          "expand.exports.writers:save_safetensors"),
     "onnx": Format(".onnx", "for ONNX Runtime and others; any batch size",
-                   "expand.exports.graph_files:save_onnx", True),
+                   "expand.exports.writers:save_onnx", True),
     "torch-export": Format(".pt2", "for torch.export.load; any batch size",
-                           "expand.exports.graph_files:save_torch_export", True)}
+                           "expand.exports.writers:save_torch_export", True)}
 
 
 @dataclass(frozen=True)

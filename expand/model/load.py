@@ -1,8 +1,10 @@
-"""Loading a trained network from a run, a training, or a file of weights."""
+"""Loading trained weights: a network with those of a run, a training or a file, or a file's into a network that there
+is."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,8 +14,9 @@ from torch import Tensor
 
 from expand.config.schema import GridConfig
 from expand.errors import UsageError, hint
-from expand.model.public import OURS, has_first_norm
-from expand.model.weights import CLASSIFIER, SHOWN, Checkpoint, fit_state, read_checkpoint
+from expand.model import public
+from expand.model.public import State
+from expand.model.weights import CLASSIFIER, Checkpoint, name_some, read_checkpoint
 from expand.model.x3d import X3D
 from expand.rundir.contents import check_weights, network_of, weights_at
 from expand.rundir.paths import FINAL, NETWORK, WEIGHTS, inside
@@ -26,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 Stages = tuple[tuple[int, int, int], ...]
 """Outer width, inner width and depth of each stage; with the number of classes, they tell networks' weights apart."""
+HEAD = ("head.inner", "head.inner_bn", "head.features", "head.classifier")
+"""The head's modules with weights, in the order in which they compute."""
 NAME_IT = "say what the network is: xs, s, m, l, xl, x2d or a network's YAML as NETWORK, with --weights {}"
 """The advice on the command line for a file of weights that was given as NETWORK."""
 
@@ -46,12 +51,23 @@ def load_model(source: str | Path, network: str | Path | Network | None = None) 
     checkpoint = read_checkpoint(path)
     state, where = checkpoint.state, str(path)
     stages, classes = _stages_of(state, where), _classes_of(checkpoint, where)
-    if network is not None:
-        chosen = _choose(network, checkpoint.network, classes)
-    else:
+    if network is None:
         chosen = _description(checkpoint, path) or _infer(stages, classes, path)
-    chosen = replace(chosen, first_projection_bn=has_first_norm(state))
-    _check(chosen, stages, classes, where)
+    elif isinstance(network, Network):
+        chosen = network
+    elif isinstance(network, str) and network.lower() in PRESETS:  # names the factors only; the rest is the file's
+        published, described = preset(network.lower(), classes), checkpoint.network
+        chosen = replace(described or published, name=published.name, factors=published.factors)
+    else:
+        chosen = network_of(network, classes)
+    chosen = replace(chosen, first_projection_bn=public.has_first_norm(state))
+    # before the network is built: a description can ask for any size
+    if chosen.classes != classes:
+        raise UsageError(f"has {classes} classes, and network '{chosen.name}' has {chosen.classes}", where=where,
+                         fix="give the network of these weights")
+    if (expected := _stages(chosen.geometry)) != stages:
+        raise UsageError(f"its weights are not network '{chosen.name}': {_text(stages)}, not {_text(expected)}",
+                         where=where, fix="give the network of these weights, or none to read it off them")
     if complexity(chosen.geometry).params > 2 * sum(tensor.numel() for tensor in state.values()):
         raise UsageError("holds only a part of its network", where=where, fix="copy the file anew, or give another")
     with torch.random.fork_rng(devices=()):  # the initial weights are not used
@@ -84,24 +100,106 @@ def _description(checkpoint: Checkpoint, path: Path) -> Network | None:
     return checkpoint.network
 
 
-def _choose(network: str | Path | Network, described: Network | None, classes: int) -> Network:
-    """Return the caller's choice. A published network's name gives the factors only; the rest is the file's."""
-    if isinstance(network, Network):
-        return network
-    if not isinstance(network, str) or network.lower() not in PRESETS:
-        return network_of(network, classes)
-    published = preset(network.lower(), classes)
-    return published if described is None else replace(described, name=published.name, factors=published.factors)
+def load_checkpoint(model: X3D, path: str | Path) -> None:
+    """Load a file's weights into `model`, which in evaluation then computes exactly what the file's own network does.
+
+    A batch norm on a shortcut that only one of the two has is folded, or added as an identity. Classes that both know
+    by name are matched by name; a classifier of other classes is left as it is, and so is one that the file lacks, or
+    has under a name of its own; the log says so. Raises `UsageError` for entries that do not fit, naming them all, and
+    for weights that are not finite, before the model is changed.
+    """
+    checkpoint = read_checkpoint(path)
+    targets = model.state_dict()
+    state, remark = dict(checkpoint.state), None
+    weight = state.get(CLASSIFIER[0])
+    if weight is None:
+        state, remark = _keep_head(checkpoint, targets, path)
+    elif weight.ndim == 2:
+        rows = _rows(checkpoint.network, len(weight), model)
+        if rows is None:
+            remark = (f"{path}: the classifier keeps its initial weights: {_classes(checkpoint.network, len(weight))} "
+                      f"there, {_classes(model.network, model.geometry.classes)} here")
+        for key in CLASSIFIER:
+            if key in state and state[key].shape[:1] == weight.shape[:1]:  # else it is damaged, and listed so
+                state[key] = targets[key] if rows is None else state[key][rows]
+    model.load_state_dict(fit_state(state, targets, where=str(path)))
+    for text in (checkpoint.remark, remark):
+        if text:
+            logger.warning(text)
 
 
-# Reading the shapes of weights.
+def _keep_head(checkpoint: Checkpoint, targets: Mapping[str, Tensor], path: str | Path) -> tuple[State, str | None]:
+    """Return a file's weights completed with the classifier of `targets`, and a remark; if the file lacks more of the
+    last layers, with all of those. Entries that it has in their place, under other names, are left out."""
+    state, trunk = dict(checkpoint.state), re.compile(public.STYLES[checkpoint.style].trunk)
+    parts = [[key for key in targets if key.startswith(f"{module}.")] for module in HEAD]
+    present = [any(key in state for key in part) for part in parts]
+    known = sum(present)
+    if any(present[known:]) or known == len(HEAD):  # a layer in between is missing, and listed so
+        return state, None
+    left_out = [key for key in checkpoint.unknown if not trunk.match(key)]
+    for key in left_out:
+        state.pop(key, None)
+    new = [key for part in parts[known:] for key in part]
+    state.update({key: targets[key] for key in new})
+    what = "the classifier keeps its" if known == len(HEAD) - 1 else "the last layers keep their"
+    return state, (f"{path}: {what} initial weights: the file has none under the names that are known"
+                   + (f"; left out of it: {name_some(left_out)}" if left_out else ""))
+
+
+def _rows(theirs: Network | None, count: int, model: X3D) -> list[int] | None:
+    """Return for each class of `model` its row in a classifier of `count` classes, None if the classes differ. If one
+    side has no names, an equal number is taken as the same classes."""
+    names, ours = theirs and theirs.class_names, model.network and model.network.class_names
+    if count != model.geometry.classes:
+        return None
+    if not names or not ours or len(names) != count:
+        return list(range(count))
+    places = {name: row for row, name in enumerate(names)}
+    return [places[name] for name in ours] if places.keys() == set(ours) else None
+
+
+def _classes(network: Network | None, count: int) -> str:
+    names = ", ".join((network and network.class_names or ())[:3])
+    return f"{network.name if network else 'a network'} with {count} classes" + (f" ({names}, ...)" if names else "")
+
+
+def fit_state(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], *, where: str) -> State:
+    """Return `state` in the form that a network with the state dict `targets` loads.
+
+    Raises `UsageError` for entries that do not fit, naming them all, and for weights that are not finite.
+    """
+    state = public.as_in(state, targets)
+    for key in targets:
+        if key.endswith("num_batches_tracked"):  # files of other tools lack them, and nothing is computed from them
+            state.setdefault(key, torch.zeros((), dtype=torch.long))
+    wrong = {
+        "missing": [key for key in targets if key not in state],
+        "unexpected": [key for key in state if key not in targets],
+        "of another shape": [f"{key} ({_shape(state[key])}, not {_shape(targets[key])})" for key in targets
+                             if key in state and state[key].shape != targets[key].shape]}
+    if any(wrong.values()):
+        listed = "; ".join(f"{len(keys)} {kind}: {name_some(keys)}" for kind, keys in wrong.items() if keys)
+        raise UsageError(f"its weights do not fit the network: {listed}", where=where,
+                         fix="load it into the network that it was made from")
+    if bad := [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]:
+        raise UsageError(f"{len(bad)} of its weights are not finite: {name_some(bad)}", where=where,
+                         fix="its training failed; use an earlier checkpoint")
+    return state
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"
+
+
+# --- the shapes of weights ---
 
 
 def _stages_of(state: Mapping[str, Tensor], where: str) -> Stages:
     """Return the stages of these weights. Raises `UsageError` if a stage is missing."""
     blocks: dict[int, set[int]] = {}
     for key in state:
-        parsed = OURS.parse(key)
+        parsed = public.OURS.parse(key)
         if parsed and parsed[0] is not None:
             blocks.setdefault(parsed[0][0], set()).add(parsed[0][1])
     try:
@@ -119,8 +217,8 @@ def _classes_of(checkpoint: Checkpoint, where: str) -> int:
     """Return the number of classes of a file. Raises `UsageError` if it has no classifier."""
     weight = checkpoint.state.get(CLASSIFIER[0])
     if weight is None or weight.ndim != 2 or not len(weight):
-        unknown = [key[:200] for key in checkpoint.unknown[:SHOWN]]
-        besides = f"; of its entries {', '.join(unknown)} nothing is known" if unknown else ""
+        unknown = name_some(checkpoint.unknown)
+        besides = f"; of its entries {unknown} nothing is known" if unknown else ""
         raise UsageError(f"holds no classifier{besides}", where=where, fix="give the weights of a whole network; a "
                          "training begins with these too: x3d-expand train NETWORK --init FILE")
     return len(weight)
@@ -128,18 +226,6 @@ def _classes_of(checkpoint: Checkpoint, where: str) -> int:
 
 def _stages(geometry: Geometry) -> Stages:
     return tuple((stage[0].outer, stage[0].inner, len(stage)) for stage in geometry.stages)
-
-
-def _check(network: Network, stages: Stages, classes: int, where: str) -> None:
-    """Raise `UsageError` if the weights are not those of `network`, before it is built: a description can ask for any
-    size."""
-    if network.classes != classes:
-        raise UsageError(f"has {classes} classes, and network '{network.name}' has {network.classes}", where=where,
-                         fix="give the network of these weights")
-    expected = _stages(network.geometry)
-    if expected != stages:
-        raise UsageError(f"its weights are not network '{network.name}': {_text(stages)}, not {_text(expected)}",
-                         where=where, fix="give the network of these weights, or none to read it off them")
 
 
 def _text(stages: Stages) -> str:

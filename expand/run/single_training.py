@@ -26,7 +26,8 @@ from expand.expansion.text import percent
 from expand.exports.card import write_card
 from expand.kernels import library
 from expand.model import X3D
-from expand.model.weights import load_checkpoint, read_checkpoint
+from expand.model.load import load_checkpoint
+from expand.model.weights import read_checkpoint
 from expand.run.display import Display, LogFile, shown_on
 from expand.run.machine import describe_environment
 from expand.run.resolve import check_free, check_unchanged, resolve_config

@@ -25,7 +25,7 @@ from expand.expansion.confidence import encode_right
 from expand.expansion.events import FinalFinished
 from expand.expansion.state import Outcome, read_outcome
 from expand.expansion.text import percent
-from expand.model.weights import load_checkpoint
+from expand.model.load import load_checkpoint
 from expand.rundir.files import cannot_write, jsonable, read_json, write_atomic, write_json
 from expand.space.network import dump_network
 from expand.training import checkpoint

@@ -22,7 +22,7 @@ from expand.data.loading.loader import TrainBatches, eval_loader
 from expand.errors import CandidateFailed, Interrupted, UsageError, lacks_memory
 from expand.machine import give_back_freed_memory
 from expand.model import X3D
-from expand.model.weights import load_checkpoint
+from expand.model.load import load_checkpoint
 from expand.training import checkpoint
 from expand.training.averages import MovingAverage, update_precise_bn
 from expand.training.checkpoint import Progress

@@ -14,10 +14,10 @@ import torch
 
 from expand.api import export
 from expand.errors import ExpandError, UsageError
-from expand.exports import graph_files as graphs
+from expand.exports import writers
 from expand.model import X3D
-from expand.model.exported import read_torch_export
 from expand.model.load import load_model
+from expand.model.untrusted_files import read_torch_export
 from expand.space.network import Network
 from tests.exports.networks import NETWORK, clips, logits, trained
 
@@ -162,7 +162,7 @@ def test_a_program_file_that_grows_when_read_or_is_none_is_refused(program_file,
 
 def test_a_graph_that_computes_something_else_is_never_written(model):
     with pytest.raises(ExpandError, match="differ from the model's by 0.0") as caught:
-        graphs._checked(graphs._as_exported(model), lambda x_BCTHW: logits(model, x_BCTHW) + 0.01)
+        writers._largest_difference(writers._as_exported(model), lambda x_BCTHW: logits(model, x_BCTHW) + 0.01)
     assert "nothing was written" in str(caught.value)
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from expand.exports.writers import save_pytorchvideo
 from expand.model import X3D
 from expand.model.convolution import plain_operators
-from expand.model.load import load_model
+from expand.model.load import load_checkpoint, load_model
 from expand.model.public import OURS, SLOWFAST, translate
-from expand.model.weights import load_checkpoint, save_pytorchvideo
 from expand.space.factors import PRESETS, Factors
 from expand.space.network import Network
 from tests.model.seeded import seeded_clip, seeded_state

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from expand.model import X3D
 from expand.model.public import OURS, PYTORCHVIDEO, SLOWFAST, STYLES, translate
-from expand.model.wrapped_weights import find_groups
+from expand.model.weights import find_groups
 from expand.space.factors import Factors
 from expand.space.geometry import Geometry
 from expand.space.network import Network, preset

@@ -15,16 +15,11 @@ from safetensors.torch import save_file
 import expand
 from expand import logs
 from expand.errors import RunError, UsageError
+from expand.exports.writers import save_pytorchvideo, save_safetensors, save_slowfast
 from expand.model import X3D
-from expand.model.load import load_model
+from expand.model.load import load_checkpoint, load_model
 from expand.model.public import OURS, PYTORCHVIDEO, SLOWFAST, translate
-from expand.model.weights import (
-    load_checkpoint,
-    read_checkpoint,
-    save_pytorchvideo,
-    save_safetensors,
-    save_slowfast,
-)
+from expand.model.weights import read_checkpoint
 from expand.space.factors import PRESETS, Factors
 from expand.space.geometry import Geometry
 from expand.space.network import Network, dump_network

@@ -25,9 +25,9 @@ from torch.optim.swa_utils import AveragedModel
 from expand import logs
 from expand.errors import UsageError
 from expand.model import X3D
-from expand.model.load import load_model
+from expand.model.load import load_checkpoint, load_model
 from expand.model.public import MMACTION, OURS, PYTORCHVIDEO, SLOWFAST, translate
-from expand.model.weights import load_checkpoint, read_checkpoint
+from expand.model.weights import read_checkpoint
 from expand.space.factors import Factors
 from expand.space.network import Network
 from tests.model.seeded import seeded_clip, seeded_model
