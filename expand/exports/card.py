@@ -6,7 +6,9 @@ Class names and other texts read from a file are untrusted: they are escaped, so
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +18,12 @@ import torch
 
 from expand.config import Config, parse_config, yaml_document
 from expand.config.schema import RunConfig
-from expand.errors import ExpandError, RunError, UsageError
+from expand.errors import ExpandError, RunError, UsageError, quantity
 from expand.executors.fork_server import call_in_process
 from expand.expansion.events import RunStarted
 from expand.expansion.text import axis_name, number, one_line, percent, split_note, value_text
-from expand.exports.latency import measure_latency
+from expand.model import X3D
+from expand.model.folded_batch_norm import for_inference
 from expand.model.load import load_model
 from expand.report.summary import summarize
 from expand.rundir.contents import check_outcome, read_training
@@ -31,13 +34,19 @@ from expand.space.complexity import complexity
 from expand.space.factors import REFERENCE_FPS
 from expand.space.geometry import evaluation_crop
 from expand.space.network import Network, load_network
-from expand.training.evaluate import wilson_interval
+from expand.training.evaluate import probabilities_of, wilson_interval
 from expand.training.runtime import Runtime
 from expand.untrusted_input import mapping_of, or_null, record, text, whole
 from expand.untrusted_input import number as number_from
 
 MOST_NAMES = 100
 """Class names that are written out; network.yaml has them all."""
+
+WARM_UP = 2
+PASSES = (3, 30)
+"""The least and the most passes of which a latency is the median."""
+ENOUGH_S = 0.5
+"""Time after which no further pass begins."""
 
 _count = whole(0, 10**12)
 LATENCY = record({"latency_ms": number_from(0, 1e12), "passes": _count, "batch": _count, "crop": _count,
@@ -55,22 +64,21 @@ def _versions(value: Any, name: str) -> None:
 ENV = mapping_of(text(100), _versions, 1000)
 """env.json: texts and numbers by name, or such mappings (the packages)."""
 
-
 Rows = Iterator[tuple[str, str]]
 
 
 def write_card(paths: RunPaths) -> None:
-    """Writes the card of the run or training in `paths`, whose final training has its outcome.
+    """Write the card of the run or training in `paths`, whose final training has its outcome.
 
-    The latency is measured once and kept in `final/latency.json`. Raises `RunError` where a file of the run is damaged.
+    The latency is measured once and kept in `final/latency.json`. Raises `RunError` if a file of the run is damaged.
     """
-    write_atomic(paths.card, _text(_Facts.of(paths)))
+    write_atomic(paths.card, "\n\n".join(_sections(_Facts.of(paths))) + "\n")
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """All that a card says. `started` is what the search or training was begun with; `summary` a search's only;
-    `latency` is None where the run's device is not here."""
+    """All that a card says. `started`: how the search or training began; `summary`: of a search only; `latency`: None
+    if the run's device is not here."""
 
     paths: RunPaths
     network: Network
@@ -84,7 +92,10 @@ class _Facts:
 
     @classmethod
     def of(cls, paths: RunPaths) -> _Facts:
-        config = _config(paths)
+        try:
+            config = parse_config(yaml_document.read_regular_file(paths.config), str(paths.config))
+        except yaml_document.NotYaml as error:
+            raise RunError(error.what, where=str(paths.config), fix="take it back from a copy") from error
         outcome = read_json(paths.final_candidate.outcome, check_outcome)
         is_search = paths.journal.exists()
         begun = last_of(read_events(paths.journal), RunStarted) if is_search else None
@@ -97,14 +108,11 @@ class _Facts:
                    _latency(paths, config), started, summarize(paths.root) if is_search else None)
 
 
-def _config(paths: RunPaths) -> Config:
-    try:
-        return parse_config(yaml_document.read_regular_file(paths.config), str(paths.config))
-    except yaml_document.NotYaml as error:
-        raise RunError(error.what, where=str(paths.config), fix="take it back from a copy") from error
+# --- the latency ---
 
 
 def _latency(paths: RunPaths, config: Config) -> dict[str, Any] | None:
+    """Return the latency that the run keeps, or measure it on the run's device; None if that is not to be had."""
     if paths.latency.exists():
         return read_json(paths.latency, LATENCY)
     on_gpu = config.run.device == "cuda"
@@ -113,7 +121,7 @@ def _latency(paths: RunPaths, config: Config) -> dict[str, Any] | None:
     model = load_model(paths.root)
     try:
         if on_gpu:  # in a process of its own: the driver of a search has no GPU
-            measured = call_in_process(partial(_measured_at, paths.root, config.run))
+            measured = call_in_process(partial(_measure_on_gpu, paths.root, config.run))
         else:
             measured = measure_latency(model, Runtime.of(config.run))
     except UsageError:  # the run is looked at on another machine
@@ -126,35 +134,75 @@ def _latency(paths: RunPaths, config: Config) -> dict[str, Any] | None:
     return measured
 
 
-def _measured_at(root: Path, run: RunConfig) -> dict[str, Any]:
-    """The latency of the network of the run at `root`, on a GPU of this machine."""
+def _measure_on_gpu(root: Path, run: RunConfig) -> dict[str, Any]:
+    """Return the latency of the network of the run at `root`, on a GPU of this machine."""
     return measure_latency(load_model(root), Runtime.of(replace(run, executor="local")))
 
 
-def _text(facts: _Facts) -> str:
-    return "\n\n".join(_parts(facts)) + "\n"
+def measure_latency(model: X3D, runtime: Runtime) -> dict[str, Any]:
+    """Return the median time to a clip's class probabilities in `runtime`: batch 1, at the evaluation crop, the clip's
+    way to the device included. `model` is moved there. Raises `UsageError` for one without a description."""
+    network = model.description
+    crop = evaluation_crop(network.factors.resolution)
+    x_BCTHW = torch.zeros(1, 3, network.factors.frames, crop, crop)
+    model = model.to(runtime.device).to(memory_format=runtime.memory_format)
+    answering = for_inference(model, runtime.autocast_dtype)
+    threads = torch.get_num_threads()
+    times_s: list[float] = []
+    runtime.prepare()
+    try:
+        with torch.inference_mode():
+            for _ in range(WARM_UP):
+                probabilities_of(answering, x_BCTHW, runtime)
+            while len(times_s) < PASSES[0] or len(times_s) < PASSES[1] and sum(times_s) < ENOUGH_S:
+                began = time.perf_counter()
+                probabilities_of(answering, x_BCTHW, runtime)
+                times_s.append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    is_gpu = runtime.device.type == "cuda"
+    return {"latency_ms": 1000 * statistics.median(times_s), "passes": len(times_s), "batch": 1, "crop": crop,
+            "device": torch.cuda.get_device_name(runtime.device) if is_gpu else "CPU", "threads": runtime.threads,
+            "precision": runtime.precision}
 
 
-def _parts(facts: _Facts) -> Iterator[str]:
+# --- the text ---
+
+
+def _sections(facts: _Facts) -> Iterator[str]:
+    network, crop = facts.network, evaluation_crop(facts.network.factors.resolution)
     origin = "found by a search and trained" if facts.summary else "trained"
-    yield f"# {_plain(facts.network.name)}"
-    yield (f"A video network of the X3D family for {facts.network.classes} classes, {origin} with x3d-expand "
+    yield f"# {_plain(network.name)}"
+    yield (f"A video network of the X3D family for {network.classes} classes, {origin} with x3d-expand "
            f"{_plain(facts.env.get('x3d_expand'))}.")
-    yield _table(_network_rows(facts))
-    yield f"## Use\n\n```python\n{_code(facts)}\n```\n\nThe path is the one at the time of writing."
+    yield _table(_network_rows(facts, crop))
+    # the code runs as it stands from any folder; of the run it holds numbers, and the path as a literal
+    noise = f"torch.rand(1, 3, {network.factors.frames}, {crop}, {crop})"
+    code = "\n".join([
+        "import torch, expand",
+        f"model = expand.load({str(facts.paths.root.resolve())!r})",
+        f"clip = ({noise} - {network.mean}) / {network.std}  # your clip's RGB in [0, 1], normalised",
+        "best = int(model.probabilities(clip)[0].argmax())",
+        f"print({'best' if network.class_names is None else 'model.network.class_names[best]'})"])
+    yield f"## Use\n\n```python\n{code}\n```\n\nThe path is the one at the time of writing."
     yield f"## Accuracy\n\n{_table(_accuracy_rows(facts))}"
     if facts.summary:
         yield "## Expansion path\n\n" + "\n".join(_path_lines(facts.summary))
     yield f"## Data\n\n{_table(_data_rows(facts))}"
     if facts.started.get("init"):
         yield f"It began with the weights of {_plain(facts.started['init'])}."
-    yield f"## Recipe of the final training\n\n{_table(_recipe_rows(facts.config))}"
-    yield f"## Versions\n\n{_table((key, _listed(value)) for key, value in facts.env.items() if value is not None)}"
+    recipe = [("seed of the run", str(facts.config.run.seed))] + [
+        (key, number(value, 6) if isinstance(value, float) else _plain(value))
+        for key, value in asdict(facts.config.final).items()]
+    yield f"## Recipe of the final training\n\n{_table(recipe)}"
+    versions = [(key, ", ".join(f"{_plain(name)} {_plain(item)}" for name, item in value.items())
+                 if isinstance(value, Mapping) else _plain(value)) for key, value in facts.env.items()
+                if value is not None]
+    yield f"## Versions\n\n{_table(versions)}"
 
 
-def _network_rows(facts: _Facts) -> Rows:
-    factors, cost = facts.network.factors, complexity(facts.network.geometry)
-    crop = evaluation_crop(factors.resolution)
+def _network_rows(facts: _Facts, crop: int) -> Rows:
+    factors, cost, latency = facts.network.factors, complexity(facts.network.geometry), facts.latency
     frames = "1 frame" if factors.frames == 1 else (
         f"{factors.frames} frames × stride {factors.stride} at {REFERENCE_FPS} frames a second")
     yield "clip", f"{frames}; {factors.resolution} px in training, {crop} px in evaluation"
@@ -167,30 +215,12 @@ def _network_rows(facts: _Facts) -> Rows:
         yield "share of the target", f"{percent(cost.gflops / target)} % of {number(target, 6)} × 10⁹ multiply-adds"
     yield "parameters", f"{cost.params:,}"
     yield "activations", f"{cost.activations:,}"
-    yield "latency", _latency_text(facts.latency)
-
-
-def _latency_text(latency: Mapping[str, Any] | None) -> str:
     if latency is None:
-        return "not measured: the run's device is not in this machine, or was not to be had"
-    threads = f" with {latency['threads']} thread{'s' if latency['threads'] != 1 else ''}"
-    return (f"{number(latency['latency_ms'])} ms a clip: median of {latency['passes']} passes, "
-            f"batch {latency['batch']}, {latency['crop']} px, {_plain(latency['device'])}{threads}, "
-            f"{_plain(latency['precision'])}")
-
-
-def _code(facts: _Facts) -> str:
-    """Runs as it stands from any folder. Of the run it holds numbers, and the path as a literal."""
-    network = facts.network
-    crop = evaluation_crop(network.factors.resolution)
-    noise = f"torch.rand(1, 3, {network.factors.frames}, {crop}, {crop})"
-    best = "best" if network.class_names is None else "model.network.class_names[best]"
-    return "\n".join([
-        "import torch, expand",
-        f"model = expand.load({str(facts.paths.root.resolve())!r})",
-        f"clip = ({noise} - {network.mean}) / {network.std}  # your clip's RGB in [0, 1], normalised",
-        "best = int(model.probabilities(clip)[0].argmax())",
-        f"print({best})"])
+        yield "latency", "not measured: the run's device is not in this machine, or was not to be had"
+    else:
+        yield "latency", (f"{number(latency['latency_ms'])} ms a clip: median of {latency['passes']} passes, batch "
+                          f"{latency['batch']}, {latency['crop']} px, {_plain(latency['device'])} with "
+                          f"{quantity(latency['threads'], 'thread')}, {_plain(latency['precision'])}")
 
 
 def _accuracy_rows(facts: _Facts) -> Rows:
@@ -231,23 +261,10 @@ def _data_rows(facts: _Facts) -> Rows:
     yield f"{facts.network.classes} classes", ", ".join(map(_plain, names[:MOST_NAMES])) + more
 
 
-def _recipe_rows(config: Config) -> Rows:
-    yield "seed of the run", str(config.run.seed)
-    for key, value in asdict(config.final).items():
-        yield key, number(value, 6) if isinstance(value, float) else _plain(value)
-
-
-def _listed(value: Any) -> str:
-    """A value of env.json."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_plain(key)} {_plain(item)}" for key, item in value.items())
-    return _plain(value)
-
-
-def _table(rows: Rows) -> str:
+def _table(rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {_plain(name)} | {text} |" for name, text in rows)])
 
 
 def _plain(text: object) -> str:
-    """Text as Markdown shows it as it is, in one line."""
+    """Return a text in one line, escaped so that Markdown shows it as it is."""
     return re.sub(r"([\\`*_\[\]<>|&~#$!])", r"\\\1", one_line(text))

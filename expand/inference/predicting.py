@@ -1,7 +1,8 @@
-"""What a network says about files: their class, and how it changes along them."""
+"""Predictions of a trained network: the classes of files, and of windows along them."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,21 +12,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from expand.config import load_config
+from expand.data.frames.decode import ClipReader
 from expand.data.loading.sampling import clip_frames, view_starts_s, window_starts_s
-from expand.data.loading.transforms import normalise, resize
-from expand.errors import DataError, UsageError, explain_device_faults
-from expand.inference.loaded_network import check_finite, load_on_device
+from expand.data.loading.transforms import centre_box, normalise, resize
+from expand.errors import DataError, RunError, UsageError, explain_device_faults
 from expand.inference.options import check_window
-from expand.inference.windows import centre_clips, frame_times
 from expand.model import X3D
 from expand.model.folded_batch_norm import FoldedX3D, for_inference
+from expand.model.load import load_named
 from expand.processes.child import Child
 from expand.space.factors import REFERENCE_FPS, Factors
 from expand.space.geometry import evaluation_crop
 from expand.space.network import Network
 from expand.training.evaluate import probabilities_of
-from expand.training.runtime import Runtime
+from expand.training.gpus import complaints
+from expand.training.runtime import Runtime, resolve_run
+
+logger = logging.getLogger(__name__)
 
 MOST_CLIPS = 1_000_000
 """Clips that can be taken from one file: more are a window or a hop that was not meant, and would take days."""
@@ -43,7 +49,7 @@ def predict_files(source: str | Path, videos: Sequence[str | Path], *, top: int,
 
     Returns {"network", "classes", "files": [{"path", "length_s", "damaged", "clock_jumps", "predictions", "timeline"?,
     "error"?}]} in the order of `videos`. Predictions are [{"class", "label", "probability"}], best first; "class" is
-    the label's number where the names are not known. A timeline is [{"start_s", "end_s", "predictions"}]. "damaged"
+    the label's number if the names are not known. A timeline is [{"start_s", "end_s", "predictions"}]. "damaged"
     counts packets that could not be decoded, "clock_jumps" places where the time stamps were not followed
     (docs/data.md, "What is read"). A file that cannot be read has "error", the reason, and no predictions.
     """
@@ -53,10 +59,32 @@ def predict_files(source: str | Path, videos: Sequence[str | Path], *, top: int,
     files, answering = [], for_inference(model, runtime.autocast_dtype)
     with Child() as child:
         for video in videos:
-            files.append(_answer(_Asked(Path(video), answering, network, runtime, views, windows, progress, child),
-                                 top))
+            request = _Request(Path(video), answering, network, runtime, top, views, windows, progress, child)
+            files.append(_answer(request))
             report(files[-1])
     return {"network": network.name, "classes": network.classes, "files": files}
+
+
+def load_on_device(source: str | Path, weights: str | Path | None, device: str,
+                   threads: int | None) -> tuple[X3D, Runtime]:
+    """Return the network of `source` on `device`: a run, a file with weights; or with `weights`, a preset or a
+    network's YAML.
+
+    Raises `UsageError` or `RunError` if it cannot be loaded, `UsageError` if the machine lacks the device.
+    """
+    runtime = Runtime.of(resolve_run(load_config(values={"run.device": device, "run.threads": threads}).run))
+    for complaint in complaints() if device != "cpu" else ():
+        logger.warning(complaint)
+    runtime.prepare()
+    model = load_named(source, weights)
+    return model.to(runtime.device).to(memory_format=runtime.memory_format), runtime
+
+
+def check_finite(scores: Tensor, network: Network) -> None:
+    """Raise `RunError` if `scores` of the network are not finite."""
+    if not torch.isfinite(scores).all():
+        raise RunError("its scores are not finite", where=f"network '{network.name}'",
+                       fix="its weights are damaged, or belong to another network")
 
 
 @dataclass(frozen=True)
@@ -70,7 +98,7 @@ class Windows:
 
     @classmethod
     def of(cls, factors: Factors, window_s: float | None, hop_s: float | None) -> Windows:
-        """The windows asked for, for a network of `factors`. Raises `UsageError` for impossible ones."""
+        """Return the windows for a network of `factors`. Raises `UsageError` for impossible ones."""
         check_window(window_s, hop_s)
         shortest = max(factors.span_s, SHORTEST_WINDOW_S)
         window_s = shortest if window_s is None else window_s
@@ -85,16 +113,16 @@ class Windows:
         return cls(window_s, hop_s, shortest)
 
     def over(self, length_s: float) -> list[tuple[float, float]]:
-        """(start, end) of the windows over a file, seconds."""
+        """Return (start, end) of the windows over a file, seconds."""
         return [(start_s, min(start_s + self.window_s, length_s))
                 for start_s in window_starts_s(length_s, self.window_s, self.hop_s).tolist()]
 
     def views(self, length_s: float) -> int:
-        """Clips taken from each window of a file: one, and more from a window that holds several."""
+        """Return the number of clips that are taken from each window of a file: more than one if it holds several."""
         return max(1, math.ceil(min(self.window_s, length_s) / self.shortest_s - 1e-9))
 
     def check(self, length_s: float) -> None:
-        """Raises `DataError` where windows over a file would be too many."""
+        """Raise `DataError` if windows over a file would be too many."""
         clips = (max(0.0, length_s - self.window_s) / self.hop_s + 1) * self.views(length_s)
         if clips > MOST_CLIPS:
             raise DataError(f"a timeline of its {length_s:,.0f} s would take {clips:,.0f} clips, more than "
@@ -102,77 +130,109 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A file and what is asked about it."""
+class _Request:
+    """A file and what to predict for it."""
 
     path: Path
     model: X3D | FoldedX3D
     network: Network
     runtime: Runtime
+    top: int
     views: int
     windows: Windows | None
     progress: Callable[[int, int], None]
     child: Child
-    """Where files are decoded."""
+    """The process in which files are decoded."""
 
 
-def _answer(asked: _Asked, top: int) -> dict[str, Any]:
-    answer: dict[str, Any] = {"path": str(asked.path), "length_s": None, "damaged": 0, "clock_jumps": 0,
+def _answer(request: _Request) -> dict[str, Any]:
+    """Return a file's entry in the result of `predict_files`."""
+    answer: dict[str, Any] = {"path": str(request.path), "length_s": None, "damaged": 0, "clock_jumps": 0,
                               "predictions": []}
+    windows, names = request.windows, request.network.class_names or range(request.network.classes)
     try:
-        times_s, stamps, answer["damaged"], answer["clock_jumps"] = asked.child.call(frame_times, asked.path)
+        times_s, stamps, answer["damaged"], answer["clock_jumps"] = request.child.call(frame_times, request.path)
         length_s = answer["length_s"] = float(times_s[-1])
-        if asked.windows:
-            asked.windows.check(length_s)
-        spans = asked.windows.over(length_s) if asked.windows else []
-        best = {part: _best(scores_K, asked.network, top)
-                for part, scores_K in _mean_scores(asked, times_s, stamps, spans)}
+        if windows:
+            windows.check(length_s)
+        spans = windows.over(length_s) if windows else []
+        best = {part: [{"class": str(names[label]), "label": label, "probability": float(scores_K[label])}
+                       for label in np.argsort(-scores_K, kind="stable")[:request.top].tolist()]
+                for part, scores_K in _mean_scores(request, times_s, stamps, spans)}
     except DataError as error:
         return {**answer, "error": error.what}
     answer["predictions"] = best[0]
-    if asked.windows:
+    if windows:
         answer["timeline"] = [{"start_s": start_s, "end_s": end_s, "predictions": best[number]}
                               for number, (start_s, end_s) in enumerate(spans, start=1)]
     return answer
 
 
-def _mean_scores(asked: _Asked, times_s: np.ndarray, stamps: np.ndarray | None,
+def _mean_scores(request: _Request, times_s: np.ndarray, stamps: np.ndarray | None,
                  spans: Sequence[tuple[float, float]]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (part, mean class probabilities) as the parts are complete: 0 is the whole file, the windows follow."""
-    factors, length_s = asked.network.factors, float(times_s[-1])
-    starts_s = [view_starts_s(length_s, factors.span_s, asked.views)]
-    if asked.windows:
-        views = asked.windows.views(length_s)
+    factors, length_s = request.network.factors, float(times_s[-1])
+    starts_s = [view_starts_s(length_s, factors.span_s, request.views)]
+    if request.windows:
+        views = request.windows.views(length_s)
         starts_s += [start_s + view_starts_s(end_s - start_s, factors.span_s, views) for start_s, end_s in spans]
     part_N = np.repeat(np.arange(len(starts_s)), [len(starts) for starts in starts_s])
     start_N = np.concatenate(starts_s)
     order_N = np.argsort(start_N, kind="stable")
     index_NT = np.stack([clip_frames(times_s, start_s, factors.frames, factors.stride) for start_s in start_N[order_N]])
-    clips = asked.child.stream(centre_clips, asked.path, evaluation_crop(factors.resolution), index_NT, stamps)
+    clips = request.child.stream(centre_clips, request.path, evaluation_crop(factors.resolution), index_NT, stamps)
     sums: dict[int, np.ndarray] = {}
     left = np.bincount(part_N)
-    for done, (part, scores_K) in enumerate(zip(part_N[order_N].tolist(), _scores(asked, clips), strict=True), start=1):
+    scored = zip(part_N[order_N].tolist(), _scores(request, clips), strict=True)
+    for done, (part, scores_K) in enumerate(scored, start=1):
         sums[part] = sums.get(part, 0.0) + scores_K
         left[part] -= 1
         if not left[part]:
             yield part, sums.pop(part) / len(starts_s[part])
-        asked.progress(done, len(order_N))
+        request.progress(done, len(order_N))
 
 
-def _scores(asked: _Asked, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _scores(request: _Request, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield class probabilities of each of `clips` (T x H x W x 3 uint8, square)."""
-    network, clips = asked.network, iter(clips)
+    network, clips = request.network, iter(clips)
     side = evaluation_crop(network.factors.resolution)
     while some := list(islice(clips, BATCH)):
         clips_BTHWC = torch.stack([resize(torch.from_numpy(clip_THWC), side) for clip_THWC in some])
         with explain_device_faults(), torch.inference_mode():
-            scores_BK = probabilities_of(asked.model, normalise(clips_BTHWC, network.mean, network.std), asked.runtime)
+            x_BCTHW = normalise(clips_BTHWC, network.mean, network.std)
+            scores_BK = probabilities_of(request.model, x_BCTHW, request.runtime)
         check_finite(scores_BK, network)
         yield from scores_BK.numpy()
 
 
-def _best(scores_K: np.ndarray, network: Network, top: int) -> list[dict[str, Any]]:
-    """The `top` classes, best first."""
-    names = network.class_names or range(network.classes)
-    return [{"class": str(names[label]), "label": label, "probability": float(scores_K[label])}
-            for label in np.argsort(-scores_K, kind="stable")[:top].tolist()]
+# --- in the child process, which is forked: nothing here calls torch ---
+
+
+def frame_times(path: Path) -> tuple[np.ndarray, np.ndarray | None, int, int]:
+    """Return the times of all frames, seconds from the first, their stamps, the number of damaged packets, and how
+    often the clock jumps. Raises `UnreadableClip` if no frame can be decoded."""
+    reader = ClipReader(path, short_side=1, pictures=False)
+    times_s = np.array([time_s for time_s, _ in reader])
+    return times_s, reader.stamps, reader.damaged, reader.jumps
+
+
+def centre_clips(path: Path, short_side: int, index_NT: np.ndarray,
+                 stamps: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Yield for each row of `index_NT`, frame indices, the centre squares of these frames: T x side x side x 3 uint8.
+
+    The rows, and the indices within a row, never descend, so that in one pass only the frames from the present row's
+    first to its last are held. The side is at most `short_side`. With the `stamps` of all frames, reading starts near
+    the first one. Raises `UnreadableClip`, and `DataError` if fewer frames come than there were.
+    """
+    wanted, rows, held = np.unique(index_NT), iter(index_NT), {}
+    row_T = next(rows)
+    reader = ClipReader(path, short_side, wanted.tolist(), stamps=stamps)
+    for index, (_, frame_HWC) in zip(wanted.tolist(), reader, strict=False):
+        box = centre_box(*frame_HWC.shape[:2])
+        held[index] = frame_HWC[box.top:box.top + box.side, box.left:box.left + box.side].copy()
+        while row_T is not None and row_T[-1] <= index:
+            yield np.stack([held[i] for i in row_T.tolist()])
+            row_T = next(rows, None)
+        held = {i: frame for i, frame in held.items() if row_T is not None and i >= row_T[0]}
+    if row_T is not None:
+        raise DataError("gave fewer frames when it was read again; was it replaced meanwhile?")

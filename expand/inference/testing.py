@@ -1,13 +1,13 @@
-"""A network tested by the published protocol: 10 clips uniform in time, or 30 with three crops of each (FACTS: recipe;
-docs/decisions/007-test-protocol.md)."""
+"""Testing a trained network by the published protocol: 10 clips uniform in time, or 30 with three crops of each
+(FACTS: recipe; docs/decisions/007-test-protocol.md)."""
 
 from __future__ import annotations
 
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from expand.data.loading.prefetch import dead_worker
 from expand.data.sources.labels import label_key
 from expand.errors import SHOWN, DataError, RunError, abbreviate, did_you_mean, explain_device_faults, lacks_memory
 from expand.expansion.text import cell, one_line, percent, split_note
-from expand.inference.loaded_network import check_finite, load_on_device
 from expand.inference.options import CROPS, TestClips
+from expand.inference.predicting import check_finite, load_on_device
 from expand.machine import available_cores
 from expand.model import X3D
 from expand.report.confusion import classes_frame, confusion_frame, plot_confusion
@@ -34,7 +34,7 @@ from expand.rundir.files import jsonable, make_dir, write_atomic, write_json
 from expand.rundir.paths import RunPaths
 from expand.space.geometry import evaluation_crop
 from expand.space.network import Network
-from expand.training.evaluate import Evaluation, evaluation_of, hits, score_videos, wilson_interval
+from expand.training.evaluate import evaluation_of, hits, score_videos, wilson_interval
 from expand.training.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -47,53 +47,40 @@ def measure(source: str | Path, chosen: TestClips, *, views: int, weights: str |
             progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Measure a network on the clips `chosen` for it, as `expand.test` says."""
     model, runtime = load_on_device(source, weights, device, threads)
-    network, paths, other = model.description, RunPaths(Path(source)), chosen.other
+    network, paths, split = model.description, RunPaths(Path(source)), chosen.split
     config = replace(chosen.config, mean=network.mean, std=network.std)
+    names, mapping = _match_classes(chosen.listed, split, network)
+    data = prepare(config, short_side=evaluation_crop(network.factors.resolution), workers=available_cores(),
+                   splits=(split,), listed=chosen.listed)
+    clips = tuple(replace(clip, label=mapping[clip.label]) for clip in getattr(data, split))
+    left_out = sum(clip.split == split for clip in chosen.listed.clips) - len(clips)
     is_own = weights is None and paths.config.is_file()
-    exam = _prepare_exam(config, chosen.listed, chosen.split, network)
-    folder = make_dir(out or
-                      _default_folder(paths if is_own else None, other, f"{exam.split}-{views}views", network))
+    folder = make_dir(out or _default_folder(paths if is_own else None, chosen.other, f"{split}-{views}views", network))
     began = time.monotonic()
-    scores, labels = _scores(model, exam, views, batch_size, runtime, progress)
+    scores, labels = _scores(model, clips, config, views, batch_size, runtime, progress)
     evaluation, seconds = evaluation_of(scores, labels), time.monotonic() - began
     confusion_KK = np.array(evaluation.confusion)
     top5_K = torch.bincount(labels[hits(scores, labels, 5)], minlength=network.classes).numpy()
-    per_class = classes_frame(confusion_KK, top5_K, exam.names)
-    is_selected = is_own and other is None and paths.journal.exists()
+    per_class = classes_frame(confusion_KK, top5_K, names)
+    is_selected = is_own and chosen.other is None and paths.journal.exists()
     result = jsonable({
         "network": network.name, "source": source, "weights": weights,
-        "data": getattr(config, exam.split) or (config.source if not config.is_builtin else "built-in"),
-        "split": exam.split, "note": split_note(exam.split, exam.split == "val") if is_selected else None,
-        "views": views, "videos": len(exam.clips), "left_out": exam.left_out, **_figures(evaluation, len(exam.clips)),
+        "data": getattr(config, split) or (config.source if not config.is_builtin else "built-in"),
+        "split": split, "note": split_note(split, split == "val") if is_selected else None,
+        "views": views, "videos": len(clips), "left_out": left_out,
+        "accuracy": evaluation.accuracy, "accuracy_interval": wilson_interval(evaluation.accuracy, len(clips)),
+        "top5": evaluation.top5, "top5_interval": wilson_interval(evaluation.top5, len(clips)),
+        "loss": evaluation.loss,
         "per_class": per_class.to_dict("records"), "device": runtime.device.type, "precision": runtime.precision,
-        "wall_s": seconds, "clips_per_s": len(exam.clips) * views / seconds, "out": folder})
-    _write(folder, result, exam, scores, confusion_KK, per_class)
+        "wall_s": seconds, "clips_per_s": len(clips) * views / seconds, "out": folder})
+    _write(folder, result, clips, names, scores, confusion_KK, per_class)
     return result
 
 
-@dataclass(frozen=True, eq=False)
-class _Exam:
-    """The clips of a split, labelled with the network's classes, whose names are `names`; `left_out`: unreadable."""
-
-    config: DataConfig
-    split: str
-    names: tuple[str, ...]
-    clips: tuple[CachedClip, ...]
-    left_out: int
-
-
-def _prepare_exam(config: DataConfig, listed: ClipList, split: str, network: Network) -> _Exam:
-    names, mapping = _match_classes(listed, split, network)
-    short_side = evaluation_crop(network.factors.resolution)
-    data = prepare(config, short_side=short_side, workers=available_cores(), splits=(split,), listed=listed)
-    clips = tuple(replace(clip, label=mapping[clip.label]) for clip in getattr(data, split))
-    return _Exam(config, split, names, clips, sum(clip.split == split for clip in listed.clips) - len(clips))
-
-
 def _match_classes(listed: ClipList, split: str, network: Network) -> tuple[tuple[str, ...], dict[int, int]]:
-    """The names of the network's classes, and its class for each label of `split`.
+    """Return the names of the network's classes, and its class for each label of `split`.
 
-    Raises `DataError` where the network has no such class or, without names, another number of classes.
+    Raises `DataError` if the network has no such class or, without names, another number of classes.
     """
     names = network.class_names
     if names is None:
@@ -118,7 +105,8 @@ def _match_classes(listed: ClipList, split: str, network: Network) -> tuple[tupl
 
 
 def _default_folder(paths: RunPaths | None, clips: str | None, stem: str, network: Network) -> Path:
-    """In the run `paths` of which the network is, a folder for each set of clips; else one here."""
+    """Return the folder of a result: in the run `paths`, if the network is its own, one for each set of clips; else one
+    in the working directory."""
     if paths is not None:
         other = Path(clips).resolve() if clips else None
         name = f"{other.name}-{sha256(str(other).encode()).hexdigest()[:6]}-{stem}" if other else stem
@@ -126,17 +114,25 @@ def _default_folder(paths: RunPaths | None, clips: str | None, stem: str, networ
     return Path(f"test-{re.sub(r'[^a-zA-Z0-9_.-]+', '_', network.name)[:80]}-{stem}")
 
 
-def _scores(model: X3D, exam: _Exam, views: int, batch_size: int, runtime: Runtime,
+def _scores(model: X3D, clips: Sequence[CachedClip], config: DataConfig, views: int, batch_size: int, runtime: Runtime,
             progress: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
     """Return class probabilities (videos x classes) and labels."""
-    factors, videos = model.description.factors, len(exam.clips)
-    batches = eval_loader(exam.clips, frames=factors.frames, stride=factors.stride, resolution=factors.resolution,
-                          views=TIMES, crops=CROPS[views], batch_size=batch_size, config=exam.config,
+    factors, videos = model.description.factors, len(clips)
+    batches = eval_loader(clips, frames=factors.frames, stride=factors.stride, resolution=factors.resolution,
+                          views=TIMES, crops=CROPS[views], batch_size=batch_size, config=config,
                           workers=runtime.loader_workers, device=runtime.device)
+
+    def counted() -> Iterator[tuple[Tensor, ...]]:
+        """Yield the batches; each is counted once the next is asked for."""
+        done = 0
+        for batch in batches:
+            yield batch
+            done += len(batch[0])
+            progress(done, videos * views)
+
     try:
         with explain_device_faults():
-            scores, labels = score_videos(model, _count_clips(batches, videos * views, progress), videos,
-                                          model.description.classes, runtime)
+            scores, labels = score_videos(model, counted(), videos, model.description.classes, runtime)
     except (MemoryError, RuntimeError) as error:
         if (death := dead_worker(error)) is not None:
             raise death from error
@@ -147,42 +143,20 @@ def _scores(model: X3D, exam: _Exam, views: int, batch_size: int, runtime: Runti
     return scores, labels
 
 
-def _count_clips(batches: Iterable[tuple[Tensor, ...]], total: int,
-             progress: Callable[[int, int], None]) -> Iterator[tuple[Tensor, ...]]:
-    """Yield `batches`; each is counted once the next is asked for."""
-    done = 0
-    for batch in batches:
-        yield batch
-        done += len(batch[0])
-        progress(done, total)
-
-
-def _figures(evaluation: Evaluation, videos: int) -> dict[str, Any]:
-    return {"accuracy": evaluation.accuracy, "accuracy_interval": wilson_interval(evaluation.accuracy, videos),
-            "top5": evaluation.top5, "top5_interval": wilson_interval(evaluation.top5, videos), "loss": evaluation.loss}
-
-
-def _scores_frame(exam: _Exam, scores: Tensor) -> pd.DataFrame:
-    """A row a video: path, class, label, the best class as guess and guess_label, and its probability."""
-    guesses = scores.argmax(1).tolist()
-    names = [cell(jsonable(name)) for name in exam.names]
-    return pd.DataFrame({
-        "path": [jsonable(clip.path) for clip in exam.clips], "class": [names[clip.label] for clip in exam.clips],
-        "label": [clip.label for clip in exam.clips], "guess": [names[guess] for guess in guesses],
+def _write(folder: Path, result: dict[str, Any], clips: Sequence[CachedClip], names: Sequence[str], scores: Tensor,
+           confusion_KK: np.ndarray, per_class: pd.DataFrame) -> None:
+    """Write the files that `test` promises into `folder`; result.json is the last, so that the others are complete."""
+    per_class = per_class.assign(**{column: per_class[column].map(cell, na_action="ignore")
+                                    for column in ("class", "confused_with")})
+    guesses, cells = scores.argmax(1).tolist(), [cell(jsonable(name)) for name in names]
+    of_videos = pd.DataFrame({
+        "path": [jsonable(clip.path) for clip in clips], "class": [cells[clip.label] for clip in clips],
+        "label": [clip.label for clip in clips], "guess": [cells[guess] for guess in guesses],
         "guess_label": guesses, "probability": scores.max(1).values.tolist()})
-
-
-def _write(folder: Path, result: dict[str, Any], exam: _Exam, scores: Tensor, confusion_KK: np.ndarray,
-           per_class: pd.DataFrame) -> None:
-    """What `test` promises to leave in `folder`; result.json last, so that where it is, the others are."""
-    named = {column: per_class[column].map(cell, na_action="ignore") for column in ("class", "confused_with")}
-    write_atomic(folder / "classes.csv", per_class.assign(**named).to_csv(index=False))
-    write_atomic(folder / "confusion.csv", confusion_frame(confusion_KK, exam.names).to_csv())
-    write_atomic(folder / "scores.csv", _scores_frame(exam, scores).to_csv(index=False))
-    plot_confusion(confusion_KK, exam.names, folder / "confusion.png", _title(result))
+    write_atomic(folder / "classes.csv", per_class.to_csv(index=False))
+    write_atomic(folder / "confusion.csv", confusion_frame(confusion_KK, names).to_csv())
+    write_atomic(folder / "scores.csv", of_videos.to_csv(index=False))
+    title = (f"{one_line(result['network'])}: top-1 {percent(result['accuracy'])} % of {result['videos']} videos, "
+             f"{result['split']}, {result['views']} views")
+    plot_confusion(confusion_KK, names, folder / "confusion.png", title)
     write_json(folder / "result.json", result)
-
-
-def _title(result: dict[str, Any]) -> str:
-    return (f"{one_line(result['network'])}: top-1 {percent(result['accuracy'])} % of {result['videos']} videos, "
-            f"{result['split']}, {result['views']} views")

@@ -16,7 +16,7 @@ from expand.data.frames.clock import AHEAD, LONGEST_S, RAREST_S, TIMES_USUAL, Cl
 from expand.data.frames.decode import ClipReader
 from expand.data.loading.prepared import estimate_bytes
 from expand.data.sources import Clip
-from expand.inference.windows import frame_times
+from expand.inference.predicting import frame_times
 from tests.data.clips import frames_of, steady, write_clip, write_stamped
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "field" / "video"

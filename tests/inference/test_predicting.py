@@ -15,7 +15,7 @@ from expand.data.loading.sampling import window_starts_s
 from expand.data.loading.transforms import normalise, resize
 from expand.errors import RunError, UsageError
 from expand.inference import predicting
-from expand.inference.windows import centre_clips, frame_times
+from expand.inference.predicting import centre_clips, frame_times
 from expand.model.load import load_model
 from tests.data.clips import steady, write_clip, write_folder, write_stamped
 from tests.inference.networks import FACTORS, save_network
