@@ -28,8 +28,7 @@ from expand.space.factors import REFERENCE_FPS, Factors
 from expand.space.geometry import evaluation_crop
 from expand.space.network import Network
 from expand.training.evaluate import probabilities_of
-from expand.training.gpus import complaints
-from expand.training.runtime import Runtime, resolve_run
+from expand.training.runtime import Runtime, complaints, resolve_run
 
 logger = logging.getLogger(__name__)
 

@@ -27,8 +27,7 @@ from expand.expansion.rules import Space
 from expand.kernels import library
 from expand.machine import available_cores
 from expand.training.estimate import estimate_seconds
-from expand.training.gpus import Gpu, look_at_all
-from expand.training.runtime import Runtime
+from expand.training.runtime import Gpu, Runtime, look_at_all
 from expand.version import __version__
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,7 @@ from expand.home import expand_home
 from expand.rundir.paths import RunPaths
 from expand.space.axes import AXES
 from expand.space.geometry import Geometry
-from expand.training.recipe import check_batches
-from expand.training.recipe import resolve as resolve_recipe
+from expand.training.job import check_batches, resolve_recipe
 
 if TYPE_CHECKING:
     from expand.data import PreparedData

@@ -63,8 +63,7 @@ def start(config: Config, run_dir: Path | None, stem: str, display: Display | No
     with shown_on(display) as display, early_start(config.run) as fork_server:
         from expand.kernels import library
         from expand.run.machine import describe_environment, estimate_search, look_at_gpus
-        from expand.training.gpus import complaints
-        from expand.training.runtime import Runtime, resolve_run
+        from expand.training.runtime import Runtime, complaints, resolve_run
 
         library.load()  # kernels or a device that are not there are said before the clips are decoded
         gpus = look_at_gpus(config.run, fork_server)

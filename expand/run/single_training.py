@@ -42,13 +42,11 @@ from expand.space.complexity import complexity_of
 from expand.space.network import Network, dump_network, load_network
 from expand.training.candidate import train_final
 from expand.training.checkpoint import save_weights
-from expand.training.curves import TensorBoard
 from expand.training.distributed import Group, process_group
 from expand.training.evaluate import wilson_interval
-from expand.training.gpus import complaints
-from expand.training.job import Hooks, Job, Kind, candidate_seed
-from expand.training.recipe import check_batches
-from expand.training.runtime import Runtime, resolve_run
+from expand.training.job import Hooks, Job, Kind, candidate_seed, check_batches
+from expand.training.progress import TensorBoard
+from expand.training.runtime import Runtime, complaints, resolve_run
 
 logger = logging.getLogger(__name__)
 

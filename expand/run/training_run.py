@@ -17,7 +17,7 @@ from expand.run.resolve import ANY_NUMBER, check_free, check_unchanged, choose_d
 from expand.rundir.contents import read_training, weights_at
 from expand.rundir.paths import RunPaths
 from expand.space.network import Network
-from expand.training.recipe import check_batches
+from expand.training.job import check_batches
 
 
 def start(network: Network, config: Config, init: Path | None, run_dir: Path | None,

@@ -79,7 +79,7 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
         clips_per_s=progress.clips / progress.train_s if progress.train_s else 0.0,
         breakdown={name: round(value, 4) for name, value in seconds.items()}, notes=tuple(training.notes),
         right=encode_right(evaluation.right))
-    _write_outcome(job, data, outcome, evaluation.confusion)
+    _write_outcome(job, data, outcome.as_dict(), evaluation.confusion)
     checkpoint.save_weights(job.paths.checkpoint, training.result)
     _delete_previous_checkpoint(job)
     return outcome
@@ -88,7 +88,7 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
 def fail_candidate(job: Job, data: PreparedData, reason: str) -> Outcome:
     """Return, and write to disk, the failed outcome of a candidate whose training cannot give a result."""
     outcome = Outcome(job.id, "failed", reason=reason)
-    _write_outcome(job, data, outcome, None)
+    _write_outcome(job, data, outcome.as_dict(), None)
     _delete_previous_checkpoint(job)
     return outcome
 
@@ -126,7 +126,7 @@ def train_final(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks, gr
               "from_candidate": better is not None, "wall_s": sum(training.seconds().values()), "notes": notes}
     if group.is_first:
         checkpoint.save_weights(job.weights, training.result)
-        _write(job, data, {"result": result}, {name: measured.confusion for name, measured in splits.items()})
+        _write_outcome(job, data, {"result": result}, {name: found.confusion for name, found in splits.items()})
         _delete_previous_checkpoint(job)
     return result
 
@@ -202,11 +202,7 @@ def _delete_previous_checkpoint(job: Job) -> None:
         job.paths.checkpoint_before.unlink(missing_ok=True)
 
 
-def _write_outcome(job: Job, data: PreparedData, outcome: Outcome, confusion: list[list[int]] | None) -> None:
-    _write(job, data, outcome.as_dict(), confusion)
-
-
-def _write(job: Job, data: PreparedData, fields: dict[str, Any], confusion: Any) -> None:
+def _write_outcome(job: Job, data: PreparedData, fields: dict[str, Any], confusion: Any) -> None:
     content = {**fields, "identity": job.identity, "classes": list(data.classes), "confusion": confusion}
     write_json(job.paths.outcome, {**content, "digest": _digest(content)}, above=False)
 

@@ -13,8 +13,8 @@ from expand.errors import lacks_memory
 from expand.expansion.state import Candidate
 from expand.model import X3D
 from expand.space.geometry import Geometry
+from expand.training.job import sizes
 from expand.training.loop import make_optimizer
-from expand.training.recipe import sizes
 from expand.training.runtime import Runtime
 
 PROBE_GFLOPS = 1.0

@@ -1,10 +1,16 @@
-"""Training one network, from its initial weights to its measured accuracy. It can stop and resume at any update."""
+"""Training one network, from its initial weights to its measured accuracy. It can stop and resume at any update.
+
+Two averages make the measured network: a moving average of its weights (`MovingAverage`), and precise batch norm, which
+replaces the running statistics, a trail of those along the way, by the statistics of the final weights over many clips.
+"""
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from itertools import chain, repeat
@@ -14,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from expand.config.schema import RecipeConfig
 from expand.data import PreparedData
@@ -24,17 +31,18 @@ from expand.machine import give_back_freed_memory
 from expand.model import X3D
 from expand.model.load import load_checkpoint
 from expand.training import checkpoint
-from expand.training.averages import MovingAverage, update_precise_bn
-from expand.training.checkpoint import Progress
+from expand.training.checkpoint import Extent
 from expand.training.cuda_graphs import GraphedStep
-from expand.training.curves import Metrics
 from expand.training.distributed import ALONE, Group, distribute
 from expand.training.evaluate import Evaluation, evaluation_of, score_videos
-from expand.training.job import Hooks, Job, Tick
-from expand.training.recipe import check_batches, learning_rate, max_micro_batches, sizes
+from expand.training.job import Hooks, Job, Tick, check_batches, learning_rate, max_micro_batches, sizes
+from expand.training.progress import CLIPS, PHASES, STEP, Metrics, Progress, Stopwatch
 from expand.training.runtime import Runtime
-from expand.training.stopwatch import CLIPS, PHASES, STEP, Stopwatch
-from expand.training.untrusted_checkpoint import Extent, restore
+
+with warnings.catch_warnings():  # fvcore compiles its losses with torch.jit on import, which torch deprecates
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +84,7 @@ class Training:
             self.average = MovingAverage(self.model, job.recipe.ema) if job.recipe.ema else None
 
             extent = Extent(self.epochs, len(data.train), self.batch_size)
-            found, self.last_is_good = checkpoint.restore_newest(
-                job.id, job.paths, job.identity, checkpoint.max_bytes(self.model, self.epochs),
-                lambda state: restore(state, self.model, self.optimizer, extent, self.average))
+            found, self.last_is_good = checkpoint.restore_newest(job, self.model, self.optimizer, extent, self.average)
             self.progress = found or Progress()
             self.progress.parts = min(self._max_micro_batches(self.batch_size),
                                       max(self.progress.parts, job.recipe.accumulation * job.parts))
@@ -92,12 +98,13 @@ class Training:
         return self.average.module if self.average is not None else self.model
 
     def fit(self) -> None:
-        """Train to the end of the recipe.
+        """Train to the end of the recipe: at each epoch's end, check the weights, measure on val if the recipe says so,
+        and add a row to metrics.csv.
 
         Raises `Interrupted` (after a checkpoint) when asked to stop, `CandidateFailed` when the loss or a weight is not
         finite.
         """
-        progress = self.progress
+        progress, every = self.progress, self.job.recipe.eval_every
         with self._train_batches() as batches:
             while progress.epoch < self.epochs:
                 self.model.train()
@@ -111,13 +118,34 @@ class Training:
                         progress.loss_sum = progress.loss_sum + loss * clips  # the sums stay on the device
                         progress.correct = progress.correct + hits
                     if progress.batch % CHECK_EVERY == 0 or progress.batch == self.updates:
-                        self._report()
+                        with self.watch.phase(STEP):
+                            loss_sum, _ = self._fetch_sums()
+                        done, seconds = progress.epoch * self.updates + progress.batch, max(progress.train_s, 1e-9)
+                        self.hooks.tick(Tick(progress.epoch, self.epochs, done, self.epochs * self.updates,
+                                             loss_sum / progress.seen, progress.clips / seconds, done / seconds))
                     if self.group.any(self.hooks.stop()):
                         self.save()
                         raise Interrupted("stopped", where=self.job.id)
                     if time.monotonic() - self.saved >= self.job.checkpoint_every_s:
                         self.save()
-                self._end_epoch()
+                loss_sum, correct = self._fetch_sums()
+                self._check_weights(f"after epoch {progress.epoch + 1}")
+                row = {"epoch": progress.epoch + 1, "lr": self._learning_rate(progress.batch - 1),
+                       "loss": loss_sum / progress.seen, "accuracy": correct / progress.seen,
+                       "train_s": round(progress.train_s, 3)}
+                if every and (progress.epoch + 1) % every == 0:
+                    self.save()  # an interruption of the evaluation costs the evaluation alone
+                    evaluation = self.evaluate("val")
+                    row |= {"val_accuracy": evaluation.accuracy, "val_loss": evaluation.loss}
+                elif every:
+                    row |= {"val_accuracy": math.nan, "val_loss": math.nan}
+                progress.rows.append(row)
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+                progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
+                if self.group.is_first:
+                    with self.watch.phase("disk_s"):
+                        self.metrics.write(progress.rows, is_last=progress.epoch == self.epochs)
+                self.hooks.epoch(row)
         self._forget_graph()
         self.trained_parts = min(progress.parts, self._max_micro_batches(self.batch_size))
         self.save()
@@ -192,37 +220,6 @@ class Training:
         if not math.isfinite(loss_sum):
             raise CandidateFailed(f"the loss became {loss_sum} in epoch {progress.epoch + 1}")
         return loss_sum, correct
-
-    def _report(self) -> None:
-        """Tell the display how far the training is."""
-        with self.watch.phase(STEP):
-            loss_sum, _ = self._fetch_sums()
-        progress = self.progress
-        done, seconds = progress.epoch * self.updates + progress.batch, max(progress.train_s, 1e-9)
-        self.hooks.tick(Tick(progress.epoch, self.epochs, done, self.epochs * self.updates, loss_sum / progress.seen,
-                             progress.clips / seconds, done / seconds))
-
-    def _end_epoch(self) -> None:
-        """Check the weights, measure on val if the recipe says so, and add the epoch's row to metrics.csv."""
-        progress, every = self.progress, self.job.recipe.eval_every
-        loss_sum, correct = self._fetch_sums()
-        self._check_weights(f"after epoch {progress.epoch + 1}")
-        row = {"epoch": progress.epoch + 1, "lr": self._learning_rate(progress.batch - 1),
-               "loss": loss_sum / progress.seen, "accuracy": correct / progress.seen,
-               "train_s": round(progress.train_s, 3)}
-        if every and (progress.epoch + 1) % every == 0:
-            self.save()  # an interruption of the evaluation costs the evaluation alone
-            evaluation = self.evaluate("val")
-            row |= {"val_accuracy": evaluation.accuracy, "val_loss": evaluation.loss}
-        elif every:
-            row |= {"val_accuracy": math.nan, "val_loss": math.nan}
-        progress.rows.append(row)
-        progress.epoch, progress.batch = progress.epoch + 1, 0
-        progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
-        if self.group.is_first:
-            with self.watch.phase("disk_s"):
-                self.metrics.write(progress.rows, is_last=progress.epoch == self.epochs)
-        self.hooks.epoch(row)
 
     def _check_weights(self, moment: str) -> None:
         """Raise `CandidateFailed` if a weight is not finite. A compiled operator may turn a NaN into 0 (a maximum
@@ -371,3 +368,59 @@ def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimi
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=True)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
+
+
+class MovingAverage(AveragedModel):
+    """The exponential moving average of `model`, equal to torch's to the bit: the first update copies the weights, each
+    later one moves the average by `1 - decay` of the way to them; buffers are always the model's.
+
+    At every update, torch's own class copies its counter to the GPU, and the host waits until the GPU is idle. Here the
+    counter stays on the host, and an update is a few launches.
+    """
+
+    module: X3D
+
+    def __init__(self, model: X3D, decay: float) -> None:
+        super().__init__(model)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards the present weights of `model`."""
+        averages: list[Tensor] = list(self.module.parameters())
+        weights: list[Tensor] = list(model.parameters())
+        if int(self.n_averaged) == 0:
+            torch._foreach_copy_(averages, weights)
+        else:
+            torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
+            ours.copy_(theirs)
+        self.n_averaged += 1
+
+
+def update_precise_bn(model: X3D, clips: Iterable[Tensor], batches: int, runtime: Runtime) -> None:
+    """Set the running statistics of `model` to those of `batches` of `clips` (B x 3 x T x H x W each), with fvcore, and
+    leave it in training mode. Batches may differ in size. Each of several processes uses all `clips`.
+
+    An exception leaves the statistics as they were: fvcore works on a copy, because it may leave its hooks behind.
+    """
+    if get_bn_modules(model.train()):
+        work = copy.deepcopy(model)
+        for module in work.modules():
+            if isinstance(module, nn.SyncBatchNorm):  # would add up the processes' batches, which are the same here
+                module.__class__ = nn.BatchNorm3d  # type: ignore[assignment]  # both have the same fields
+        inputs = (x_BCTHW.to(runtime.device, memory_format=runtime.memory_format) for x_BCTHW in clips)
+        update_bn_stats(_UnderAutocast(work, runtime), inputs, num_iters=batches)
+        model.load_state_dict(work.state_dict())
+
+
+class _UnderAutocast(nn.Module):
+    """A model whose call alone runs under autocast: `clips` are made while fvcore asks for them, outside of it."""
+
+    def __init__(self, model: nn.Module, runtime: Runtime) -> None:
+        super().__init__()
+        self.model, self.runtime = model, runtime
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        with self.runtime.autocast():
+            return self.model(x_BCTHW)

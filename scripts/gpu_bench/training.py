@@ -23,10 +23,9 @@ from expand.model import X3D
 from expand.model.convolution import plain_operators
 from expand.model.folded_batch_norm import for_inference
 from expand.rundir.paths import CandidatePaths
-from expand.training.averages import update_precise_bn
 from expand.training.evaluate import probabilities_of
 from expand.training.job import Hooks, Job
-from expand.training.loop import Training
+from expand.training.loop import Training, update_precise_bn
 from expand.training.runtime import Runtime
 from gpu_bench.running import Check, Note, NotHere, Result, Setting
 from gpu_bench.stepping import THREADS, TINY, Stepper, network_of, our_model, triton_switch

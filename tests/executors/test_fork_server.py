@@ -15,8 +15,7 @@ from expand.expansion.rules import Space
 from expand.exports import card
 from expand.run import machine
 from expand.training.estimate import estimate_seconds
-from expand.training.gpus import look_at_all
-from expand.training.runtime import Runtime
+from expand.training.runtime import Runtime, look_at_all
 
 
 def ended_badly():

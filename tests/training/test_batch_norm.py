@@ -17,9 +17,8 @@ from expand.rundir.paths import CandidatePaths
 from expand.space.factors import Factors
 from expand.space.geometry import Geometry
 from expand.training.candidate import train_candidate
-from expand.training.job import Hooks, Job
+from expand.training.job import Hooks, Job, check_batches, max_micro_batches
 from expand.training.loop import Training
-from expand.training.recipe import check_batches, max_micro_batches
 from tests.training.small import CONFIG, RECIPE, RUNTIME, network
 
 ONE_POSITION = network("small", frames=1)

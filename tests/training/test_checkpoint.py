@@ -19,9 +19,9 @@ from expand.model.load import load_model
 from expand.space.factors import Factors
 from expand.space.network import Network
 from expand.training import checkpoint
-from expand.training.checkpoint import Progress
+from expand.training.checkpoint import Extent, restore
 from expand.training.loop import make_optimizer
-from expand.training.untrusted_checkpoint import Extent, restore
+from expand.training.progress import Progress
 
 COURSE = Extent(epochs=5, clips=40, batch_size=8)
 PROGRESS = Progress(epoch=2, batch=1, loss_sum=0.1 + 0.2, correct=3, seen=8, clips=88, parts=2,

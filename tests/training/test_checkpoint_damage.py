@@ -14,10 +14,10 @@ from expand.rundir.files import clear_leftovers
 from expand.rundir.paths import CandidatePaths
 from expand.training import checkpoint, loop
 from expand.training.candidate import train_candidate, train_final
-from expand.training.checkpoint import Progress
 from expand.training.evaluate import Evaluation
 from expand.training.job import Hooks, Job, candidate_seed
 from expand.training.loop import Training, make_optimizer
+from expand.training.progress import Progress
 from tests.training.small import CONFIG, RECIPE, RUNTIME, final, network
 
 NETWORK = network("s00-basis", frames=1)

@@ -1,6 +1,6 @@
 """metrics.csv is never far behind, and whole."""
 
-from expand.training.curves import EVERY_S, Metrics
+from expand.training.progress import METRICS_EVERY_S, Metrics
 
 
 def test_it_is_written_at_first_and_at_last_and_now_and_then_between(tmp_path):
@@ -9,7 +9,7 @@ def test_it_is_written_at_first_and_at_last_and_now_and_then_between(tmp_path):
     rows, seen = [], []
     for epoch in range(1, 8):
         rows.append({"epoch": epoch, "loss": 0.5 * epoch})
-        now[0] += EVERY_S * 0.4
+        now[0] += METRICS_EVERY_S * 0.4
         metrics.write(rows, is_last=epoch == 7)
         seen.append(len(path.read_text().splitlines()) - 1)
     assert seen == [1, 1, 1, 4, 4, 4, 7]

@@ -17,11 +17,11 @@ from expand.model import X3D
 from expand.model.folded_batch_norm import FoldedX3D, for_inference
 from expand.rundir.paths import CandidatePaths
 from expand.training import estimate, evaluate
-from expand.training.averages import MovingAverage, update_precise_bn
-from expand.training.checkpoint import Progress, save, save_weights
+from expand.training.checkpoint import save, save_weights
 from expand.training.evaluate import score_videos
 from expand.training.job import Hooks, Job
-from expand.training.loop import Training, make_optimizer
+from expand.training.loop import MovingAverage, Training, make_optimizer, update_precise_bn
+from expand.training.progress import Progress
 from expand.training.runtime import Runtime
 from tests.model.seeded import awaken
 from tests.training.small import CONFIG, RECIPE, RUNTIME, network

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from expand.config.schema import DataConfig, RecipeConfig
 from expand.data import PreparedData
 from expand.data.loading.loader import TrainBatches
-from expand.training.recipe import BATCHES, EPOCHS, REFERENCE_BATCH, UPDATES, learning_rate, resolve, updates_per_epoch
+from expand.training.job import (
+    BATCHES,
+    EPOCHS,
+    REFERENCE_BATCH,
+    UPDATES,
+    learning_rate,
+    resolve_recipe,
+    updates_per_epoch,
+)
 
 SETTLED = RecipeConfig(batch_size=128, epochs=30)
 recipes = st.builds(RecipeConfig, batch_size=st.integers(1, 512), epochs=st.just(1), lr=st.floats(0.01, 1.0),
@@ -44,13 +52,13 @@ def test_a_last_batch_of_one_clip_is_left_out(clips, batch_size, updates):
     (240_000, 128, 30),  # Kinetics: the bounds of both
 ])
 def test_open_values_are_settled_for_the_data_set(clips, batch_size, epochs):
-    resolved = resolve(RecipeConfig(), clips)
+    resolved = resolve_recipe(RecipeConfig(), clips)
     assert (resolved.batch_size, resolved.epochs) == (batch_size, epochs)
 
 
 @given(st.integers(1, 300_000))
 def test_about_two_thousand_updates_are_made_within_the_bounds(clips):
-    resolved = resolve(RecipeConfig(), clips)
+    resolved = resolve_recipe(RecipeConfig(), clips)
     assert BATCHES[0] <= resolved.batch_size <= BATCHES[1] and EPOCHS[0] <= resolved.epochs <= EPOCHS[1]
     updates = resolved.epochs * updates_per_epoch(clips, resolved.batch_size)
     if EPOCHS[0] < resolved.epochs < EPOCHS[1]:
@@ -60,11 +68,11 @@ def test_about_two_thousand_updates_are_made_within_the_bounds(clips):
 @given(st.integers(1, 300_000), st.integers(1, 512), st.integers(1, 999))
 def test_what_is_given_is_kept(clips, batch_size, epochs):
     given_both = RecipeConfig(batch_size=batch_size, epochs=epochs, lr=0.3)
-    assert resolve(given_both, clips) == given_both
-    assert resolve(RecipeConfig(batch_size=batch_size), clips).batch_size == batch_size
-    assert resolve(RecipeConfig(epochs=epochs), clips).epochs == epochs
-    resolved = resolve(RecipeConfig(), clips)
-    assert resolve(resolved, clips * 7) == resolved
+    assert resolve_recipe(given_both, clips) == given_both
+    assert resolve_recipe(RecipeConfig(batch_size=batch_size), clips).batch_size == batch_size
+    assert resolve_recipe(RecipeConfig(epochs=epochs), clips).epochs == epochs
+    resolved = resolve_recipe(RecipeConfig(), clips)
+    assert resolve_recipe(resolved, clips * 7) == resolved
 
 
 def test_the_schedule_is_the_papers_at_its_batch():

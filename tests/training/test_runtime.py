@@ -10,10 +10,17 @@ import torch
 from expand.config.schema import RunConfig
 from expand.errors import RunError, UsageError, is_device_fault
 from expand.kernels.library import KernelStatus
-from expand.training import gpus as gpu_room
 from expand.training import runtime as room
-from expand.training.gpus import Gpu, complaints, look_at, look_at_all
-from expand.training.runtime import Runtime, lacks_memory, memory_share, resolve_run
+from expand.training.runtime import (
+    Gpu,
+    Runtime,
+    complaints,
+    lacks_memory,
+    look_at,
+    look_at_all,
+    memory_share,
+    resolve_run,
+)
 
 
 @pytest.fixture
@@ -34,7 +41,7 @@ def gpus(monkeypatch):
             if device.index in broken:
                 raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
 
-        monkeypatch.setattr(gpu_room, "run_convolution", try_out)
+        monkeypatch.setattr(room, "run_convolution", try_out)
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.append(("device", str(device))))
         monkeypatch.setattr(torch.cuda, "get_device_properties",
                             lambda device: type("Properties", (), {"total_memory": memory}))
@@ -217,7 +224,7 @@ def test_a_precision_that_the_gpu_does_not_have_is_refused(gpus, precision):
 def test_gpus_that_were_looked_at_elsewhere_are_not_looked_at_here(gpus, monkeypatch):
     gpus(2)
     seen = (Gpu(0, "old", False, "too old"), Gpu(1, "new", True))
-    monkeypatch.setattr(gpu_room, "look_at", lambda index: pytest.fail("a look takes a context"))
+    monkeypatch.setattr(room, "look_at", lambda index: pytest.fail("a look takes a context"))
     run = resolve_run(RunConfig(), seen)
     assert (run.device, run.precision) == ("cuda", "bf16")
     assert Runtime.of(run, seen).gpus == (1,) and "too old" in complaints(seen)[0]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expand.training.stopwatch import CLIPS, OTHER, STEP, Stopwatch
+from expand.training.progress import CLIPS, OTHER, STEP, Stopwatch
 
 
 class Clock:
