@@ -1,14 +1,12 @@
-"""Handing a network over: weights for other code (SlowFast, PyTorchVideo, safetensors), and graphs that run without
-this package (ONNX, PyTorch's own). Nothing heavy is imported before a file is written."""
+"""Exporting a network: weights for other code (SlowFast, PyTorchVideo, safetensors), and graphs that run without this
+package (ONNX, PyTorch's own). Nothing heavy is imported before the wishes are checked."""
 
 from __future__ import annotations
 
-import pkgutil
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from expand.errors import UsageError, did_you_mean
 from expand.rundir.contents import check_weights
@@ -20,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Format:
-    """A format: how its file's name ends, what it is for, and the function `module:name` that writes it.
+    """A format: how its file's name ends, what it is for, and the function of `writers` that writes it.
 
     `is_graph`: the file holds the forward pass too. Its writer compares the file with the model first, and returns the
-    largest difference between their logits (None where nothing is installed that runs it); the others return the files.
+    largest difference between their logits (None if nothing is installed that runs it); the others return the files.
     """
 
     suffix: str
@@ -33,20 +31,16 @@ class Format:
 
 
 FORMATS = {
-    "slowfast": Format(".slowfast.pyth", "checkpoint and YAML for SlowFast", "expand.exports.writers:save_slowfast"),
-    "pytorchvideo": Format(".pytorchvideo.pyth", "checkpoint for PyTorchVideo's create_x3d",
-                           "expand.exports.writers:save_pytorchvideo"),
-    "safetensors": Format(".safetensors", "the weights, with the network's description",
-                          "expand.exports.writers:save_safetensors"),
-    "onnx": Format(".onnx", "for ONNX Runtime and others; any batch size",
-                   "expand.exports.writers:save_onnx", True),
-    "torch-export": Format(".pt2", "for torch.export.load; any batch size",
-                           "expand.exports.writers:save_torch_export", True)}
+    "slowfast": Format(".slowfast.pyth", "checkpoint and YAML for SlowFast", "save_slowfast"),
+    "pytorchvideo": Format(".pytorchvideo.pyth", "checkpoint for PyTorchVideo's create_x3d", "save_pytorchvideo"),
+    "safetensors": Format(".safetensors", "the weights, with the network's description", "save_safetensors"),
+    "onnx": Format(".onnx", "for ONNX Runtime and others; any batch size", "save_onnx", True),
+    "torch-export": Format(".pt2", "for torch.export.load; any batch size", "save_torch_export", True)}
 
 
 @dataclass(frozen=True)
 class Handover:
-    """The files written, and how far a graph's logits were from the model's at most; None where that was not tried."""
+    """The files written, and how far a graph's logits were from the model's at most; None if that was not tried."""
 
     files: list[Path]
     largest_difference: float | None = None
@@ -76,13 +70,10 @@ def hand_over(model_or_run: X3D | str | Path, format: str, path: str | Path | No
         raise UsageError("the model has weights already", fix="leave out weights=, or name the network")
     else:
         model = model_or_run
-    name = model.description.name
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.description.name)[:100].strip(".-")  # it may be untrusted
     if target.is_dir():
-        target = target / f"{_file_name(name)}{found.suffix}"
-    save: Callable[[X3D, Path], Any] = pkgutil.resolve_name(found.writer)
+        target = target / f"{name or 'network'}{found.suffix}"
+    from expand.exports import writers
+
+    save = getattr(writers, found.writer)
     return Handover([target], save(model, target)) if found.is_graph else Handover(save(model, target))
-
-
-def _file_name(network: str) -> str:
-    """Return a network's name, which may be untrusted, as a file name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", network)[:100].strip(".-") or "network"

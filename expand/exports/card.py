@@ -188,7 +188,13 @@ def _sections(facts: _Facts) -> Iterator[str]:
     yield f"## Accuracy\n\n{_table(_accuracy_rows(facts))}"
     if facts.summary:
         yield "## Expansion path\n\n" + "\n".join(_path_lines(facts.summary))
-    yield f"## Data\n\n{_table(_data_rows(facts))}"
+    data, names = facts.config.data, network.class_names or ()
+    more = f" and {len(names) - MOST_NAMES} more, in network.yaml" if len(names) > MOST_NAMES else ""
+    clips = [("clips from", _plain(data.path or data.train or "the built-in set")),
+             ("clips", ", ".join(f"{count} {split}" for split, count in facts.started["splits"].items() if count)),
+             ("fingerprint", _plain(facts.started["fingerprint"])),
+             (f"{network.classes} classes", ", ".join(map(_plain, names[:MOST_NAMES])) + more)]
+    yield f"## Data\n\n{_table(clips)}"
     if facts.started.get("init"):
         yield f"It began with the weights of {_plain(facts.started['init'])}."
     recipe = [("seed of the run", str(facts.config.run.seed))] + [
@@ -249,16 +255,6 @@ def _path_lines(summary: Mapping[str, Any]) -> Iterator[str]:
 def _step_text(name: str, candidate: Mapping[str, Any]) -> str:
     return _plain(f"{name}: {value_text(candidate)}, {number(candidate['gflops'], 4)} GFLOPs, top-1 "
                   f"{percent(candidate['accuracy'], candidate['stderr'])} % on val")
-
-
-def _data_rows(facts: _Facts) -> Rows:
-    data, names = facts.config.data, facts.network.class_names or ()
-    clips = facts.started["splits"]
-    yield "clips from", _plain(data.path or data.train or "the built-in set")
-    yield "clips", ", ".join(f"{count} {split}" for split, count in clips.items() if count)
-    yield "fingerprint", _plain(facts.started["fingerprint"])
-    more = f" and {len(names) - MOST_NAMES} more, in network.yaml" if len(names) > MOST_NAMES else ""
-    yield f"{facts.network.classes} classes", ", ".join(map(_plain, names[:MOST_NAMES])) + more
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:

@@ -73,48 +73,38 @@ class Choices:
             return known
         if key in self.unrivalled or is_capturing():
             return standard
+        fit = {standard: rivals[standard]}
+        best = dict.fromkeys(rivals, float("inf"))
         try:
             expected = rivals[standard]()
             if not all(bool(result.isfinite().all()) for result in expected):
                 return standard
-            fit = {standard: rivals[standard], **self._find_agreeing(key, expected, rivals)}
+            for name, rival in list(rivals.items())[1:]:
+                try:
+                    wrong = disagreement(expected, rival())
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    if is_device_fault(error):  # this process can do no more work, and the next one must not try it
+                        self._keep(key, standard, rivals)
+                        raise
+                    wrong = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+                if wrong:
+                    warnings.warn(f"the {name} kernel for {key} is not used: {wrong}", RuntimeWarning, stacklevel=2)
+                else:
+                    fit[name] = rival
             if len(fit) == 1:
                 self.unrivalled.add(key)
                 return standard
-            chosen = self._fastest(fit)
+            for rival in fit.values():
+                for _ in range(WARM_UP):
+                    rival()
+            for _ in range(ROUNDS):  # in each of which all take their turn
+                for name, rival in fit.items():
+                    best[name] = min(best[name], self.seconds(rival))
         except torch.OutOfMemoryError:
             return standard
-        return self._keep(key, chosen, rivals)
-
-    def _find_agreeing(self, key: str, expected: Sequence[Tensor], rivals: Mapping[str, Rival]) -> dict[str, Rival]:
-        """Return the rivals, without the first, whose results are `expected`."""
-        fit = {}
-        for name, rival in list(rivals.items())[1:]:
-            try:
-                wrong = disagreement(expected, rival())
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                if is_device_fault(error):  # nothing works in this process any more, and the next one must not try it
-                    self._keep(key, next(iter(rivals)), rivals)
-                    raise
-                wrong = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
-            if wrong:
-                warnings.warn(f"the {name} kernel for {key} is not used: {wrong}", RuntimeWarning, stacklevel=2)
-            else:
-                fit[name] = rival
-        return fit
-
-    def _fastest(self, rivals: Mapping[str, Rival]) -> str:
-        """Return the name of the rival with the best time of several rounds, in each of which all take their turn."""
-        for rival in rivals.values():
-            for _ in range(WARM_UP):
-                rival()
-        best = dict.fromkeys(rivals, float("inf"))
-        for _ in range(ROUNDS):
-            for name, rival in rivals.items():
-                best[name] = min(best[name], self.seconds(rival))
-        return min(best, key=best.__getitem__)
+        return self._keep(key, min(fit, key=best.__getitem__), rivals)
 
     def _keep(self, key: str, chosen: str, rivals: Mapping[str, Rival]) -> str:
         """Remember and return `chosen`, or the choice that another process has made meanwhile, so that all agree."""

@@ -161,11 +161,30 @@ def check(file: BinaryIO, beside: set[str] | None = None) -> bool:
     one), that would grow when it is read, or that calls a function that makes no tensor. Takes little memory.
     """
     size = file.seek(0, os.SEEK_END)
-    is_sealed = _check_seal(file, size)
+    file.seek(max(0, size - SEAL_BYTES))
+    seal = file.read()
+    if is_sealed := len(seal) == SEAL_BYTES and seal.startswith(SEAL):
+        digest, left = hashlib.sha256(), size - SEAL_BYTES
+        file.seek(0)
+        while left and (part := file.read(min(CHUNK, left))):
+            digest.update(part)
+            left -= len(part)
+        if digest.hexdigest().encode() != seal[len(SEAL):]:
+            raise Damaged("its digest does not match")
     file.seek(0)
     try:
         if file.read(len(ZIP)) == ZIP:
-            _check_zip(file, size, is_sealed, beside)
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(
+                        entry.file_size for entry in entries) > size:
+                    raise Damaged("it grows when it is read")
+                if not is_sealed and (damaged := archive.testzip()) is not None:
+                    raise Damaged(f"the checksum of its entry {damaged[:100]!r} does not match")
+                for entry in entries:
+                    if entry.filename.lower().endswith("data.pkl"):  # torch looks for it in either case
+                        with archive.open(entry) as pickle:
+                            _check_calls(pickle, beside)
         elif size:
             file.seek(0)
             for _ in range(LEGACY_PICKLES):
@@ -176,36 +195,6 @@ def check(file: BinaryIO, beside: set[str] | None = None) -> bool:
         raise Damaged(f"it is no whole file of torch.save ({type(error).__name__})") from error
     file.seek(0)
     return is_sealed
-
-
-def _check_seal(file: BinaryIO, size: int) -> bool:
-    """Return True if the file has a seal. Raises `Damaged` if the seal is not that of the content."""
-    file.seek(max(0, size - SEAL_BYTES))
-    seal = file.read()
-    if len(seal) < SEAL_BYTES or not seal.startswith(SEAL):
-        return False
-    digest, left = hashlib.sha256(), size - SEAL_BYTES
-    file.seek(0)
-    while left and (part := file.read(min(CHUNK, left))):
-        digest.update(part)
-        left -= len(part)
-    if digest.hexdigest().encode() != seal[len(SEAL):]:
-        raise Damaged("its digest does not match")
-    return True
-
-
-def _check_zip(file: BinaryIO, size: int, is_sealed: bool, beside: set[str] | None) -> None:
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(
-                entry.file_size for entry in entries) > size:
-            raise Damaged("it grows when it is read")
-        if not is_sealed and (damaged := archive.testzip()) is not None:
-            raise Damaged(f"the checksum of its entry {damaged[:100]!r} does not match")
-        for entry in entries:
-            if entry.filename.lower().endswith("data.pkl"):  # torch looks for it in either case
-                with archive.open(entry) as pickle:
-                    _check_calls(pickle, beside)
 
 
 def _check_calls(pickle: Any, beside: set[str] | None) -> None:

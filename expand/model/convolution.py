@@ -87,10 +87,9 @@ class Depthwise(nn.Conv3d):
             return _DepthwiseFunction.apply(x_BCTHW, self.weight, self.stride[-1])
         if not _is_reference and triton_depthwise.supports(x_BCTHW, self.weight):
             return triton_depthwise.depthwise(x_BCTHW, self.weight, self.stride[-1])
-        is_watched = _is_reference or torch.jit.is_tracing() or torch.compiler.is_compiling()
-        if not is_watched and wants_onednn(x_BCTHW, self.weight):
-            return _convolve(x_BCTHW, self.weight, self.stride[-1])
-        return super().forward(x_BCTHW)
+        if _is_reference or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return super().forward(x_BCTHW)
+        return convolve(x_BCTHW, self.weight, self.stride[-1], self.groups)
 
 
 def _is_trained(x_BCTHW: Tensor, weight: Tensor) -> bool:
@@ -149,7 +148,7 @@ class _DepthwiseFunction(torch.autograd.Function):
     def forward(ctx, x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x_BCTHW, weight)
         ctx.stride = stride
-        return _convolve(x_BCTHW, weight, stride)
+        return convolve(x_BCTHW, weight, stride, len(weight))
 
     @staticmethod
     def backward(ctx, grad_BCTHW: Tensor) -> tuple[Tensor | None, Tensor, None]:
@@ -159,21 +158,19 @@ class _DepthwiseFunction(torch.autograd.Function):
         return grad_x, weight_gradient(x_BCTHW, weight, grad_BCTHW, ctx.stride), None
 
 
-def wants_onednn(x_BCTHW: Tensor, weight: Tensor) -> bool:
-    """Return True if oneDNN must be called by name: on one thread and for fewer than 16 clips, torch uses its own code
-    for a kernel without spatial extent, which takes 10 to 40 times as long for the stem's 5x1x1 and returns another
-    layout, which the next layers must copy."""
-    return bool(x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == weight.dtype == torch.float32 and x_BCTHW.numel() > 0
-                and weight.shape[-1] == weight.shape[-2] == 1 and not torch.is_autocast_enabled("cpu")
-                and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
+def convolve(x_BCTHW: Tensor, weight: Tensor, stride: int, groups: int, bias: Tensor | None = None) -> Tensor:
+    """Compute a convolution, padded to keep the size, with a spatial `stride`.
 
-
-def _convolve(x_BCTHW: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Compute the depthwise convolution itself, padded to keep the size."""
-    padding, strides, groups = [side // 2 for side in weight.shape[2:]], (1, stride, stride), weight.shape[0]
-    if wants_onednn(x_BCTHW, weight):
-        return torch.mkldnn_convolution(x_BCTHW, weight, None, padding, strides, (1, 1, 1), groups)
-    return F.conv3d(x_BCTHW, weight, None, strides, padding, 1, groups)
+    oneDNN is called by name for a kernel without spatial extent: on one thread and for fewer than 16 clips, torch uses
+    its own code for the stem's 5x1x1, which takes 10 to 40 times as long and returns another layout, which the next
+    layers must copy.
+    """
+    padding, strides = [side // 2 for side in weight.shape[2:]], (1, stride, stride)
+    if (x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == weight.dtype == torch.float32 and x_BCTHW.numel() > 0
+            and weight.shape[-1] == weight.shape[-2] == 1 and not torch.is_autocast_enabled("cpu")
+            and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return torch.mkldnn_convolution(x_BCTHW, weight, bias, padding, strides, (1, 1, 1), groups)
+    return F.conv3d(x_BCTHW, weight, bias, strides, padding, 1, groups)
 
 
 def input_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
@@ -185,13 +182,13 @@ def input_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: 
         spread = torch.zeros_like(x_BCTHW, memory_format=torch.channels_last_3d)
         spread[..., ::stride, ::stride] = grad_BCTHW
         grad_BCTHW = spread
-    return _convolve(grad_BCTHW, weight.flip(2, 3, 4), 1)
+    return convolve(grad_BCTHW, weight.flip(2, 3, 4), 1, len(weight))
 
 
 def weight_gradient(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
     """Compute the gradient of a depthwise convolution with respect to its weight, C x 1 x kT x kH x kW."""
     is_tiny = grad_BCTHW.shape[-1] <= TINY_SIDE or grad_BCTHW.shape[-2] <= TINY_SIDE
-    way = _by_taps if is_tiny or weight.shape[-1] == 1 else _by_planes
+    way = gradient_by_taps if is_tiny or weight.shape[-1] == 1 else gradient_by_planes
     if len(x_BCTHW) < 2 or x_BCTHW.shape[2] == 1 or x_BCTHW.shape[1:].numel() < LARGE_CLIP:
         return way(x_BCTHW, weight, grad_BCTHW, stride)
     total = torch.zeros_like(weight)
@@ -223,7 +220,7 @@ def _taps(sizes_in: tuple[int, ...], sizes_out: tuple[int, ...], kernel: tuple[i
     return tuple(found)
 
 
-def _by_taps(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
+def gradient_by_taps(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
     """Compute the weight gradient by one product and sum a tap; taps that only meet padding stay zero."""
     x_BTHWC, grad_BTHWC = x_BCTHW.permute(0, 2, 3, 4, 1), grad_BCTHW.permute(0, 2, 3, 4, 1)
     result = torch.zeros_like(weight)
@@ -232,7 +229,7 @@ def _by_taps(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -
     return result
 
 
-def _by_planes(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
+def gradient_by_planes(x_BCTHW: Tensor, weight: Tensor, grad_BCTHW: Tensor, stride: int) -> Tensor:
     """Compute the weight gradient by one 2-D weight gradient a temporal tap, over the frames that it connects."""
     result = torch.zeros_like(weight)
     frames = x_BCTHW.shape[2]

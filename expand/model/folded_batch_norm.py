@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from expand.model import X3D
-from expand.model.convolution import is_plain, wants_onednn
+from expand.model.convolution import convolve, is_plain
 from expand.model.x3d import ResBlock, SqueezeExcitation
 from expand.space.network import Network
 
@@ -113,15 +113,11 @@ class Convolution:
         if kernel.numel() == 1 and x_BCTHW.device.type == "cpu":
             x_BTHWC = x_BCTHW[..., ::self.stride, ::self.stride].permute(0, 2, 3, 4, 1)
             return F.linear(x_BTHWC, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
-        padding = [side // 2 for side in kernel]
         if x_BCTHW.shape[2] == 1:  # the other frames of the kernel meet only padding
             y_BCHW = F.conv2d(x_BCTHW.squeeze(2), self.weight[:, :, kernel[0] // 2], self.bias, self.stride,
-                              padding[1:], 1, self.groups)
+                              [side // 2 for side in kernel[1:]], 1, self.groups)
             return y_BCHW.unsqueeze(2)
-        stride = (1, self.stride, self.stride)
-        if wants_onednn(x_BCTHW, self.weight):
-            return torch.mkldnn_convolution(x_BCTHW, self.weight, self.bias, padding, stride, (1, 1, 1), self.groups)
-        return F.conv3d(x_BCTHW, self.weight, self.bias, stride, padding, 1, self.groups)
+        return convolve(x_BCTHW, self.weight, self.stride, self.groups, self.bias)
 
 
 def fold(convolution: nn.Conv3d, norm: nn.Module | None = None, dtype: torch.dtype | None = None) -> Convolution:

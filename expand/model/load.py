@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -50,7 +51,7 @@ def load_model(source: str | Path, network: str | Path | Network | None = None) 
     path = weights_at(Path(source))
     checkpoint = read_checkpoint(path)
     state, where = checkpoint.state, str(path)
-    stages, classes = _stages_of(state, where), _classes_of(checkpoint, where)
+    stages, classes = _shapes_of(checkpoint, where)
     if network is None:
         chosen = _description(checkpoint, path) or _infer(stages, classes, path)
     elif isinstance(network, Network):
@@ -195,33 +196,28 @@ def _shape(tensor: Tensor) -> str:
 # --- the shapes of weights ---
 
 
-def _stages_of(state: Mapping[str, Tensor], where: str) -> Stages:
-    """Return the stages of these weights. Raises `UsageError` if a stage is missing."""
-    blocks: dict[int, set[int]] = {}
-    for key in state:
-        parsed = public.OURS.parse(key)
-        if parsed and parsed[0] is not None:
-            blocks.setdefault(parsed[0][0], set()).add(parsed[0][1])
+def _shapes_of(checkpoint: Checkpoint, where: str) -> tuple[Stages, int]:
+    """Return the stages and the number of classes of a file's weights. Raises `UsageError` if a stage or the classifier
+    is missing."""
+    state = checkpoint.state
+    places = {parsed[0] for key in state if (parsed := public.OURS.parse(key)) and parsed[0] is not None}
+    depths = Counter(stage for stage, _ in places)
     try:
-        stages: Stages = tuple((state[f"stages.{stage}.0.c.weight"].shape[0],
-                        state[f"stages.{stage}.0.b.weight"].shape[0], len(blocks[stage])) for stage in sorted(blocks))
+        stages: Stages = tuple(
+            (state[f"stages.{stage}.0.c.weight"].shape[0], state[f"stages.{stage}.0.b.weight"].shape[0], depths[stage])
+            for stage in sorted(depths))
     except (KeyError, IndexError):
         stages = ()
     if len(stages) != len(BASE_DEPTHS) or any(0 in stage for stage in stages):
         raise UsageError(f"its weights are no whole X3D, which has {len(BASE_DEPTHS)} stages", where=where,
                          fix="copy the file anew, or give another")
-    return stages
-
-
-def _classes_of(checkpoint: Checkpoint, where: str) -> int:
-    """Return the number of classes of a file. Raises `UsageError` if it has no classifier."""
-    weight = checkpoint.state.get(CLASSIFIER[0])
+    weight = state.get(CLASSIFIER[0])
     if weight is None or weight.ndim != 2 or not len(weight):
         unknown = name_some(checkpoint.unknown)
         besides = f"; of its entries {unknown} nothing is known" if unknown else ""
         raise UsageError(f"holds no classifier{besides}", where=where, fix="give the weights of a whole network; a "
                          "training begins with these too: x3d-expand train NETWORK --init FILE")
-    return len(weight)
+    return stages, len(weight)
 
 
 def _stages(geometry: Geometry) -> Stages:

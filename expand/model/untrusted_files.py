@@ -74,16 +74,23 @@ def read_content(path: Path) -> Any:
     """
     try:
         status = path.stat()
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a pipe would block for ever
-            raise UsageError(f"is {file_type(status.st_mode)}, not a file", where=str(path))
         if stat.S_ISDIR(status.st_mode):
             inside = next((file for name in IN_FOLDER for file in sorted(path.glob(name)) if file.is_file()), None)
             raise UsageError("is a folder, not a file of weights", where=str(path),
                              fix=f"give the file in it: {inside}" if inside else NEEDED)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
+            raise UsageError(f"is {file_type(status.st_mode)}, not a file", where=str(path))
         with open(path, "rb") as file:
             start = file.read(9)
             if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= status.st_size:
-                return _read_safetensors(path)
+                with safetensors.safe_open(path, framework="pt") as tensors:
+                    weights = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+                    text = (tensors.metadata() or {}).get("network")
+                if text is None:
+                    return {"model": weights}
+                if len(text) > MAX_BYTES:
+                    raise UsageError(f"has a description of more than {MAX_BYTES} bytes", where=str(path))
+                return {"model": weights, "network": from_json(text.encode())}
             if (kind := _foreign_kind(file, path)) is not None:
                 raise UsageError(kind[0], where=str(path), fix=kind[1])
             return archive.load_tensors(file)
@@ -96,25 +103,14 @@ def read_content(path: Path) -> Any:
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
     except Exception as error:  # a damaged or hostile file can make a parser fail in any way
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            called = str(error).partition("GLOBAL ")[2].partition(" ")[0]
-            raise _could_run_code(path, called) from error
-        if isinstance(error, pickle.UnpicklingError) and "operand" in str(error):
+        refusal = str(error) if isinstance(error, pickle.UnpicklingError) else ""
+        if "GLOBAL" in refusal:
+            raise _could_run_code(path, refusal.partition("GLOBAL ")[2].partition(" ")[0]) from error
+        if "operand" in refusal:
             raise UsageError("is pickled in a way that torch reads only together with code (another pickle_protocol "
                              "than torch.save's own); it was not loaded", where=str(path), fix=ALONE) from error
         raise UsageError(f"is no checkpoint, or is damaged ({type(error).__name__})", where=str(path),
                          fix=ANEW) from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    with safetensors.safe_open(path, framework="pt") as file:
-        content: dict[str, Any] = {"model": {key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
-        text = (file.metadata() or {}).get("network")
-    if text is not None:
-        if len(text) > MAX_BYTES:
-            raise UsageError(f"has a description of more than {MAX_BYTES} bytes", where=str(path))
-        content["network"] = from_json(text.encode())
-    return content
 
 
 def _could_run_code(path: Path, called: str) -> UsageError:

@@ -29,7 +29,8 @@ def gradients(module, reference, x, call=None):
 @settings(max_examples=60, deadline=None)
 @given(batch=st.integers(1, 3), width=st.integers(1, 5), frames=st.integers(1, 5), height=st.integers(1, 9),
        side=st.integers(1, 9), kernel=st.sampled_from([(3, 3, 3), (5, 1, 1)]), stride=st.sampled_from([1, 2]),
-       layout=st.sampled_from(LAYOUTS), way=st.sampled_from(["_by_taps", "_by_planes", "weight_gradient"]),
+       layout=st.sampled_from(LAYOUTS),
+       way=st.sampled_from(["gradient_by_taps", "gradient_by_planes", "weight_gradient"]),
        large=st.sampled_from([1, convolution.LARGE_CLIP]))
 def test_depthwise_equals_pytorch_in_value_and_both_gradients(batch, width, frames, height, side, kernel, stride,
                                                               layout, way, large):
@@ -76,18 +77,18 @@ def test_depthwise_gradients_agree_with_finite_differences(kernel, stride):
 
 def test_every_way_of_the_weight_gradient_is_taken_for_some_shape(monkeypatch):
     taken = []
-    for way in ("_by_taps", "_by_planes"):
+    for way in ("gradient_by_taps", "gradient_by_planes"):
         original = getattr(convolution, way)
         monkeypatch.setattr(convolution, way, lambda *a, way=way, original=original: taken.append(way) or original(*a))
     module = Depthwise(2, (3, 3, 3))
     for side in (2, 8):
         module(torch.randn(1, 2, 1, side, side)).sum().backward()
-    assert taken == ["_by_taps", "_by_planes"]
+    assert taken == ["gradient_by_taps", "gradient_by_planes"]
 
 
 def test_clips_that_are_large_are_taken_alone_and_small_ones_together(monkeypatch):
-    taken, original = [], convolution._by_planes
-    monkeypatch.setattr(convolution, "_by_planes", lambda x, *rest: taken.append(len(x)) or original(x, *rest))
+    taken, original = [], convolution.gradient_by_planes
+    monkeypatch.setattr(convolution, "gradient_by_planes", lambda x, *rest: taken.append(len(x)) or original(x, *rest))
     for frames, side in ((2, 8), (2, 160), (1, 260)):
         Depthwise(2, (3, 3, 3))(torch.randn(3, 2, frames, side, side)).sum().backward()
     assert taken == [3, 1, 1, 1, 3]
