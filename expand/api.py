@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from expand.config.schema import DataConfig
     from expand.model import X3D
     from expand.run.display import Display
-    from expand.run.machine import Estimate
+    from expand.run.environment import Estimate
     from expand.space.network import Network
 
 Overrides = Sequence[str]
@@ -46,11 +46,11 @@ def search(config: str | Path | Config | None = None, *, overrides: Overrides = 
     Raises `ConfigError` and `UsageError` for options that are wrong or contradict each other, `DataError` for the
     clips, `RunError` for the directory, `Interrupted` when stopped; `resume` then goes on.
     """
-    from expand.run.search_run import start
+    from expand.run.start import start_search
 
     settings = _load_config(config, overrides, values)
     stem = Path(config).stem if isinstance(config, str | Path) else "default"
-    return status(start(settings, Path(run_dir) if run_dir else None, stem or "default", display, confirm))
+    return status(start_search(settings, Path(run_dir) if run_dir else None, stem or "default", display, confirm))
 
 
 def resume(run_dir: str | Path, *, values: Mapping[str, Any] | None = None,
@@ -62,15 +62,15 @@ def resume(run_dir: str | Path, *, values: Mapping[str, Any] | None = None,
     changed since the run began, or `values` could alter a result.
     """
     if RunPaths(Path(run_dir)).training.exists():
-        from expand.run import training_run
+        from expand.run.start import resume_training
 
         if any(value is not None for value in (values or {}).values()):
             raise UsageError("a single training has no options to change", where=str(run_dir),
                              fix=f"go on with it as it was begun: x3d-expand resume {run_dir}")
-        return training_run.resume(Path(run_dir), display)
-    from expand.run import search_run
+        return resume_training(Path(run_dir), display)
+    from expand.run.start import resume_search
 
-    return status(search_run.resume(Path(run_dir), display, values))
+    return status(resume_search(Path(run_dir), display, values))
 
 
 def train(network: str | Path | Network, config: str | Path | Config | None = None, *, init: str | Path | None = None,
@@ -84,14 +84,14 @@ def train(network: str | Path | Network, config: str | Path | Config | None = No
 
     Raises as `search` does.
     """
-    from expand.run.training_run import start
+    from expand.run.start import start_training
     from expand.rundir.contents import network_of
     from expand.space.factors import PUBLISHED_CLASSES
 
     settings = _load_config(config, overrides, values)
     # the clips say how many classes there are, whatever a network's description says
-    return start(network_of(network, PUBLISHED_CLASSES), settings, Path(init) if init else None,
-                 Path(run_dir) if run_dir else None, display)
+    return start_training(network_of(network, PUBLISHED_CLASSES), settings, Path(init) if init else None,
+                          Path(run_dir) if run_dir else None, display)
 
 
 def load(path: str | Path, network: str | Path | Network | None = None) -> X3D:

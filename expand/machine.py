@@ -1,11 +1,15 @@
-"""The resources of this process: cores, memory, its address. This module does not import torch."""
+"""This process on its machine: cores, memory, its address, and the signals that ask it to stop. Imports no torch."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import socket
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's options (malloc.h)."""
@@ -55,3 +59,27 @@ def oom_kills() -> int:
         with suppress(OSError, ValueError, StopIteration), open(path, encoding="ascii") as file:
             return int(next(line for line in file if line.startswith("oom_kill ")).split()[1])
     return 0
+
+
+@contextmanager
+def stop_signals(*, patient: bool = False) -> Iterator[threading.Event]:
+    """Return an event that Ctrl-C and SIGTERM set. A second signal ends the process at once, unless `patient`."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        if not patient:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -12,7 +12,7 @@ from expand.cli.options import PathName, clip_source, configuration, executor_op
 
 if TYPE_CHECKING:
     from expand.run.display import Plain
-    from expand.run.machine import Estimate
+    from expand.run.environment import Estimate
 
 ASK_ABOVE_S = 1800
 """Estimated seconds above which a search is confirmed first, on an interactive terminal."""

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from expand.config import Config
 from expand.data import PreparedData
@@ -71,7 +70,20 @@ class Driver:
 
         Raises `Interrupted` when asked to stop, `RunError` where the search cannot go on; either is in the journal.
         """
-        listener = Listener(self._record_start, self._record_retry, self.display.tick, self._is_to_stop)
+
+        def begin(job: Job, worker: str) -> None:
+            resumed = job.paths.checkpoint.exists()
+            self.record(FinalStarted(resumed=resumed, worker=worker) if job.kind is Kind.FINAL else
+                        CandidateStarted(id=job.id, resumed=resumed, worker=worker))
+
+        def retry(job: Job, attempt: int, reason: str) -> None:
+            self.record(CandidateRetried(id=job.id, attempt=attempt, reason=reason))
+
+        def stop() -> bool:
+            self.check()
+            return self.stop()
+
+        listener = Listener(begin, retry, self.display.tick, stop)
         try:
             with make_executor(self.config.run, self.data, self.runtime, self.paths, listener,
                                self.fork_server) as executor:
@@ -85,10 +97,6 @@ class Driver:
             self.check()  # where the whole directory is gone, a training may have met that first, at a file of its own
             self._record_end(RunFailed(reason=str(error)))
             raise
-
-    def _is_to_stop(self) -> bool:
-        self.check()
-        return self.stop()
 
     def _record_end(self, event: Event) -> None:
         """Write down why work ends, where that is possible: on a full disk it may not be, and no decision depends on
@@ -117,6 +125,7 @@ class Driver:
             self.record(StepRetried(step=action.step.number, ids=tuple(c.id for c in action.step.candidates)))
 
     def _carry_out(self, action: Action, executor: Executor) -> None:
+        """Do what `decide` says, and write the event down. Raises `Interrupted` when asked to stop."""
         if self.stop():
             raise Interrupted("stopped")
         if isinstance(action, Event):
@@ -143,26 +152,12 @@ class Driver:
         return Job(candidate.id, network, candidate.gflops, self.config.candidate, self.config.data,
                    candidate_seed(self.config.run.seed, candidate.id), paths, self.config.run.checkpoint_every_s)
 
-    def _record_start(self, job: Job, worker: str) -> None:
-        resumed = job.paths.checkpoint.exists()
-        if job.kind is Kind.FINAL:
-            self.record(FinalStarted(resumed=resumed, worker=worker))
-        else:
-            self.record(CandidateStarted(id=job.id, resumed=resumed, worker=worker))
-
-    def _record_retry(self, job: Job, attempt: int, reason: str) -> None:
-        self.record(CandidateRetried(id=job.id, attempt=attempt, reason=reason))
-
-    def _best_weights(self, winner: Candidate) -> Path | None:
-        """Return the file with the winner's weights as a candidate, those of its best training on val; None where it
-        is gone."""
+    def _train_final(self, winner: Candidate, executor: Executor) -> None:
+        """Train the winner by the final recipe, beside the weights of its best training as a candidate."""
         outcomes = [outcome for outcome in self.state.outcomes_of(winner) if outcome.is_finished]
         best = max(outcomes, key=lambda outcome: outcome.accuracy or 0.0)
-        path = self.paths.candidate(best.id).checkpoint
-        return path if path.exists() else None
-
-    def _train_final(self, winner: Candidate, executor: Executor) -> None:
-        trained = self._best_weights(winner)
+        checkpoint = self.paths.candidate(best.id).checkpoint
+        trained = checkpoint if checkpoint.exists() else None
         if trained is None:
             logger.warning("the winner's weights as a candidate are gone: the final training starts from new ones, and "
                            "nothing is compared with it")

@@ -1,19 +1,27 @@
-"""What a run begins with, and goes on with: its directory, and its configuration, stored and resolved (every value
-that was left open is filled in, every path is absolute). Needs no torch."""
+"""The directory, the configuration and the clips that a run begins with, and goes on with when it is resumed.
+
+A stored configuration is resolved: every value that was left open is filled in, every path is absolute. A resumed run
+has the same options and clips as before, or there is an error that says what is different. Needs no torch to be loaded.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expand import logs
 from expand.config import Config, config_diff, parse_config, yaml_document
-from expand.config.schema import RUN_NAME
-from expand.errors import RunError, UsageError
+from expand.config.schema import RUN_NAME, DataConfig
+from expand.data import ClipList, list_clips
+from expand.data.sources import list_run_clips, other_orders, refuse_changed
+from expand.errors import DataError, RunError, UsageError
 from expand.expansion.rules import Space
 from expand.home import expand_home
+from expand.machine import available_cores
 from expand.rundir.paths import RunPaths
 from expand.space.axes import AXES
 from expand.space.geometry import Geometry
@@ -21,6 +29,8 @@ from expand.training.job import check_batches, resolve_recipe
 
 if TYPE_CHECKING:
     from expand.data import PreparedData
+
+logger = logging.getLogger(__name__)
 
 HARMLESS = ("run.name", "run.executor", "run.workers", "run.runs_dir", "run.checkpoint_every_s", "run.heartbeat_s",
             "run.retries", "data.cache_dir", "data.cache_gb", "data.timeout_s")
@@ -71,6 +81,11 @@ def stored_config(paths: RunPaths, values: Mapping[str, Any] | None = None) -> C
                        "was never begun", where=str(paths.root), fix="start one with: x3d-expand search") from error
 
 
+def current_config(paths: RunPaths, spec: dict[str, Any]) -> Config:
+    """Return the configuration as it stands in the directory now; where none does, that of the beginning, `spec`."""
+    return stored_config(paths) if paths.config.exists() else parse_config(spec["config"], str(paths.training))
+
+
 def resolve_config(config: Config, data: PreparedData, name: str) -> Config:
     """Return `config`, whose section `run` is resolved, with nothing left open for the clips `data`. `name` is that of
     the run's folder, which may be any; the configuration names the run only where it could be given that name."""
@@ -104,3 +119,60 @@ def check_unchanged(begun: str, config: Config, where: str) -> None:
     if changes:
         raise RunError("the configuration was changed since the run began: " + "; ".join(changes), where=where,
                        fix="put the old values back, or start a new run with the new ones")
+
+
+def prepare_clips(config: DataConfig, listed: ClipList, resolution: int, *,
+                  begins: bool = False, run_list: Path | None = None) -> PreparedData:
+    """Decode the clips `listed` for crops of up to `resolution` pixels, with all cores; the rest is as in
+    `expand.data.prepare`."""
+    from expand.data import prepare
+
+    return prepare(config, short_side=int(resolution * config.jitter_max) + 1, workers=available_cores(), listed=listed,
+                   begins=begins, run_list=run_list)
+
+
+def list_again(path: Path, config: DataConfig, classes: Sequence[str] | None) -> ClipList:
+    """Return the clips that a run is resumed with: those of its list `path`, else, where it has none, those of
+    `config`.
+
+    Raises `DataError` and `RunError` with advice that can be followed when a run is resumed.
+    """
+    try:
+        return list_run_clips(path, config, classes=classes, to_resume=True)
+    except DataError as error:
+        if path.exists() or config.is_builtin:
+            raise
+        raise DataError(error.what, where=error.where, fix="the run has no list of its clips, and their source is "
+                        f"another now: put {path.name} back into the run, or the clips as they were") from error
+
+
+def prepare_again(listed: ClipList, path: Path, config: DataConfig, begun: Mapping[str, Any] | None,
+                  resolution: int) -> PreparedData:
+    """Return the clips `listed` of a run, whose list is `path`, as it `begun` with them: its fingerprint, and classes
+    and numbers of clips by split where they are known. Raises `RunError` where they are others."""
+    data = prepare_clips(config, listed, resolution, run_list=path)
+    refuse_changed(listed, data.listed, path)
+    if begun is None or begun["fingerprint"] == data.fingerprint:
+        return data
+    try:
+        source = list_clips(config)
+    except DataError:  # it is not there any more, or another
+        source = None
+    for other in other_orders(listed, source):
+        with logs.muted():
+            again = prepare_clips(config, other, resolution, run_list=path)
+        if again.fingerprint == begun["fingerprint"]:
+            logger.warning(f"the lines of {path} are in another order than when the run began; it goes on in the old "
+                           "one")
+            return again
+    splits, classes = begun.get("splits"), begun.get("classes")
+    found = []
+    if classes is not None and list(classes) != list(data.classes):
+        found.append(f"the classes are {', '.join(data.classes)[:200]}, and were {', '.join(classes)[:200]}")
+    for split, count in (splits or {}).items():
+        if count != data.counts.get(split):
+            found.append(f"{split} has {data.counts.get(split)} clips, and had {count}")
+    what = "; ".join(found) or "as many as before in each split, but other ones, or in another order"
+    raise RunError(f"the clips were changed since the run began: {what}", where=str(path if path.exists() else
+                                                                                    config.source),
+                   fix="put the old clips back, or start a new run with the new ones")

@@ -25,15 +25,21 @@ from expand.expansion.events import FINAL
 from expand.expansion.text import percent
 from expand.exports.card import write_card
 from expand.kernels import library
+from expand.machine import stop_signals
 from expand.model import X3D
 from expand.model.load import load_checkpoint
 from expand.model.weights import read_checkpoint
 from expand.run.display import Display, LogFile, shown_on
-from expand.run.machine import describe_environment
-from expand.run.resolve import check_free, check_unchanged, resolve_config
-from expand.run.run_clips import list_again, prepare_again, prepare_clips
-from expand.run.stop import stop_signals
-from expand.run.training_run import current_config
+from expand.run.environment import describe_environment
+from expand.run.resolve import (
+    check_free,
+    check_unchanged,
+    current_config,
+    list_again,
+    prepare_again,
+    prepare_clips,
+    resolve_config,
+)
 from expand.rundir.contents import check_outcome, read_training
 from expand.rundir.files import make_dir, read_json, write_atomic, write_json
 from expand.rundir.lock import RunLock

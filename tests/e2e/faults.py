@@ -18,7 +18,7 @@ import pytest
 
 import expand
 from expand.executors.fork_server import ForkServer
-from expand.run import search_run as session
+from expand.run import start as session
 from tests.e2e.runs import events
 
 TINY = [

@@ -30,7 +30,7 @@ from expand.expansion.events import CandidateFinished, Event, FinalStarted, RunS
 from expand.expansion.rules import Space
 from expand.expansion.state import SearchState
 from expand.run import driver
-from expand.run import search_run as session
+from expand.run import start as session
 from expand.rundir.journal import Journal, read_events
 from expand.training.job import Hooks, Job
 from tests.e2e.faults import named, search_here

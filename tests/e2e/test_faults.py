@@ -23,7 +23,7 @@ import expand
 from expand import logs
 from expand.errors import RunError
 from expand.run.display import LogFile
-from expand.run.search_run import renew_report
+from expand.run.start import renew_report
 from expand.rundir.paths import RunPaths
 from tests.e2e.faults import (
     TINY,

@@ -13,8 +13,8 @@ from expand.errors import CandidateFailed, RunError
 from expand.executors.fork_server import ForkServer, call_in_process
 from expand.expansion.rules import Space
 from expand.exports import card
-from expand.run import machine
-from expand.training.estimate import estimate_seconds
+from expand.run import environment
+from expand.run.environment import estimate_seconds
 from expand.training.runtime import Runtime, look_at_all
 
 
@@ -54,7 +54,7 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("the driver would get a context"))
-    monkeypatch.setattr(machine, "call_in_process", apart)
+    monkeypatch.setattr(environment, "call_in_process", apart)
     return found
 
 
@@ -64,12 +64,12 @@ def estimate(**run):
                          {f"run.{key}": value for key, value in run.items()})
     runtime = Runtime(torch.device(config.run.device, 0), 1, "fp32")
     data = SimpleNamespace(counts={"train": 32, "val": 8, "test": 0})
-    return machine.estimate_search(config, Space(config.search, 5), data, runtime, None)
+    return environment.estimate_search(config, Space(config.search, 5), data, runtime, None)
 
 
 def test_gpus_are_looked_at_and_the_time_is_tried_out_in_other_processes(asked):
     config = load_config(None, [], {})
-    assert machine.look_at_gpus(config.run, None) == ()
+    assert environment.look_at_gpus(config.run, None) == ()
     assert estimate(device="cuda").seconds == 60.0
     assert asked == [look_at_all, estimate_seconds]
 
@@ -77,7 +77,7 @@ def test_gpus_are_looked_at_and_the_time_is_tried_out_in_other_processes(asked):
 def test_a_driver_of_a_cluster_without_a_gpu_of_its_own_knows_no_time(asked, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert estimate(device="cuda", executor="ray").seconds is None
-    assert machine.look_at_gpus(load_config(None, [], {"run.device": "cuda"}).run, None) == ()
+    assert environment.look_at_gpus(load_config(None, [], {"run.device": "cuda"}).run, None) == ()
     assert asked == []
 
 
@@ -85,7 +85,7 @@ def test_a_time_that_cannot_be_tried_out_is_said_and_ends_nothing(asked, monkeyp
     def failing(work, fork_server):
         raise RunError("a process died in its work (EOFError)")
 
-    monkeypatch.setattr(machine, "call_in_process", failing)
+    monkeypatch.setattr(environment, "call_in_process", failing)
     assert estimate(device="cpu").seconds is None
     assert "could not be tried out: a process died" in lines[0]
 

@@ -15,8 +15,9 @@ from expand.data.loading import transforms
 from expand.data.loading.transforms import resample
 from expand.model import X3D
 from expand.model.folded_batch_norm import FoldedX3D, for_inference
+from expand.run import environment
 from expand.rundir.paths import CandidatePaths
-from expand.training import estimate, evaluate
+from expand.training import evaluate
 from expand.training.checkpoint import save, save_weights
 from expand.training.evaluate import score_videos
 from expand.training.job import Hooks, Job
@@ -188,10 +189,10 @@ def test_files_hold_tensors_of_the_host_wherever_they_were(tmp_path):
 @pytest.mark.parametrize("device, accumulation, expected", [("cuda", 1, [64]), ("cuda", 4, [16]), ("cpu", 1, [20])])
 def test_the_time_of_a_search_is_tried_with_the_recipes_batch_on_a_gpu(monkeypatch, device, accumulation, expected):
     tried = []
-    monkeypatch.setattr(estimate, "_step_seconds", lambda *given: tried.append(given[-1]) or 1.0)
+    monkeypatch.setattr(environment, "_step_seconds", lambda *given: tried.append(given[-1]) or 1.0)
     recipe = replace(RECIPE, batch_size=64, accumulation=accumulation)
     config, runtime = SimpleNamespace(candidate=recipe), Runtime(torch.device(device), 1, "fp32")
-    assert estimate.clip_seconds(SimpleNamespace(gflops=0.005), 5, config, runtime) == 1 / expected[0]
+    assert environment.clip_seconds(SimpleNamespace(gflops=0.005), 5, config, runtime) == 1 / expected[0]
     assert tried == expected
 
 
@@ -204,8 +205,8 @@ def test_a_batch_that_does_not_fit_is_tried_in_smaller_ones(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 1.0
 
-    monkeypatch.setattr(estimate, "_step_seconds", full)
+    monkeypatch.setattr(environment, "_step_seconds", full)
     config = SimpleNamespace(candidate=replace(RECIPE, batch_size=64))
     on_gpu = Runtime(torch.device("cuda"), 1, "fp32")
-    assert estimate.clip_seconds(SimpleNamespace(gflops=0.005), 5, config, on_gpu) == 1 / 16
+    assert environment.clip_seconds(SimpleNamespace(gflops=0.005), 5, config, on_gpu) == 1 / 16
     assert tried == [64, 32, 16]

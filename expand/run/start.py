@@ -1,7 +1,7 @@
-"""A search from beginning to end: started or resumed, driven, reported.
+"""Searches and single trainings, started and resumed, from their first check to their report.
 
 Whatever can be wrong without torch is said before it is imported, so this module imports nothing heavy when it is
-loaded.
+loaded. `expand.run.driver` does the work of a search, `expand.run.single_training` that of a training.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from expand import logs
 from expand.config import Config, dump_config
+from expand.config.schema import DataConfig
 from expand.data import list_clips
 from expand.data.sources import write_run_list
 from expand.errors import UsageError
@@ -23,34 +24,41 @@ from expand.expansion.forecast import check_target, largest_resolution
 from expand.expansion.rules import Space
 from expand.expansion.state import SearchState
 from expand.expansion.text import duration
+from expand.machine import stop_signals
 from expand.run.display import Display, LogFile, show_event, shown_on
 from expand.run.resolve import (
+    ANY_NUMBER,
     check_free,
     check_recipes,
     check_unchanged,
     choose_dir,
+    current_config,
+    list_again,
+    prepare_again,
+    prepare_clips,
     resolve_config,
     stored_config,
 )
-from expand.run.run_clips import list_again, prepare_again, prepare_clips
-from expand.run.stop import stop_signals
+from expand.rundir.contents import read_training, weights_at
 from expand.rundir.files import make_dir, write_atomic, write_json
 from expand.rundir.journal import Journal, read_events
 from expand.rundir.lock import RunLock
 from expand.rundir.paths import RunPaths
+from expand.space.network import Network
+from expand.training.job import check_batches, resolve_recipe
 from expand.version import __version__
 
 if TYPE_CHECKING:
     from expand.data import PreparedData
     from expand.executors.fork_server import ForkServer
-    from expand.run.machine import Estimate
+    from expand.run.environment import Estimate
     from expand.training.runtime import Runtime
 
 
 logger = logging.getLogger(__name__)
 
 
-def start(config: Config, run_dir: Path | None, stem: str, display: Display | None,
+def start_search(config: Config, run_dir: Path | None, stem: str, display: Display | None,
           confirm: Callable[[Estimate], bool]) -> Path:
     """Start a search and work on it to its end; return its directory. An unnamed run is named by `stem`."""
     listed = list_clips(config.data)
@@ -62,7 +70,7 @@ def start(config: Config, run_dir: Path | None, stem: str, display: Display | No
     # the fork server imports torch in its own process while this one does
     with shown_on(display) as display, early_start(config.run) as fork_server:
         from expand.kernels import library
-        from expand.run.machine import describe_environment, estimate_search, look_at_gpus
+        from expand.run.environment import describe_environment, estimate_search, look_at_gpus
         from expand.training.runtime import Runtime, complaints, resolve_run
 
         library.load()  # kernels or a device that are not there are said before the clips are decoded
@@ -96,7 +104,7 @@ def start(config: Config, run_dir: Path | None, stem: str, display: Display | No
     return paths.root
 
 
-def resume(run_dir: Path, display: Display | None, values: Mapping[str, Any] | None = None) -> Path:
+def resume_search(run_dir: Path, display: Display | None, values: Mapping[str, Any] | None = None) -> Path:
     """Work on an existing search to its end; return its directory. `values`: options by dotted key for this time only,
     of those that cannot alter a result."""
     paths = RunPaths(run_dir)
@@ -118,7 +126,7 @@ def resume(run_dir: Path, display: Display | None, values: Mapping[str, Any] | N
         listed = list_again(paths.clips, config.data, started.classes if started else None)
         space = Space(config.search, len(listed.classes))
         with early_start(config.run) as fork_server:  # it imports torch in its own process while this one does
-            from expand.run.machine import look_at_gpus
+            from expand.run.environment import look_at_gpus
             from expand.training.runtime import Runtime
 
             runtime = Runtime.of(config.run, look_at_gpus(config.run, fork_server))
@@ -136,8 +144,12 @@ def _drive(config: Config, space: Space, paths: RunPaths, data: PreparedData, ru
     journal, events = Journal(paths.journal), read_events(paths.journal)
     display.opened(paths)
     with logs.received_by(LogFile(paths).write):
-        state = SearchState.from_events(events)
-        written = journal.append(RunResumed() if state.started else _start_event(config, space, paths, data))
+        state, search = SearchState.from_events(events), config.search
+        written = journal.append(RunResumed() if state.started else RunStarted(
+            name=paths.root.resolve().name, version=__version__, target_gflops=space.target, criterion=search.criterion,
+            tolerance=search.tolerance, workers=config.run.workers, seed_sd=search.seed_sd,
+            final_weight=cast(int, config.final.epochs) / cast(int, config.candidate.epochs),
+            classes=tuple(data.classes), splits=data.counts, fingerprint=data.fingerprint, config=dump_config(config)))
         state = written.apply(state)
         make_dir(paths.candidates)  # trainings make their own folders in it, and nothing above
         show_event(display, written, state)
@@ -175,10 +187,30 @@ def write_report(paths: RunPaths) -> None:
         plot_expansion(summary, out)
 
 
-def _start_event(config: Config, space: Space, paths: RunPaths, data: PreparedData) -> RunStarted:
-    search = config.search
-    return RunStarted(
-        name=paths.root.resolve().name, version=__version__, target_gflops=space.target,
-        criterion=search.criterion, tolerance=search.tolerance, workers=config.run.workers, seed_sd=search.seed_sd,
-        final_weight=cast(int, config.final.epochs) / cast(int, config.candidate.epochs), classes=tuple(data.classes),
-        splits=data.counts, fingerprint=data.fingerprint, config=dump_config(config))
+def start_training(network: Network, config: Config, init: Path | None, run_dir: Path | None,
+          display: Display | None) -> dict[str, Any]:
+    """Train `network` to the end of `config.final`, from the weights of `init` where that is given; return what
+    `api.train` promises."""
+    paths = RunPaths(run_dir or choose_dir(config, network.name))
+    check_free(paths)
+    weights = None if init is None else weights_at(init)
+    check_batches(resolve_recipe(config.final, ANY_NUMBER), ANY_NUMBER, network.geometry)
+    default = DataConfig()  # the network's own mean and std are taken where the configuration leaves the defaults
+    own = {name: getattr(network, name) for name in ("mean", "std")
+           if getattr(config.data, name) == getattr(default, name)}
+    config = replace(config, data=replace(config.data, **own))
+    listed = list_clips(config.data)
+    from expand.run.single_training import Beginning, create_and_train
+
+    return create_and_train(Beginning(paths, network, config, listed, init, weights), display)
+
+
+def resume_training(run_dir: Path, display: Display | None) -> dict[str, Any]:
+    """Train on from the last checkpoint; leave a finished training as it is. Returns what `start_training` does."""
+    paths = RunPaths(run_dir)
+    spec = read_training(paths)
+    config = current_config(paths, spec)
+    check_unchanged(spec["config"], config, str(paths.config))
+    from expand.run.single_training import train_on
+
+    return train_on(paths, config, display)

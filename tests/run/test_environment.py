@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from expand.config import load_config
-from expand.run.machine import describe_environment
+from expand.run.environment import describe_environment
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
