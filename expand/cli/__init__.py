@@ -18,10 +18,8 @@ from expand.cli.options import is_first_process
 from expand.errors import ExpandError
 from expand.version import __version__
 
-_HOMES = {"search": "search_and_train", "resume": "search_and_train", "train": "search_and_train",
-          "status": "status_and_plan", "plot": "status_and_plan", "plan": "status_and_plan",
-          "complexity": "status_and_plan", "test": "test_and_predict", "predict": "test_and_predict",
-          "export": "test_and_predict", "data": "data", "doctor": "status_and_plan"}
+_HOMES = {**dict.fromkeys(("search", "resume", "train", "status", "plot", "plan", "complexity", "doctor"), "runs"),
+          **dict.fromkeys(("test", "predict", "export"), "test_and_predict"), "data": "data"}
 """The module of each command."""
 
 

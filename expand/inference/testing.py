@@ -29,7 +29,8 @@ from expand.inference.options import CROPS, TestClips
 from expand.inference.predicting import check_finite, load_on_device
 from expand.machine import available_cores
 from expand.model import X3D
-from expand.report.confusion import classes_frame, confusion_frame, plot_confusion
+from expand.report.plots import plot_confusion
+from expand.report.tables import classes_frame, confusion_frame
 from expand.rundir.files import jsonable, make_dir, write_atomic, write_json
 from expand.rundir.paths import RunPaths
 from expand.space.geometry import evaluation_crop

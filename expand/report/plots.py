@@ -1,11 +1,13 @@
-"""The expansion figure (paper, figure 2): accuracy against complexity, every candidate a point, the chosen path a line.
+"""The expansion figure (paper, figure 2), accuracy against complexity: every candidate a point, the chosen path a line;
+and the figure of a network's confusions, for five classes as for four hundred.
 
-Drawn on a `Figure` of its own, so that nothing global is touched and no display is needed.
+Each is drawn on a `Figure` of its own, so that nothing global is touched and no display is needed.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,15 +18,16 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from expand.errors import UsageError
-from expand.expansion.text import axis_name, number, percent, value_text
-from expand.rundir.files import atomic_path
+from expand.expansion.text import axis_name, number, one_line, percent, value_text
+from expand.rundir.files import atomic_path, jsonable
 
 STYLES = {"basis": ("#222222", "h"), "x_fast": ("#D55E00", "^"), "x_temporal": ("#E0A000", "v"),
           "x_spatial": ("#0072B2", "s"), "x_depth": ("#009E73", "D"), "x_width": ("#B0529C", "P"),
@@ -53,6 +56,12 @@ DISTANCE_COST = 3.0
 """The cost of a point of distance, in the measure of what a label covers."""
 LINE_HALF_WIDTH = 3.0
 """Half the width that a line is taken to have, pixels."""
+
+COUNTED, NAMED = 20, 60
+"""Up to so many classes, a matrix of confusions has counts in its cells; up to so many, names at its axes."""
+LISTED = 40
+"""Most frequent confusions that are written out beside a matrix without names."""
+LONGEST_NAME = 26
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -380,3 +389,57 @@ def _overlaps(box: Box, boxes: np.ndarray) -> np.ndarray:
     width = np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0])
     height = np.minimum(box[3], boxes[:, 3]) - np.maximum(box[1], boxes[:, 1])
     return np.maximum(width, 0.0) * np.maximum(height, 0.0)
+
+
+def plot_confusion(confusion_KK: np.ndarray, names: Sequence[str], out: Path, title: str) -> None:
+    """Draw the shares of each class's videos into the .png file `out`.
+
+    Few classes have their counts in the cells, more their names at the axes, without those that do not occur; many have
+    their numbers, and beside the matrix a list of the most frequent confusions. Raises `RunError` where the file cannot
+    be written.
+    """
+    occur = np.flatnonzero(confusion_KK.sum(0) + confusion_KK.sum(1))
+    if len(occur) > NAMED:
+        occur = np.arange(len(names))
+    confusion_KK = confusion_KK[np.ix_(occur, occur)]
+    texts = [one_line(jsonable(names[label])) for label in occur.tolist()]
+    labels = [text if len(text) <= LONGEST_NAME else text[:LONGEST_NAME - 1] + "…" for text in texts]
+    is_named = len(labels) <= NAMED
+    side = min(16.0, max(5.5, 3.5 + 0.2 * len(labels))) if is_named else 9.0
+    figure = Figure(figsize=(side + (0.9 if is_named else 4.6), side), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    shares_KK = confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)  # without videos: zeros
+    if is_named:
+        axes = figure.add_subplot()
+    else:
+        axes, beside = figure.subplots(1, 2, width_ratios=(9, 5))
+        mistaken_KK = shares_KK * (1 - np.eye(len(labels)))
+        worst = np.argsort(-mistaken_KK, axis=None, kind="stable")[:LISTED]
+        lines = [f"{mistaken_KK.flat[place]:4.0%}  {row} {labels[row]} → {column} {labels[column]}"
+                 for place in worst.tolist() if mistaken_KK.flat[place]
+                 for row, column in [divmod(place, len(labels))]]
+        beside.set_axis_off()
+        beside.set_title("most frequent confusions", fontsize=10, loc="left")
+        beside.text(0, 0.99, "\n".join(lines) or "none", transform=beside.transAxes, va="top", fontsize=7.5,
+                    linespacing=1.7, parse_math=False)
+    power = 0.5 if is_named else 0.3  # one mistake in fifty must be seen, in small cells too
+    image = axes.imshow(shares_KK, cmap="Blues", norm=PowerNorm(power, 0, 1), interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="share of the class's videos", fraction=0.04, pad=0.02)
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("class")
+    axes.set_title(title, parse_math=False, fontsize=11)
+    if is_named:
+        look: dict[str, Any] = {"fontsize": 10 if len(labels) <= COUNTED else 7, "parse_math": False}
+        axes.set_xticks(range(len(labels)), labels, rotation=90, **look)
+        axes.set_yticks(range(len(labels)), labels, **look)
+    else:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(10, integer=True))
+    if len(labels) <= COUNTED:
+        for (row, column), share in np.ndenumerate(shares_KK):
+            if count := confusion_KK[row, column]:
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=8,
+                          color="white" if share > 0.3 else INK)
+    with warnings.catch_warnings(), atomic_path(out) as temporary:
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box in its place will do
+        figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})

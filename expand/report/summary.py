@@ -132,17 +132,17 @@ def _results(events: Sequence[Event], is_running: bool) -> dict[str, dict[str, A
     return results
 
 
-def _describe_candidate(candidate: Candidate, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    spec, found = candidate.as_dict(), results.get(candidate.id, {"state": "waiting"})
-    return {**{key: spec[key] for key in SPEC}, **{key: found.get(key) for key in ("state", "reason", *RESULT)},
-            "notes": list(found.get("notes", ()))}
-
-
 def _describe_trainings(search: SearchState, candidates: Sequence[Candidate],
                         results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return a candidate, the first of `candidates`, over all its trainings, which the others repeat: their mean
     accuracy, its standard error with the seeds' part, and the state of the first repeat that has not ended."""
-    first, *repeats = [_describe_candidate(candidate, results) for candidate in candidates]
+    described = []
+    for candidate in candidates:
+        spec, found = candidate.as_dict(), results.get(candidate.id, {"state": "waiting"})
+        described.append({**{key: spec[key] for key in SPEC},
+                          **{key: found.get(key) for key in ("state", "reason", *RESULT)},
+                          "notes": list(found.get("notes", ()))})
+    first, *repeats = described
     finished = [each for each in (first, *repeats) if each["state"] == "finished"]
     current = next((each for each in repeats if each["state"] not in ("finished", "failed")), first)
     return {**first, "state": current["state"], "reason": current["reason"],

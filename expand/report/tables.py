@@ -1,5 +1,5 @@
-"""Tables: a run's status as a data frame for the report and as text for a terminal; tables and text laid out for a
-terminal of whatever width and encoding."""
+"""Tables: a run's status and a network's confusions as data frames, a run's status, plans and complexities as text;
+tables and text laid out for a terminal of whatever width and encoding."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from expand.expansion.text import AXIS_NAMES, axis_name, cell, duration, number, one_line, percent, value_text
+from expand.rundir.files import jsonable
 from expand.streams import fit_to_encoding, is_unicode
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 FACTORS = ("gamma_tau", "gamma_t", "gamma_s", "gamma_w", "gamma_b", "gamma_d")
@@ -23,6 +25,7 @@ COLUMNS = ("step", "kind", "id", "axis", "also", "value", "gflops", "params", "r
            "wall_s", "peak_memory_mb", "clips_per_s")
 STATES = {"finished": "", "failed": "failed", "running": "in training", "waiting": "waiting",
           "interrupted": "interrupted"}
+PLAN_ROW = "{:>4}  {:24}  {:26}  {:>12}  {:>6}  {:>12}"
 ASCII_HEAD = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 """`SIMPLE_HEAD` for streams without characters to draw with."""
 
@@ -44,6 +47,33 @@ def steps_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def confusion_frame(confusion_KK: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
+    """Return the videos of each class (a row) by the class that they were taken for (a column)."""
+    import pandas as pd
+
+    headers = [cell(jsonable(name)) for name in names]
+    return pd.DataFrame(confusion_KK, index=pd.Index(headers, name="class"), columns=headers)
+
+
+def classes_frame(confusion_KK: np.ndarray, top5_K: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
+    """Return a row for each class that has videos: class, label, videos, accuracy and top5 (0..1), and the class that
+    it was most often mistaken for (None for none) with its count. `top5_K`: videos whose class is among the five
+    best."""
+    import numpy as np
+    import pandas as pd
+
+    rows = []
+    for label in np.flatnonzero(confusion_KK.sum(1)).tolist():
+        row_K = confusion_KK[label]
+        mistaken_K = np.where(np.arange(len(row_K)) == label, 0, row_K)
+        other, videos = int(mistaken_K.argmax()), int(row_K.sum())
+        times = int(mistaken_K[other])
+        rows.append({"class": jsonable(names[label]), "label": label, "videos": videos,
+                     "accuracy": row_K[label] / videos, "top5": top5_K[label] / videos,
+                     "confused_with": jsonable(names[other]) if times else None, "confused": times})
+    return pd.DataFrame(rows)
+
+
 def _networks(summary: Mapping[str, Any]) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
     step = 0
     for entry in summary["steps"]:
@@ -58,7 +88,21 @@ def _networks(summary: Mapping[str, Any]) -> Iterator[tuple[int, str, Mapping[st
 def status_text(summary: Mapping[str, Any], width: int = 100, encoding: str = "utf-8") -> str:
     """Return the whole status as plain text, lines at most `width` (at least 60) characters; ends with a line end. It
     has an ASCII form of what `encoding` lacks."""
-    parts: list[str | Table] = ["\n".join(_header(summary))]
+    reason = f" ({one_line(summary['reason'])})" if summary["reason"] else ""
+    parts: list[str | Table] = [f"Run {one_line(summary['name'])}: {summary['state']}{reason}",
+                                f"  in       {one_line(summary['run'])}"]
+    if summary["target_gflops"] is not None:
+        parts.append(f"  target   {number(summary['target_gflops'], 6)} GFLOPs, chosen by {summary['criterion']}")
+    if summary["classes"] is not None:
+        clips = ", ".join(f"{count} {split}" for split, count in (summary["splits"] or {}).items() if count)
+        parts.append(f"  data     {summary['classes']} classes; clips: {clips}")
+    time = duration(summary["elapsed_s"])
+    if summary["state"] != "finished":
+        left = ("time left not known before the first candidate has finished" if summary["remaining_s"] is None else
+                f"about {duration(summary['remaining_s'])} left")
+        time = f"{time} so far; {left}"
+    parts.append(f"  time     {time}")
+
     if summary["steps"]:
         path = _table(encoding, [("step", "right"), ("axis", "left"), ("value", "left"), ("GFLOPs", "right"),
                                  ("ratio", "right"), ("top-1 % (val)", "right"), ("choice", "left")])
@@ -66,10 +110,17 @@ def status_text(summary: Mapping[str, Any], width: int = 100, encoding: str = "u
             if step["axis"] is None:
                 open_count = sum(candidate["state"] not in ("finished", "failed") for candidate in step["candidates"])
                 path.add_texts(str(step["step"]), f"not chosen yet: {open_count} of {len(step['candidates'])} to train")
-            else:
-                path.add_texts(str(step["step"]), axis_name(step), value_text(step), number(step["gflops"], 4),
-                               number(step["ratio"]), percent(step["accuracy"], step["stderr"]), _verdict(step))
+                continue
+            choice = "decided" if step["decided"] else ""
+            if step["decided"] is False:  # the winner is not ahead of these rivals beyond the noise
+                rivals = len(step["candidates"]) - 1
+                tied = [axis_name(candidate) for candidate in step["candidates"] if candidate["id"] in step["tied"]]
+                choice = "tied with " + (", ".join(tied) if len(tied) < min(3, rivals) else
+                                         f"{len(tied)} of {rivals} rivals")
+            path.add_texts(str(step["step"]), axis_name(step), value_text(step), number(step["gflops"], 4),
+                           number(step["ratio"]), percent(step["accuracy"], step["stderr"]), choice)
         parts += ["\nPath", path, "\nCandidates (> chosen)", _candidates_table(summary, encoding)]
+
     # Axes that were not tried; an axis that stays out for the same reason stands there once, with its steps.
     excluded: dict[tuple[str, str], list[int]] = {}
     for step in summary["steps"]:
@@ -78,24 +129,18 @@ def status_text(summary: Mapping[str, Any], width: int = 100, encoding: str = "u
     if excluded:
         parts += ["\nNot tried", *(f"  {AXIS_NAMES.get(axis, axis)}, step {', '.join(map(str, numbers))}: {reason}"
                                    for (axis, reason), numbers in excluded.items())]
-    parts += [*_contraction_lines(summary), *_winner_lines(summary)]
+
+    if entry := summary["contraction"]:
+        why = f": {one_line(entry['why'])}" if entry["why"] else ""
+        parts.append(f"\nContraction of {AXIS_NAMES.get(entry['axis'], entry['axis'])}{why}")
+        if entry["id"] is not None:
+            accuracy = (f", top-1 {percent(entry['accuracy'], entry['stderr'])} % on val"
+                        if entry["accuracy"] is not None else "")
+            parts.append(f"  to {value_text(entry)}, {number(entry['gflops'], 4)} GFLOPs{accuracy}")
+            if state := _state_text(entry):
+                parts.append(f"  {state}")
+    parts += _winner_lines(summary)
     return lay_out(parts, max(60, width), encoding)
-
-
-def _header(summary: Mapping[str, Any]) -> list[str]:
-    reason = f" ({one_line(summary['reason'])})" if summary["reason"] else ""
-    lines = [f"Run {one_line(summary['name'])}: {summary['state']}{reason}", f"  in       {one_line(summary['run'])}"]
-    if summary["target_gflops"] is not None:
-        lines.append(f"  target   {number(summary['target_gflops'], 6)} GFLOPs, chosen by {summary['criterion']}")
-    if summary["classes"] is not None:
-        clips = ", ".join(f"{count} {split}" for split, count in (summary["splits"] or {}).items() if count)
-        lines.append(f"  data     {summary['classes']} classes; clips: {clips}")
-    time = duration(summary["elapsed_s"])
-    if summary["state"] != "finished":
-        left = ("time left not known before the first candidate has finished" if summary["remaining_s"] is None else
-                f"about {duration(summary['remaining_s'])} left")
-        time = f"{time} so far; {left}"
-    return [*lines, f"  time     {time}"]
 
 
 def _table(encoding: str, columns: Sequence[tuple[str, str]]) -> SimpleTable:
@@ -120,17 +165,6 @@ def _candidates_table(summary: Mapping[str, Any], encoding: str) -> SimpleTable:
     return table
 
 
-def _verdict(step: Mapping[str, Any]) -> str:
-    """Return whether the step's winner is ahead of its rivals beyond the noise."""
-    if step["decided"] is None:
-        return ""
-    if step["decided"]:
-        return "decided"
-    tied = [axis_name(candidate) for candidate in step["candidates"] if candidate["id"] in step["tied"]]
-    return "tied with " + (", ".join(tied) if len(tied) < min(3, len(step["candidates"]) - 1) else
-                           f"{len(tied)} of {len(step['candidates']) - 1} rivals")
-
-
 def _state_text(candidate: Mapping[str, Any]) -> str:
     state, reason = STATES.get(candidate["state"], candidate["state"]), candidate["reason"]
     overshoot = "one grid step, over the rate" if candidate["overshoot"] else ""
@@ -138,22 +172,6 @@ def _state_text(candidate: Mapping[str, Any]) -> str:
     seeds = f"mean of {len(candidate['accuracies'])} seeds" if len(candidate["accuracies"]) > 1 else ""
     held = f"held back: {one_line(candidate['note'])}" if candidate["note"] else ""
     return "; ".join(part for part in (text, seeds, overshoot, held, *map(one_line, candidate["notes"])) if part)
-
-
-def _contraction_lines(summary: Mapping[str, Any]) -> list[str]:
-    entry = summary["contraction"]
-    if entry is None:
-        return []
-    why = f": {one_line(entry['why'])}" if entry["why"] else ""
-    axis = AXIS_NAMES.get(entry["axis"], entry["axis"])
-    if entry["id"] is None:
-        return [f"\nContraction of {axis}{why}"]
-    state = _state_text(entry)
-    lines = [f"\nContraction of {axis}{why}",
-             f"  to {value_text(entry)}, {number(entry['gflops'], 4)} GFLOPs, top-1 "
-             f"{percent(entry['accuracy'], entry['stderr'])} % on val"
-             if entry["accuracy"] is not None else f"  to {value_text(entry)}, {number(entry['gflops'], 4)} GFLOPs"]
-    return [*lines, f"  {state}"] if state else lines
 
 
 def _winner_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -174,6 +192,45 @@ def _winner_lines(summary: Mapping[str, Any]) -> list[str]:
     if winner["split"] == "test" and winner["val_accuracy"] is not None:
         lines.append(f"  on val, where it was selected: {percent(winner['val_accuracy'], winner['val_stderr'])} %")
     return lines
+
+
+def plan_text(planned: Mapping[str, Any], encoding: str = "utf-8") -> str:
+    """Return a plan (docs/json.md) as tables, with an ASCII form of what `encoding` lacks."""
+
+    def row(step: Any, candidate: Mapping[str, Any], note: str = "") -> str:
+        mark = " (one grid step exceeds the rate)" if candidate["overshoot"] else ""
+        held = f" (held back: {candidate['note']})" if candidate["note"] else ""
+        value = fit_to_encoding(value_text(candidate), encoding)
+        return PLAN_ROW.format(step, axis_name(candidate) + note, value, f"{candidate['gflops']:.9f}"[:12],
+                               f"{candidate['ratio']:.3f}", f"{candidate['params']:,}") + mark + held
+
+    lines = [f"Target {number(planned['target_gflops'], 6)} GFLOPs; counted with {planned['classes']} classes", "",
+             PLAN_ROW.format("step", "axis", "value", "GFLOPs", "ratio", "parameters"), row(0, planned["basis"])]
+    lines += [row(step["step"], step) for step in planned["steps"]]
+    if planned["contraction"]:
+        lines.append(row("", planned["contraction"], note=", contracted"))
+    if planned["candidates"] or planned["excluded"]:
+        lines += ["", f"Candidates of step {len(planned['steps']) + 1}:"]
+        lines += [row("", candidate) for candidate in planned["candidates"]]
+        lines += [f"      {axis_name(e)}: {e['reason']}" for e in planned["excluded"]]
+        to_come = planned["to_come"]
+        cost = number(to_come["gflops"])
+        rounds = f"about {to_come['candidates']} candidates in {to_come['steps']} rounds"
+        lines += ["", f"To come: {rounds}, {cost} GFLOPs a clip in all"]
+    if planned["notes"]:
+        lines += ["", "The clips:", *(f"  {one_line(note)}" for note in planned["notes"])]
+    return "\n".join(lines)
+
+
+def complexity_text(counted: Mapping[str, Any]) -> str:
+    """Return a network's costs (docs/json.md) as a table."""
+    factors = ", ".join(f"{name} {number(value, 4)}" for name, value in counted["factors"].items())
+    clip = value_text({**counted, "axis": "basis"})
+    published = f"  {counted['gflops']:.9f} GFLOPs (10^9 multiply-adds of convolutions and linear layers, as published)"
+    return "\n".join([
+        f"{counted['network']}: {clip}, {counted['classes']} classes", f"  {factors}", published,
+        f"  {counted['gflops_fvcore']:.9f} GFLOPs (fvcore's convention: batch norm too)",
+        f"  {counted['params']:,} parameters, {counted['activations']:,} activations"])
 
 
 class SimpleTable(Table):

@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 
 def start_search(config: Config, run_dir: Path | None, stem: str, display: Display | None,
-          confirm: Callable[[Estimate], bool]) -> Path:
+                 confirm: Callable[[Estimate], bool]) -> Path:
     """Start a search and work on it to its end; return its directory. An unnamed run is named by `stem`."""
     listed = list_clips(config.data)
     space = Space(config.search, len(listed.classes))
@@ -188,7 +188,7 @@ def write_report(paths: RunPaths) -> None:
 
 
 def start_training(network: Network, config: Config, init: Path | None, run_dir: Path | None,
-          display: Display | None) -> dict[str, Any]:
+                   display: Display | None) -> dict[str, Any]:
     """Train `network` to the end of `config.final`, from the weights of `init` where that is given; return what
     `api.train` promises."""
     paths = RunPaths(run_dir or choose_dir(config, network.name))

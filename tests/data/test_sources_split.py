@@ -15,7 +15,7 @@ from expand.data.sources import list_clips
 from expand.data.sources.clip import Clip, ClipList
 from expand.data.sources.splits import assign, balance, balance_notes
 from expand.errors import DataError
-from expand.report.plan_text import plan_text
+from expand.report.tables import plan_text
 
 CLASSES = st.sampled_from(["run", "jump", "fly"])
 ALONE = st.dictionaries(CLASSES, st.integers(1, 40), min_size=1).map(

@@ -16,10 +16,9 @@ from expand.errors import ExpandError, RunError
 from expand.expansion.decide import decide
 from expand.expansion.events import Event, read_event
 from expand.expansion.state import SearchState
-from expand.report.confusion import confusion_frame
 from expand.report.plots import plot_expansion
 from expand.report.summary import elapsed_s, summarize
-from expand.report.tables import status_text, steps_frame
+from expand.report.tables import confusion_frame, status_text, steps_frame
 from expand.rundir.files import to_json
 from expand.rundir.journal import LARGEST, LONGEST, read_events
 from expand.rundir.paths import RunPaths

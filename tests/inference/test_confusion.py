@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from expand.report.confusion import classes_frame, confusion_frame, plot_confusion
+from expand.report.plots import plot_confusion
+from expand.report.tables import classes_frame, confusion_frame
 
 CONFUSION_KK = np.array([[3, 1, 0], [0, 0, 0], [2, 2, 4]])
 

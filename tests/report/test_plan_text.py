@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from expand import api
-from expand.report.plan_text import complexity_text, plan_text
+from expand.report.tables import complexity_text, plan_text
 from expand.space.factors import PRESETS
 from tests.expansion.simulated import PAPER_PATH
 
