@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -50,12 +49,11 @@ def save_slowfast(model: X3D, path: str | Path) -> list[Path]:
     config = yaml.safe_dump(public.slowfast_config(network, dropout=model.head.dropout.p, checkpoint=path.name),
                             sort_keys=False)
     if public.slowfast_builder(network) == public.NATIVE:
-        state, style, prefix = public.as_in_slowfast(_state_of(model)), public.SLOWFAST, ""
+        state, style, prefix = public.slowfast_shortcuts(_state_of(model)), public.SLOWFAST, ""
     else:
-        state, style, prefix = public.as_in_pytorchvideo(_state_of(model)), public.PYTORCHVIDEO, "model."
+        state, style, prefix = public.pytorchvideo_shortcuts(_state_of(model)), public.PYTORCHVIDEO, "model."
     # No "epoch": SlowFast would then look for the optimiser's state too when it fine-tunes.
-    _save(path, {"model_state": {prefix + key: value for key, value in _translate(state, style).items()},
-                 "cfg": config, "network": _describe(network, state)})
+    _save_checkpoint(path, network, state, style, prefix, cfg=config)
     write_atomic(beside, f"# SlowFast's configuration of {path.name}\n{config}")
     return [path, beside]
 
@@ -69,8 +67,7 @@ def save_pytorchvideo(model: X3D, path: str | Path) -> list[Path]:
     path, network = Path(path), model.description
     if not public.builds(network, 8):
         raise public.not_buildable(network, "PyTorchVideo")
-    state = public.as_in_pytorchvideo(_state_of(model))
-    _save(path, {"model_state": _translate(state, public.PYTORCHVIDEO), "network": _describe(network, state)})
+    _save_checkpoint(path, network, public.pytorchvideo_shortcuts(_state_of(model)), public.PYTORCHVIDEO)
     return [path]
 
 
@@ -87,17 +84,13 @@ def _state_of(model: X3D) -> State:
     return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
 
 
-def _translate(state: State, style: public.Style) -> State:
-    return {public.translate(key, public.OURS, style) or key: value for key, value in state.items()}
-
-
-def _describe(network: Network, state: State) -> dict[str, Any]:
-    return replace(network, first_projection_bn=public.has_first_norm(state)).as_dict()
-
-
-def _save(path: Path, content: dict[str, Any]) -> None:
+def _save_checkpoint(path: Path, network: Network, state: State, style: public.Style, prefix: str = "",
+                     **others: str) -> None:
+    """Write `state`, which has our names, with those of `style` after `prefix`, and its description beside it."""
+    weights = {prefix + (public.translate(key, public.OURS, style) or key): value for key, value in state.items()}
+    described = replace(network, first_projection_bn=public.has_first_norm(state)).as_dict()
     with atomic_path(path) as temporary, open(temporary, "wb") as file:  # by its name, torch refuses one without suffix
-        torch.save(content, file)
+        torch.save({"model_state": weights, **others, "network": described}, file)
 
 
 # --- graphs ---
@@ -115,10 +108,11 @@ def save_onnx(model: X3D, path: Path) -> float | None:
     except ImportError as error:
         raise UsageError(f"ONNX needs the package '{error.name}', which is not installed",
                          fix="pip install 'x3d-expand[onnx]'") from error
-    model = _as_exported(model)
-    with plain_operators(), torch.no_grad(), _quiet():
-        program = torch.onnx.export(model, _example(model), dynamo=True, opset_version=OPSET, verbose=False,
-                                    input_names=["clips"], output_names=["logits"], dynamic_shapes=_any_batch())
+    model = _copy_to_cpu(model)
+    with _exporting():
+        program = torch.onnx.export(model, (_clips(model.description, TRACED_BATCH),), dynamo=True, opset_version=OPSET,
+                                    verbose=False, input_names=["clips"], output_names=["logits"],
+                                    dynamic_shapes=({0: torch.export.Dim("batch")},))
     assert program is not None  # it is, with dynamo
     proto = program.model_proto
     graph = proto.graph
@@ -144,9 +138,10 @@ def save_torch_export(model: X3D, path: Path) -> float:
     weights keep their names (`read_torch_export` reads both). Return the largest difference from the model's
     logits. Raises `ExpandError` if the program computes something else.
     """
-    model = _as_exported(model)
-    with plain_operators(), torch.no_grad(), _quiet():
-        program = torch.export.export(model, _example(model), dynamic_shapes=_any_batch(), strict=False)
+    model = _copy_to_cpu(model)
+    with _exporting():
+        program = torch.export.export(model, (_clips(model.description, TRACED_BATCH),), strict=False,
+                                      dynamic_shapes=({0: torch.export.Dim("batch")},))
         program.example_inputs = None  # a clip of zeros would be stored, larger than most networks
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # names folders of this machine
@@ -166,7 +161,7 @@ def metadata(network: Network) -> dict[str, str]:
             "evaluation_crop": str(evaluation_crop(factors.resolution)), "training_crop": str(factors.resolution)}
 
 
-def _as_exported(model: X3D) -> X3D:
+def _copy_to_cpu(model: X3D) -> X3D:
     """Return a copy in evaluation on the CPU; the caller's model stays as it is."""
     return copy.deepcopy(model).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
 
@@ -177,18 +172,10 @@ def _clips(network: Network, batch: int) -> Tensor:
     return torch.randn(batch, 3, network.factors.frames, crop, crop, generator=torch.Generator().manual_seed(0))
 
 
-def _example(model: X3D) -> tuple[Tensor]:
-    return (_clips(model.description, TRACED_BATCH),)
-
-
-def _any_batch() -> tuple[dict[int, torch.export.Dim]]:
-    return ({0: torch.export.Dim("batch")},)
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' own messages from the screen."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+def _exporting() -> Iterator[None]:
+    """Use the operators that exporters know, and keep their own messages from the screen."""
+    with plain_operators(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

@@ -10,6 +10,7 @@ import ctypes
 import os
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -57,7 +58,10 @@ class Library:
             raise UnusableBuild(f"no build of these kernels: {error}") from error
         if source is not None and made_from != source:
             raise UnusableBuild("made from other sources than those beside it")
-        parallel = _openmp()
+        parallel = None
+        with suppress(OSError, AttributeError):  # torch's OpenMP is not GNU's
+            # torch's own starts the threads; it is looked up through torch, since other packages may bring a second one
+            parallel = ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p)
         use_openmp(parallel)
         self.shares_threads = parallel is not None
         """True if its threads are torch's own; else every call starts new ones."""
@@ -69,28 +73,18 @@ class Library:
         type of each argument. Nothing is checked: tensors must be on the CPU, contiguous as the function needs them,
         and of its type. Raises `MemoryError` if memory ran out; the results must not be used then.
         """
-        function = self._functions.get((name, dtype)) or self._bind(name, dtype, arguments)
+        function = self._functions.get((name, dtype))
+        if function is None:
+            if dtype not in SUFFIXES:
+                raise TypeError(f"the CPU kernels are for float32 and float64, not for {dtype}")
+            function = getattr(self._library, f"{name}_{SUFFIXES[dtype]}")
+            function.restype = ctypes.c_int
+            function.argtypes = [ctypes.c_int, *(
+                ctypes.c_int64 if isinstance(value, int) else ctypes.c_double if isinstance(value, float)
+                else ctypes.c_void_p for value in arguments)]
+            self._functions[name, dtype] = function
         if function(torch.get_num_threads(), *[a if isinstance(a, NUMBERS) else a.data_ptr() for a in arguments]):
             raise MemoryError(f"the CPU kernel {name} got no memory")
-
-    def _bind(self, name: str, dtype: torch.dtype, arguments: tuple[Tensor | int | float | None, ...]) -> Any:
-        if dtype not in SUFFIXES:
-            raise TypeError(f"the CPU kernels are for float32 and float64, not for {dtype}")
-        function = getattr(self._library, f"{name}_{SUFFIXES[dtype]}")
-        function.restype = ctypes.c_int
-        function.argtypes = [ctypes.c_int, *(ctypes.c_int64 if isinstance(value, int) else ctypes.c_double
-                                             if isinstance(value, float) else ctypes.c_void_p for value in arguments)]
-        self._functions[name, dtype] = function
-        return function
-
-
-def _openmp() -> ctypes.c_void_p | None:
-    """Return the function by which torch's own OpenMP starts threads, so that the kernels use the same threads. It is
-    looked up through torch, since other packages may bring a second OpenMP. None if torch's is not GNU's."""
-    try:
-        return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p)
-    except (OSError, AttributeError):
-        return None
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def fit_state(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], *, whe
 
     Raises `UsageError` for entries that do not fit, naming them all, and for weights that are not finite.
     """
-    state = public.as_in(state, targets)
+    state = public.fit_shortcuts(state, targets)
     for key in targets:
         if key.endswith("num_batches_tracked"):  # files of other tools lack them, and nothing is computed from them
             state.setdefault(key, torch.zeros((), dtype=torch.long))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -122,64 +122,53 @@ def translate(key: str, source: Style, target: Style) -> str | None:
 
 
 def has_first_norm(state: Mapping[str, Tensor]) -> bool:
-    """Return `Network.first_projection_bn` of these weights."""
+    """Return `first_projection_bn` of the network that has these weights."""
     return "stages.0.0.shortcut_bn.weight" in state
 
 
-def as_in(state: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> State:
+def fit_shortcuts(state: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> State:
     """Return `state` with batch norms on the same shortcuts as the state dict `targets`."""
-    state = dict(state)
-    for shortcut in _convolutions(state):
-        scale = f"{shortcut}_bn.weight"
-        if scale in state and scale not in targets:
-            _fold(state, shortcut)
-        elif scale in targets and not any(key.startswith(f"{shortcut}_bn.") for key in state):
-            _add_identity(state, shortcut, len(targets[scale]))
-    return state
+    def width(shortcut: str, _: Tensor) -> int:
+        scale = targets.get(f"{shortcut}_bn.weight")
+        return 0 if scale is None else len(scale)
+
+    return _with_norms(state, width)
 
 
-def as_in_slowfast(state: Mapping[str, Tensor]) -> State:
+def slowfast_shortcuts(state: Mapping[str, Tensor]) -> State:
     """Return `state` with a batch norm on every shortcut that is a convolution."""
-    state = dict(state)
-    for shortcut in _convolutions(state):
-        if f"{shortcut}_bn.weight" not in state:
-            _add_identity(state, shortcut, len(state[f"{shortcut}.weight"]))
-    return state
+    return _with_norms(state, lambda _, kernel: len(kernel))
 
 
-def as_in_pytorchvideo(state: Mapping[str, Tensor]) -> State:
+def pytorchvideo_shortcuts(state: Mapping[str, Tensor]) -> State:
     """Return `state` without batch norms on the shortcuts that keep the width."""
+    return _with_norms(state, lambda _, kernel: len(kernel) if kernel.shape[0] != kernel.shape[1] else 0)
+
+
+def _with_norms(state: Mapping[str, Tensor], width_of: Callable[[str, Tensor], int]) -> State:
+    """Return `state` with a batch norm of width `width_of(shortcut, kernel)` on each shortcut that is a convolution, or
+    with none if that is 0. In evaluation the result computes the same."""
     state = dict(state)
-    for shortcut in _convolutions(state):
-        width, width_in = state[f"{shortcut}.weight"].shape[:2]
-        if width == width_in and f"{shortcut}_bn.weight" in state:
-            _fold(state, shortcut)
+    for kernel in [key for key in state if key.endswith(".shortcut.weight")]:
+        shortcut = kernel.removesuffix(".weight")
+        width, has_norm = width_of(shortcut, state[kernel]), f"{shortcut}_bn.weight" in state
+        if width and not any(key.startswith(f"{shortcut}_bn.") for key in state):
+            identity = norm(width).state_dict()
+            identity["running_var"] -= BN_EPS  # which the norm adds again, so that it divides by exactly 1
+            state.update({f"{shortcut}_bn.{entry}": value for entry, value in identity.items()})
+        elif has_norm and not width:
+            # the scale goes into the convolution, the shift into the block's last norm, whose output is added to the
+            # shortcut's; a norm that is incomplete or of another width stays, so that it is reported
+            of_norm = [f"{shortcut}_bn.{entry}" for entry in ("weight", "bias", "running_mean", "running_var")]
+            last = f"{shortcut.removesuffix('shortcut')}c_bn.bias"
+            if any(key not in state or state[key].shape != state[kernel].shape[:1] for key in (*of_norm, last)):
+                continue
+            scale, shift, mean, variance = (state.pop(key).double() for key in of_norm)
+            state.pop(f"{shortcut}_bn.num_batches_tracked", None)
+            scale = scale / torch.sqrt(variance + BN_EPS)
+            state[kernel] = (state[kernel].double() * scale.reshape(-1, *[1] * (state[kernel].ndim - 1))).float()
+            state[last] = (state[last].double() + shift - mean * scale).float()
     return state
-
-
-def _convolutions(state: Mapping[str, Tensor]) -> list[str]:
-    return [key.removesuffix(".weight") for key in state if key.endswith(".shortcut.weight")]
-
-
-def _fold(state: State, shortcut: str) -> None:
-    """Fold a shortcut's batch norm: its scale into the convolution, its shift into the block's last batch norm, whose
-    output is added to the shortcut's. A norm that is incomplete or of another width stays, so that it is reported."""
-    of_norm = [f"{shortcut}_bn.{entry}" for entry in ("weight", "bias", "running_mean", "running_var")]
-    kernel, last = f"{shortcut}.weight", f"{shortcut.removesuffix('shortcut')}c_bn.bias"
-    if last not in state or any(key not in state or state[key].shape != state[kernel].shape[:1]
-                                for key in (*of_norm, last)):
-        return
-    scale, shift, mean, variance = (state.pop(key).double() for key in of_norm)
-    state.pop(f"{shortcut}_bn.num_batches_tracked", None)
-    scale = scale / torch.sqrt(variance + BN_EPS)
-    state[kernel] = (state[kernel].double() * scale.reshape(-1, *[1] * (state[kernel].ndim - 1))).float()
-    state[last] = (state[last].double() + shift - mean * scale).float()
-
-
-def _add_identity(state: State, shortcut: str, width: int) -> None:
-    identity = norm(width).state_dict()
-    identity["running_var"] -= BN_EPS  # which the norm adds again, so that it divides by exactly 1
-    state.update({f"{shortcut}_bn.{entry}": value for entry, value in identity.items()})
 
 
 # --- factors and configurations ---

@@ -162,7 +162,7 @@ def test_a_program_file_that_grows_when_read_or_is_none_is_refused(program_file,
 
 def test_a_graph_that_computes_something_else_is_never_written(model):
     with pytest.raises(ExpandError, match="differ from the model's by 0.0") as caught:
-        writers._largest_difference(writers._as_exported(model), lambda x_BCTHW: logits(model, x_BCTHW) + 0.01)
+        writers._largest_difference(writers._copy_to_cpu(model), lambda x_BCTHW: logits(model, x_BCTHW) + 0.01)
     assert "nothing was written" in str(caught.value)
 
 
