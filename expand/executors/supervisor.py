@@ -65,8 +65,7 @@ class Worker:
 
     number: int
     """From 0 to `run.workers` - 1; decides which GPU it uses."""
-    pipe: Connection | None
-    """None until it is connected."""
+    pipe: Connection
     place: str | None = None
     job: Job | None = None
     heard: float = field(default_factory=time.monotonic)
@@ -74,8 +73,6 @@ class Worker:
 
     def send(self, kind: str, content: Any) -> None:
         """Send a message. Raises `OSError` where the process has died."""
-        if self.pipe is None:
-            raise BrokenPipeError
         self.pipe.send((kind, content))
 
     def give(self, job: Job) -> None:
@@ -84,14 +81,13 @@ class Worker:
         self.job, self.heard = job, time.monotonic()
 
     def is_silent(self, limit_s: float, now: float) -> bool:
-        """Whether it sent no message for longer than `limit_s` until the monotonic time `now`: it hangs. A process that
-        has no pipe yet waits for a place, and one whose message was not read yet is alive; a limit of 0 is none."""
-        return bool(limit_s) and self.pipe is not None and not self.pipe.poll() and now - self.heard > limit_s
+        """Whether it sent no message for longer than `limit_s` until the monotonic time `now`: it hangs. A process
+        whose message was not read yet is alive; a limit of 0 is none."""
+        return bool(limit_s) and not self.pipe.poll() and now - self.heard > limit_s
 
     def kill(self) -> None:
         """End it at once."""
-        if self.pipe is not None:
-            self.pipe.close()
+        self.pipe.close()
 
 
 W = TypeVar("W", bound=Worker)
@@ -119,8 +115,8 @@ class Executor(ABC, Generic[W]):
 
     @abstractmethod
     def _find_reason(self, worker: W) -> tuple[str, bool]:
-        """Return why a busy worker's pipe ended, and whether that was lack of memory. Raises `ExpandError` where that
-        is not the fault of its job."""
+        """Return why a worker's pipe ended, and whether that was lack of memory. Raises `ExpandError`, having removed
+        the worker, where the run cannot go on."""
 
     @abstractmethod
     def _react_to_failed_start(self, worker: W) -> None:
@@ -138,7 +134,7 @@ class Executor(ABC, Generic[W]):
         with suppress(ExpandError):  # a cluster that is lost now takes nothing with it
             while self._workers and time.monotonic() < deadline:
                 for worker, message, _ in self._receive():
-                    if message in ("died", "lost"):
+                    if message == "died":
                         self._remove(worker)
         for worker in list(self._workers):
             self._remove(worker)
@@ -208,12 +204,12 @@ class Executor(ABC, Generic[W]):
 
     def _receive(self) -> Iterator[tuple[W, str, Any]]:
         """Yield the workers' messages as they arrive: (worker, kind, content), with the kind `died` at a pipe's end."""
-        of_pipe = {worker.pipe: worker for worker in self._workers if worker.pipe is not None}
+        of_pipe = {worker.pipe: worker for worker in self._workers}
         for worker in [of_pipe[pipe] for pipe in wait(list(of_pipe), POLL_S) if isinstance(pipe, Connection)]:
             if worker not in self._workers:  # removed because of another worker's message
                 continue
             try:
-                kind, content = worker.pipe.recv() if worker.pipe is not None else ("died", None)
+                kind, content = worker.pipe.recv()
             except (EOFError, OSError):
                 kind, content = "died", None
             worker.heard = time.monotonic()
@@ -233,12 +229,12 @@ class Executor(ABC, Generic[W]):
         elif kind == "log":
             logger.log(*content)
         elif kind == "died":
+            reason, lacked_memory = content or self._find_reason(worker)
             if worker.place is None:
                 self._replace_starting(worker)
             else:
-                lost = self._find_reason(worker) if job is not None and self._deadline is None else None
                 self._remove(worker)
-                return self._retry(job, *lost) if job is not None and lost is not None else None
+                return self._retry(job, reason, lacked_memory) if job is not None else None
         elif kind == "error":
             worker.job = None
             raise content

@@ -1,7 +1,6 @@
 """A training process: it takes jobs from its pipe and answers on it, until the pipe ends.
 
-Messages to it are pairs: `shared` with the clips and the runtime of all its jobs, once; `job` with a `Job`; `stop`; and
-`end`, after which the process may be used for something else.
+Messages to it are pairs: `shared` with the clips and the runtime of all its jobs, once; `job` with a `Job`; and `stop`.
 Its answers: `hello` with its place (`host:pid`), then for each job `begin` with the same, `heartbeat` while it trains,
 `tick`, `log` with a level and a text, and one that ends the job: `done` with the fields of its event, `interrupted`,
 `error` with an `ExpandError`, or `fault` with a reason, after which the process ends itself because its GPU failed.
@@ -36,11 +35,11 @@ HEARTBEAT_EVERY_S = 1.0
 """Seconds between two heartbeats, at least."""
 
 
-def serve(pipe: Connection) -> bool:
+def serve(pipe: Connection) -> None:
     """Train one job after another. The process ends with its pipe, in the midst of whatever it does, before a resumed
-    run can train the same candidate. Return whether it was told to end instead: nothing listens to the pipe then."""
+    run can train the same candidate."""
     contents: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    stop, is_released = threading.Event(), threading.Event()
+    stop = threading.Event()
 
     def listen() -> None:
         while True:
@@ -50,19 +49,15 @@ def serve(pipe: Connection) -> bool:
                 os._exit(1)
             if kind == "stop":
                 stop.set()
-            elif kind == "end":
-                is_released.set()
-            contents.put(content)  # None for `stop` and `end`
-            if kind == "end":
-                return
+            contents.put(content)  # None for `stop`
 
     threading.Thread(target=listen, daemon=True).start()
     pipe.send(("hello", process_address()))
     if (shared := contents.get()) is None:
-        return is_released.is_set()
+        return
     if callable(shared):
         pipe.send(_call(shared))
-        return False
+        return
     data, runtime = shared
     while (job := contents.get()) is not None:
         pipe.send(("begin", process_address()))
@@ -72,8 +67,7 @@ def serve(pipe: Connection) -> bool:
             answer = _train(job, data, runtime, hooks)
         pipe.send(answer)
         if answer[0] == "fault":
-            return False
-    return is_released.is_set()
+            return
 
 
 def _call(work: Callable[[], Any]) -> tuple[str, Any]:

@@ -23,7 +23,7 @@ def data(own_cache):
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[Cluster]:
+def shared_cluster() -> Iterator[Cluster]:
     """The Ray cluster that all tests of this process share; started when it is first used."""
     cluster = Cluster()
     yield cluster
@@ -36,10 +36,10 @@ def kind(request):
 
 
 @pytest.fixture(scope="module")
-def started(kind, ray_cluster):
+def started(kind, shared_cluster):
     """What every executor of the module can use."""
     with early_start(replace(RUN, executor=kind)) as fork_server, \
-            ray_cluster.in_use() if kind == "ray" else nullcontext():
+            shared_cluster.in_use() if kind == "ray" else nullcontext():
         yield fork_server
 
 

@@ -9,7 +9,6 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,7 @@ ray = pytest.importorskip("ray")
 from expand import logs
 from expand.config.schema import RunConfig
 from expand.errors import RunError, UsageError
-from expand.executors import early_start, make_executor, ray_node, ray_process
-from expand.executors import ray as ray_executor
+from expand.executors import early_start, make_executor, ray_cluster
 from expand.executors.worker import run_job
 from expand.rundir.paths import RunPaths
 from expand.training.job import Hooks
@@ -33,9 +31,9 @@ RUN = RunConfig(device="cpu", threads=1, precision="fp32", workers=2, executor="
 
 
 @pytest.fixture(scope="module")
-def nodes(ray_cluster):
+def nodes(shared_cluster):
     """Two, of one CPU each."""
-    with ray_cluster.in_use() as found:
+    with shared_cluster.in_use() as found:
         yield found
 
 
@@ -156,83 +154,46 @@ def test_without_ray_the_way_to_install_it_is_named(data, tmp_path, monkeypatch)
     assert "pip install 'x3d-expand[ray]'" in caught.value.fix
 
 
-FACTS = ray_node.NodeFacts("far", ray_node.versions(), "avx2", None, None, True, True)
+@pytest.fixture
+def request_here(data, tmp_path) -> ray_cluster.Request:
+    """What a run in `tmp_path` asks of a cluster."""
+    token = tmp_path / "token"
+    token.touch()
+    return ray_cluster.Request(2, 1, False, token, os.getcwd(), pickle.dumps(data.train[0]), ray_cluster.versions())
+
+
+def test_a_node_that_can_train_for_the_run_is_told_with_its_kernels_and_frames(request_here, data):
+    facts = ray_cluster.check_node(request_here)
+    assert facts.host == socket.gethostname() and facts.has_frames
+    remote = replace(data.train[0], store=data.train[0].store.with_name("gone"))
+    assert not ray_cluster.check_node(replace(request_here, clip=pickle.dumps(remote))).has_frames
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"versions": {**FACTS.versions, "x3d-expand": "0.0.1"}}, "far: has x3d-expand 0.0.1, and this command"),
-    ({"versions": {**FACTS.versions, "torch": "1.13.0"}}, "has torch 1.13.0"),
-    ({"versions": {**FACTS.versions, "Python": "3.8"}}, "has Python 3.8"),
-    ({"run_dir": "No such file or directory"}, "does not see the run directory /r .*No such file"),
-    ({"clip": "clip.mp4: gone"}, "cannot read the clips: clip.mp4: gone"),
-    ({"gpu": False}, "a GPU that torch cannot use")])
-def test_a_node_that_cannot_train_for_the_run_is_named_with_what_is_wrong(change, words):
-    assert ray_process.find_obstacle("node far", FACTS, Path("/r")) is None
-    error = ray_process.find_obstacle("node far", replace(FACTS, **change), Path("/r"))
-    with pytest.raises(UsageError, match=words):
-        raise UsageError(str(error))
-    assert error.fix
-
-
-def test_a_look_at_a_node_tells_another_run_directory_and_missing_clips(data, tmp_path):
-    token = ray_process.write_token(tmp_path)
-    request = ray_node.Request(2, 1, False, tmp_path, os.getcwd(), pickle.dumps(data.train[0]))
-    facts = ray_node.look(request, token, "reply")
-    assert facts.run_dir is None and facts.clip is None and facts.has_frames and facts.gpu
-    assert (tmp_path / "reply").read_text() == token.content
-    assert ray_node.look(request, replace(token, content="other"), None).run_dir == "its files are others there"
-    gone = replace(token, path=tmp_path / "elsewhere" / token.path.name)
-    assert "No such file" in ray_node.look(request, gone, "reply").run_dir
-    with pytest.raises(RunError, match="does not see the run directory") as caught:
-        ray_node.train(0, os.getcwd(), gone, ("127.0.0.1", 9), b"")
-    assert "file system that all nodes" in caught.value.fix
-    lost = replace(data.train[0], store=None, path=tmp_path / "gone.mp4")
-    facts = ray_node.look(replace(request, clip=pickle.dumps(lost)), token, None)
-    assert "gone.mp4" in facts.clip and not facts.has_frames
-
-
-def test_a_node_that_cannot_reach_the_command_says_so(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = closed.getsockname()[:2]
-    with pytest.raises(RunError, match=f"cannot connect to the command at 127.0.0.1:{address[1]}") as caught:
-        ray_node.train(0, os.getcwd(), ray_process.write_token(tmp_path), address, b"")
-    assert "all ports" in caught.value.fix
-
-
-def test_a_connection_without_the_key_is_closed_and_nothing_of_it_is_read(data, tmp_path):
-    executor = on_ray(data, tmp_path, Heard())
-    executor._server = socket.create_server(("127.0.0.1", 0))
-    executor._server.setblocking(False)
-    worker = ray_executor._Task(0, None, task=3)
-    executor._workers.append(worker)
-
-    def connect(said: bytes) -> socket.socket:
-        connection = socket.create_connection(executor._server.getsockname())
-        connection.sendall(said)
-        return connection
-
-    def is_closed(connection: socket.socket) -> bool:
-        try:
-            return connection.recv(1) == b""
-        except ConnectionResetError:
-            return True
-
-    with executor._server, connect(ray_node.greeting(b"x" * 32, 3)) as wrong, \
-            connect(ray_node.greeting(executor._key, 4)) as unknown, connect(executor._key) as slow:
-        while len(executor._unidentified) != 1:
-            executor._accept_connections()
-        assert worker.pipe is None and is_closed(wrong) and is_closed(unknown)
-        slow.sendall(ray_node.greeting(executor._key, 3)[32:])
-        while worker.pipe is None:
-            executor._accept_connections()
-        Connection(os.dup(slow.fileno())).send(("hello", "far:1"))
-        assert worker.pipe.recv() == ("hello", "far:1")
-        worker.pipe.close()
+    (lambda asked, clip: {"versions": {**asked.versions, "x3d-expand": "0.0.1"}},
+     f"node {socket.gethostname()} .*: has x3d-expand .*, and this command 0.0.1"),
+    (lambda asked, clip: {"versions": {**asked.versions, "torch": "1.13.0"}}, "has torch .* and this command 1.13.0"),
+    (lambda asked, clip: {"versions": {**asked.versions, "Python": "3.8"}}, "has Python .* and this command 3.8"),
+    (lambda asked, clip: {"token": asked.token.with_name("other")}, "does not see the run directory .*No such file"),
+    (lambda asked, clip: {"token": asked.token.parent / "gone" / "token"}, "does not see the run directory .*No such"),
+    (lambda asked, clip: {"clip": pickle.dumps(replace(clip, store=None, path=asked.token.with_name("gone.mp4")))},
+     "cannot read the clips: .*gone.mp4"),
+    (lambda asked, clip: {"on_gpu": True}, "a GPU that torch cannot use")])
+def test_a_node_that_cannot_train_for_the_run_is_named_with_what_is_wrong(request_here, data, monkeypatch, change,
+                                                                           words):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    request = replace(request_here, **change(request_here, data.train[0]))
+    trainer = ray_cluster.Trainer()  # nodes that join later were not checked with the others
+    for look in (lambda: ray_cluster.check_node(request), lambda: list(trainer.answers(request))):
+        with pytest.raises(UsageError, match=words) as caught:
+            look()
+        assert caught.value.fix
 
 
 def test_nodes_that_differ_in_ways_that_do_not_forbid_training_are_remarked_on():
-    assert ray_process.list_remarks([FACTS, FACTS]) == []
-    said = ray_process.list_remarks([FACTS, replace(FACTS, host="old", kernels="base", has_frames=False)])
+    facts = ray_cluster.NodeFacts("far", "avx2", True)
+    assert ray_cluster.list_remarks([facts, facts]) == []
+    said = ray_cluster.list_remarks([facts, replace(facts, host="old", kernels="base", has_frames=False)])
     assert "avx2, base" in said[0] and "not on old" in said[1]
 
 
@@ -240,22 +201,26 @@ def node(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict:
     return {"Alive": alive, "Resources": {"CPU": cpus, **({"GPU": gpus} if gpus else {})}}
 
 
+def asks(workers: int, threads: int, *, on_gpu: bool) -> ray_cluster.Request:
+    return ray_cluster.Request(workers, threads, on_gpu, Path("/r/token"), "/", None, {})
+
+
 @given(workers=st.integers(1, 64), gpus=st.lists(st.integers(1, 8), min_size=1, max_size=4))
 def test_as_many_workers_as_are_requested_fit_on_the_gpus(workers, gpus):
-    request = ray_node.Request(workers, 1, True, Path("/r"), "/")
+    request = asks(workers, 1, on_gpu=True)
     nodes = [node(1000, count) for count in gpus]
-    share = ray_process.plan_share(nodes, request)
-    assert 0 < share.gpus <= 1 and (share.gpus == 1) == (workers <= sum(gpus))
-    assert share.gpus * share.sharers <= 1
-    assert sum(int(count / share.gpus + 1e-9) for count in gpus) >= workers
-    assert ray_process.count_places(nodes, share) >= workers
+    share, sharers = ray_cluster.plan_share(nodes, request)
+    assert 0 < share <= 1 and (share == 1) == (workers <= sum(gpus))
+    assert share * sharers <= 1
+    assert sum(int(count / share + 1e-9) for count in gpus) >= workers
+    assert ray_cluster.count_places(nodes, request, sharers) >= workers
 
 
 def test_nodes_without_room_for_one_training_are_left_out_and_none_is_an_error():
-    request = ray_node.Request(2, 4, False, Path("/r"), "/")
-    assert ray_process.select_nodes([node(2), node(4), node(8, alive=False)], request) == [node(4)]
+    request = asks(2, 4, on_gpu=False)
+    assert ray_cluster.select_nodes([node(2), node(4), node(8, alive=False)], request) == [node(4)]
     with pytest.raises(UsageError, match="offers 4 CPUs; the largest has 2") as caught:
-        ray_process.select_nodes([node(2)], request)
+        ray_cluster.select_nodes([node(2)], request)
     assert "--threads 2" in caught.value.fix
     with pytest.raises(UsageError, match="offers a GPU"):
-        ray_process.select_nodes([node(8)], replace(request, on_gpu=True))
+        ray_cluster.select_nodes([node(8)], replace(request, on_gpu=True))
