@@ -157,19 +157,13 @@ def describe_environment(config: Config, gpu: str | None) -> dict[str, Any]:
     """Return what a result may depend on besides the configuration, for env.json. `gpu`: the name of the one that it
     trains on, if any."""
     device = gpu or platform.processor() or platform.machine()
-    return {"x3d_expand": __version__, "git": _git_revision(), "python": platform.python_version(),
+    checkout, commit = Path(__file__).resolve().parents[2], None
+    if (checkout / ".git").exists():  # an installed package may lie inside another project's checkout
+        command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=5, check=True)
+            commit = done.stdout.strip() or None
+    return {"x3d_expand": __version__, "git": commit, "python": platform.python_version(),
             "packages": {name: metadata.version(name) for name in PACKAGES}, "platform": platform.platform(),
             "device": device, "cores": available_cores(), "threads": config.run.threads, "seed": config.run.seed,
             "kernels": library.status().build, "cuda": torch.version.cuda if config.run.device == "cuda" else None}
-
-
-def _git_revision() -> str | None:
-    """The source's commit, where it runs from a checkout."""
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():  # an installed package may lie inside another project's checkout
-        return None
-    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=5, check=True)
-        return done.stdout.strip() or None
-    return None

@@ -18,7 +18,6 @@ import socket
 import time
 import weakref
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -61,7 +60,12 @@ class RunLock:
             os.ftruncate(handle, len(content))
         except OSError as error:
             os.close(handle)
-            raise (_no_locks_error if error.errno in NO_LOCKS else cannot_write)(self.paths.lock, error) from error
+            if error.errno not in NO_LOCKS:
+                raise cannot_write(self.paths.lock, error) from error
+            raise RunError(f"its file system gives no lock ({error.strerror}), so that two processes could work on one "
+                           "run", where=str(self.paths.lock), fix="Keep the run on another (`search` and `train` take "
+                           "--run-dir), or have it mounted with locks: Lustre with -o flock, NFS without nolock and "
+                           "with its lock daemon.") from error
         except BaseException:
             os.close(handle)
             raise
@@ -167,12 +171,6 @@ def _check_same(paths: RunPaths, handle: int) -> None:
 def _gone_error(paths: RunPaths, what: str) -> RunError:
     return RunError(f"{what} while this process worked on it; nothing more is written", where=str(paths.root),
                     fix=f"Put it back, then go on with: x3d-expand resume {paths.root}")
-
-
-def _no_locks_error(path: Path, error: OSError) -> RunError:
-    return RunError(f"its file system gives no lock ({error.strerror}), so that two processes could work on one run",
-                    where=str(path), fix="Keep the run on another (`search` and `train` take --run-dir), or have it "
-                    "mounted with locks: Lustre with -o flock, NFS without nolock and with its lock daemon.")
 
 
 def _close_in_child() -> None:

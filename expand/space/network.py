@@ -173,18 +173,10 @@ def factor_problems(factors: Any) -> Iterator[str]:
             yield f"'factors.{f.name}' is not a {'whole ' if f.type == 'int' else ''}number"
         elif not low <= value <= high:
             yield f"'factors.{f.name}' is {show_value(value)}, outside {low:g} to {high:g}"
-    if not wrong and len(factors) == len(names):
-        yield from _excess(factors)
+    if wrong or len(factors) != len(names):
+        return
 
-
-def is_within_bounds(factors: Factors) -> bool:
-    """Return True if a network of `factors` can be described and built: see `factor_problems`."""
-    return next(factor_problems(factors.as_dict()), None) is None
-
-
-def _excess(factors: dict[str, Any]) -> Iterator[str]:
-    """Give a sentence where factors that are each within their bounds make too much together, by a rough, fast
-    count."""
+    # Factors that are each within their bounds may make too much together; a rough, fast count tells.
     pixels = factors["gamma_t"] * (factors["gamma_s"] * BASE_RESOLUTION) ** 2
     if pixels > LARGEST_CLIP:
         yield f"its clip would have {pixels:.2g} pixels, more than {LARGEST_CLIP:,}"
@@ -195,3 +187,8 @@ def _excess(factors: dict[str, Any]) -> Iterator[str]:
         yield f"it would have {params:.2g} weights, more than {LARGEST_PARAMS:,}"
     if any(inner < 1 for _, inner in stage_widths(factors["gamma_w"], factors["gamma_b"])):
         yield f"'factors.gamma_b' is {factors['gamma_b']:g}, which leaves blocks without a filter"
+
+
+def is_within_bounds(factors: Factors) -> bool:
+    """Return True if a network of `factors` can be described and built: see `factor_problems`."""
+    return next(factor_problems(factors.as_dict()), None) is None

@@ -58,19 +58,16 @@ class CudaRecorder:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 result = work()
         except BaseException:
-            self._leave(graph, current)
+            # `torch.cuda.graph` raises when it ends a failed recording, and its own stream stays the current one, on
+            # which no batch of another stream is ever freed
+            torch.cuda.set_stream(current)
+            with suppress(RuntimeError, AttributeError):  # torch may have ended it already
+                torch._C._cuda_endAllocateToPool(current.device_index, graph.pool())
+            with suppress(RuntimeError, AttributeError, IndexError):  # a copy is in no recording: dropout works again
+                generator = torch.cuda.default_generators[current.device_index]
+                generator.graphsafe_set_state(generator.clone_state())
             raise
         return graph.replay, result
-
-    def _leave(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
-        """Return to `stream` from a failed recording. `torch.cuda.graph` raises when it ends one, and its own stream
-        stays the current one, on which no batch of another stream is ever freed."""
-        torch.cuda.set_stream(stream)
-        with suppress(RuntimeError, AttributeError):  # torch may have ended it already
-            torch._C._cuda_endAllocateToPool(stream.device_index, graph.pool())
-        with suppress(RuntimeError, AttributeError, IndexError):  # a copy is in no recording: dropout works again
-            generator = torch.cuda.default_generators[stream.device_index]
-            generator.graphsafe_set_state(generator.clone_state())
 
 
 class GraphedStep:

@@ -126,9 +126,3 @@ def evaluation_of(scores: Tensor, labels: Tensor) -> Evaluation:
     confusion.index_put_((labels, guesses), torch.ones_like(labels), accumulate=True)
     return Evaluation(accuracy, standard_error(accuracy, videos), hits(scores, labels, 5).double().mean().item(),
                       -likelihood.log().mean().item(), confusion.tolist(), tuple((guesses == labels).tolist()))
-
-
-def evaluate(model: X3D, batches: Iterable[tuple[Tensor, Tensor, Tensor]], videos: int, classes: int,
-             runtime: Runtime) -> Evaluation:
-    """Measure `model`. Raises `CandidateFailed` if its scores are not finite."""
-    return evaluation_of(*score_videos(model, batches, videos, classes, runtime))

@@ -58,20 +58,35 @@ class Runtime:
     @classmethod
     def of(cls, run: RunConfig, seen: Sequence[Gpu] | None = None) -> Runtime:
         """Return the runtime of a resolved configuration, on the GPUs of `seen` that torch can compute on; without
-        `seen`, this process tests its own GPUs. Raises `UsageError` if the machine lacks them. On a Ray cluster the
-        nodes count, which the executor tests."""
+        `seen`, this process tests its own GPUs. Raises `UsageError` if there is none, or one lacks the precision. On a
+        Ray cluster the nodes count, which the executor tests."""
         if run.precision == "tf32" and run.device != "cuda":
             raise UsageError("tf32 is a precision of GPUs", where="run.precision", fix="use fp32, or --device cuda")
         if run.threads is None:
             raise ValueError("the configuration is not resolved")
-        device = torch.device(run.device)
-        if run.device == "cuda":  # under torchrun, each process of the machine has a GPU of its own
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        gpus: tuple[int, ...] = ()
-        if run.device == "cuda" and run.executor != "ray":
-            found = _gpus_for(run, device.index, seen)
-            device, gpus = torch.device("cuda", found[0].index), tuple(gpu.index for gpu in found)
-        return cls(device, run.threads, run.precision, run.cuda_graphs and device.type == "cuda", gpus=gpus)
+        if run.device != "cuda":
+            return cls(torch.device(run.device), run.threads, run.precision)
+        number = int(os.environ.get("LOCAL_RANK", "0"))  # under torchrun, each process of the machine has its own GPU
+        if run.executor == "ray":
+            return cls(torch.device("cuda", number), run.threads, run.precision, run.cuda_graphs)
+        if not torch.cuda.is_available():
+            raise UsageError("no CUDA device is usable here", where="run.device",
+                             fix="use --device cpu, or check the driver with nvidia-smi")
+        if number >= torch.cuda.device_count():
+            raise UsageError(f"more processes than this machine's {torch.cuda.device_count()} GPUs", where="torchrun",
+                             fix="start one for each: torchrun --nproc-per-node gpu ...")
+        gpus = usable_gpus(seen)
+        if not gpus:
+            raise UsageError(f"torch cannot compute on a GPU here: {'; '.join(complaints(seen))}", where="run.device",
+                             fix="use --device cpu, or install a torch that was built for it: https://pytorch.org")
+        lacking = [gpu for gpu in gpus if not gpu.has_bf16]
+        if lacking and run.precision in ("bf16", "tf32"):
+            raise UsageError(f"{lacking[0].name} (GPU {lacking[0].index}) does not compute with {run.precision}",
+                             where="run.precision",
+                             fix="use fp32 (float16 is not offered: it would need loss scaling), or choose other GPUs "
+                                 "with CUDA_VISIBLE_DEVICES")
+        return cls(torch.device("cuda", gpus[0].index), run.threads, run.precision, run.cuda_graphs,
+                   gpus=tuple(gpu.index for gpu in gpus))
 
     def of_worker(self, number: int, workers: int) -> Runtime:
         """Return the runtime of worker `number` (from 0) of `workers`: the workers take the GPUs in turn, and those on
@@ -188,28 +203,6 @@ def resolve_run(run: RunConfig, seen: Sequence[Gpu] | None = None) -> RunConfig:
     processes = run.workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return replace(run, device=device, threads=run.threads or max(1, available_cores() // processes),
                    precision=precision)
-
-
-def _gpus_for(run: RunConfig, number: int, seen: Sequence[Gpu] | None) -> list[Gpu]:
-    """Return this machine's GPUs for a `run`, first that of this process, which is number `number` of the machine's.
-    Raises `UsageError` if there is none, or one lacks the precision."""
-    if not torch.cuda.is_available():
-        raise UsageError("no CUDA device is usable here", where="run.device",
-                         fix="use --device cpu, or check the driver with nvidia-smi")
-    if number >= torch.cuda.device_count():
-        raise UsageError(f"more processes than this machine's {torch.cuda.device_count()} GPUs", where="torchrun",
-                         fix="start one for each: torchrun --nproc-per-node gpu ...")
-    found = usable_gpus(seen)
-    if not found:
-        raise UsageError(f"torch cannot compute on a GPU here: {'; '.join(complaints(seen))}", where="run.device",
-                         fix="use --device cpu, or install a torch that was built for it: https://pytorch.org")
-    lacking = [gpu for gpu in found if not gpu.has_bf16]
-    if lacking and run.precision in ("bf16", "tf32"):
-        raise UsageError(f"{lacking[0].name} (GPU {lacking[0].index}) does not compute with {run.precision}",
-                         where="run.precision",
-                         fix="use fp32 (float16 is not offered: it would need loss scaling), or choose other GPUs "
-                             "with CUDA_VISIBLE_DEVICES")
-    return found
 
 
 def look_at(index: int) -> Gpu:

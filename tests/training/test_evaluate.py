@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from expand.errors import CandidateFailed
-from expand.training.evaluate import evaluate, standard_error
+from expand.training.evaluate import evaluation_of, score_videos, standard_error
 from expand.training.runtime import Runtime
 
 RUNTIME = Runtime(torch.device("cpu"), 1, "fp32")
@@ -34,7 +34,7 @@ def test_a_video_is_judged_by_the_mean_of_its_clips_probabilities():
     videos = [([[0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.4, 0.5, 0.1]], 1),   # two of three clips say 1; so does the mean
               ([[0.9, 0.05, 0.05], [0.4, 0.55, 0.05], [0.4, 0.55, 0.05]], 0),  # the mean overrules the majority
               ([[0.2, 0.3, 0.5]] * 3, 0)]
-    result = evaluate(Echo(), batches(videos), 3, 3, RUNTIME)
+    result = evaluation_of(*score_videos(Echo(), batches(videos), 3, 3, RUNTIME))
     assert result.accuracy == pytest.approx(2 / 3)
     assert result.stderr == pytest.approx(math.sqrt(2 / 9 / 3))
     assert result.confusion == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
@@ -44,7 +44,7 @@ def test_a_video_is_judged_by_the_mean_of_its_clips_probabilities():
 
 def test_scores_that_are_not_finite_fail_the_candidate():
     with pytest.raises(CandidateFailed, match="not finite"):
-        evaluate(Echo(), batches([([[float("nan"), 0.5, 0.5]], 0)]), 1, 3, RUNTIME)
+        evaluation_of(*score_videos(Echo(), batches([([[float("nan"), 0.5, 0.5]], 0)]), 1, 3, RUNTIME))
 
 
 @pytest.mark.parametrize(("accuracy", "videos", "stderr"), [(0.5, 400, 0.025), (1.0, 10, 0.0), (0.0, 10, 0.0)])
