@@ -1,5 +1,5 @@
 """Exporting a network: weights for other code (SlowFast, PyTorchVideo, safetensors), and graphs that run without this
-package (ONNX, PyTorch's own). Nothing heavy is imported before the wishes are checked."""
+package (ONNX, PyTorch's own). Nothing heavy is imported before the options are checked."""
 
 from __future__ import annotations
 

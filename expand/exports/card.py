@@ -187,7 +187,13 @@ def _sections(facts: _Facts) -> Iterator[str]:
     yield f"## Use\n\n```python\n{code}\n```\n\nThe path is the one at the time of writing."
     yield f"## Accuracy\n\n{_table(_accuracy_rows(facts))}"
     if facts.summary:
-        yield "## Expansion path\n\n" + "\n".join(_path_lines(facts.summary))
+        steps, contraction = facts.summary["steps"], facts.summary["contraction"]
+        lines = [f"{step['step']}. {_step_text(axis_name(step), step)}" for step in steps if step["axis"] is not None]
+        if contraction:
+            name = f"contraction of {axis_name(contraction)}"
+            lines.append(f"{len(steps)}. " + (_step_text(name, contraction) if contraction["id"]
+                                              else f"{name}: {_plain(contraction['why'])}"))
+        yield "## Expansion path\n\n" + "\n".join(lines)
     data, names = facts.config.data, network.class_names or ()
     more = f" and {len(names) - MOST_NAMES} more, in network.yaml" if len(names) > MOST_NAMES else ""
     clips = [("clips from", _plain(data.path or data.train or "the built-in set")),
@@ -239,17 +245,6 @@ def _accuracy_rows(facts: _Facts) -> Rows:
     yield "videos", f"{facts.videos[split]}, each by {views} clips, centre crop, class scores averaged"
     if split != "val":
         yield "top-1 on val", f"{percent(result['val_accuracy'], result['val_stderr'])} %"
-
-
-def _path_lines(summary: Mapping[str, Any]) -> Iterator[str]:
-    for step in summary["steps"]:
-        if step["axis"] is not None:
-            yield f"{step['step']}. {_step_text(axis_name(step), step)}"
-    contraction = summary["contraction"]
-    if contraction and contraction["id"]:
-        yield f"{len(summary['steps'])}. {_step_text(f'contraction of {axis_name(contraction)}', contraction)}"
-    elif contraction:
-        yield f"{len(summary['steps'])}. contraction of {axis_name(contraction)}: {_plain(contraction['why'])}"
 
 
 def _step_text(name: str, candidate: Mapping[str, Any]) -> str:

@@ -102,12 +102,6 @@ def check_predict(source: str | Path, weights: str | Path | None, *, top: int, v
     if not timeline and (window_s, hop_s) != (None, None):
         raise UsageError("a window and its hop belong to a timeline",
                          fix=hint(command="add --timeline", python="add timeline=True"))
-    check_window(window_s, hop_s)
-    check_weights(source, weights)
-
-
-def check_window(window_s: float | None, hop_s: float | None) -> None:
-    """Raise `UsageError` for a window or a hop, seconds, that no network can have."""
     least_s = 1 / REFERENCE_FPS - 1e-3
     if window_s is not None and not least_s <= window_s <= LONGEST_WINDOW_S:
         raise UsageError(f"a window of {window_s:g} s", where="--window",
@@ -118,3 +112,4 @@ def check_window(window_s: float | None, hop_s: float | None) -> None:
         raise UsageError(f"a hop of {hop_s:g} s", where="--hop",
                          fix=f"it is at least 1/{REFERENCE_FPS} s and at most the window"
                              + ("" if window_s is None else f", {window_s:g} s"))
+    check_weights(source, weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,6 @@ from expand.data.frames.decode import ClipReader
 from expand.data.loading.sampling import clip_frames, view_starts_s, window_starts_s
 from expand.data.loading.transforms import centre_box, normalise, resize
 from expand.errors import DataError, RunError, UsageError, explain_device_faults
-from expand.inference.options import check_window
 from expand.model import X3D
 from expand.model.folded_batch_norm import FoldedX3D, for_inference
 from expand.model.load import load_named
@@ -53,13 +52,12 @@ def predict_files(source: str | Path, videos: Sequence[str | Path], *, top: int,
     (docs/data.md, "What is read"). A file that cannot be read has "error", the reason, and no predictions.
     """
     model, runtime = load_on_device(source, weights, device, threads)
-    network = model.description
+    network, files = model.description, []
     windows = Windows.of(network.factors, window_s, hop_s) if timeline else None
-    files, answering = [], for_inference(model, runtime.autocast_dtype)
     with Child() as child:
+        predictor = Predictor(for_inference(model, runtime.autocast_dtype), network, runtime, child, progress)
         for video in videos:
-            request = _Request(Path(video), answering, network, runtime, top, views, windows, progress, child)
-            files.append(_answer(request))
+            files.append(predictor.answer(Path(video), top, views, windows))
             report(files[-1])
     return {"network": network.name, "classes": network.classes, "files": files}
 
@@ -97,8 +95,8 @@ class Windows:
 
     @classmethod
     def of(cls, factors: Factors, window_s: float | None, hop_s: float | None) -> Windows:
-        """Return the windows for a network of `factors`. Raises `UsageError` for impossible ones."""
-        check_window(window_s, hop_s)
+        """Return the windows for a network of `factors`. Raises `UsageError` for impossible ones, as far as
+        `check_predict` could not know them without the network."""
         shortest = max(factors.span_s, SHORTEST_WINDOW_S)
         window_s = shortest if window_s is None else window_s
         hop_s = window_s / 2 if hop_s is None else hop_s
@@ -112,7 +110,11 @@ class Windows:
         return cls(window_s, hop_s, shortest)
 
     def over(self, length_s: float) -> list[tuple[float, float]]:
-        """Return (start, end) of the windows over a file, seconds."""
+        """Return (start, end) of the windows over a file, seconds. Raises `DataError` if they would be too many."""
+        clips = (max(0.0, length_s - self.window_s) / self.hop_s + 1) * self.views(length_s)
+        if clips > MOST_CLIPS:
+            raise DataError(f"a timeline of its {length_s:,.0f} s would take {clips:,.0f} clips, more than "
+                            f"{MOST_CLIPS:,}: --hop is too short for it")
         return [(start_s, min(start_s + self.window_s, length_s))
                 for start_s in window_starts_s(length_s, self.window_s, self.hop_s).tolist()]
 
@@ -120,88 +122,70 @@ class Windows:
         """Return the number of clips that are taken from each window of a file: more than one if it holds several."""
         return max(1, math.ceil(min(self.window_s, length_s) / self.shortest_s - 1e-9))
 
-    def check(self, length_s: float) -> None:
-        """Raise `DataError` if windows over a file would be too many."""
-        clips = (max(0.0, length_s - self.window_s) / self.hop_s + 1) * self.views(length_s)
-        if clips > MOST_CLIPS:
-            raise DataError(f"a timeline of its {length_s:,.0f} s would take {clips:,.0f} clips, more than "
-                            f"{MOST_CLIPS:,}: --hop is too short for it")
-
 
 @dataclass(frozen=True)
-class _Request:
-    """A file and what to predict for it."""
+class Predictor:
+    """A network on its device, and the process `child` in which files are decoded for it."""
 
-    path: Path
     model: X3D | FoldedX3D
     network: Network
     runtime: Runtime
-    top: int
-    views: int
-    windows: Windows | None
-    progress: Callable[[int, int], None]
     child: Child
-    """The process in which files are decoded."""
+    progress: Callable[[int, int], None]
 
-
-def _answer(request: _Request) -> dict[str, Any]:
-    """Return a file's entry in the result of `predict_files`."""
-    answer: dict[str, Any] = {"path": str(request.path), "length_s": None, "damaged": 0, "clock_jumps": 0,
-                              "predictions": []}
-    windows, names = request.windows, request.network.class_names or range(request.network.classes)
-    try:
-        times_s, stamps, answer["damaged"], answer["clock_jumps"] = request.child.call(frame_times, request.path)
-        length_s = answer["length_s"] = float(times_s[-1])
+    def answer(self, path: Path, top: int, views: int, windows: Windows | None) -> dict[str, Any]:
+        """Return a file's entry in the result of `predict_files`: from `views` clips, and from those of each window."""
+        answer: dict[str, Any] = {"path": str(path), "length_s": None, "damaged": 0, "clock_jumps": 0,
+                                  "predictions": []}
+        span_s, names = self.network.factors.span_s, self.network.class_names or range(self.network.classes)
+        try:
+            times_s, stamps, answer["damaged"], answer["clock_jumps"] = self.child.call(frame_times, path)
+            length_s = answer["length_s"] = float(times_s[-1])
+            starts_s, spans = [view_starts_s(length_s, span_s, views)], []
+            if windows:
+                spans, views = windows.over(length_s), windows.views(length_s)
+                starts_s += [start_s + view_starts_s(end_s - start_s, span_s, views) for start_s, end_s in spans]
+            best = {part: [{"class": str(names[label]), "label": label, "probability": float(scores_K[label])}
+                           for label in np.argsort(-scores_K, kind="stable")[:top].tolist()]
+                    for part, scores_K in self.mean_scores(path, times_s, stamps, starts_s)}
+        except DataError as error:
+            return {**answer, "error": error.what}
+        answer["predictions"] = best[0]
         if windows:
-            windows.check(length_s)
-        spans = windows.over(length_s) if windows else []
-        best = {part: [{"class": str(names[label]), "label": label, "probability": float(scores_K[label])}
-                       for label in np.argsort(-scores_K, kind="stable")[:request.top].tolist()]
-                for part, scores_K in _mean_scores(request, times_s, stamps, spans)}
-    except DataError as error:
-        return {**answer, "error": error.what}
-    answer["predictions"] = best[0]
-    if windows:
-        answer["timeline"] = [{"start_s": start_s, "end_s": end_s, "predictions": best[number]}
-                              for number, (start_s, end_s) in enumerate(spans, start=1)]
-    return answer
+            answer["timeline"] = [{"start_s": start_s, "end_s": end_s, "predictions": best[number]}
+                                  for number, (start_s, end_s) in enumerate(spans, start=1)]
+        return answer
 
+    def mean_scores(self, path: Path, times_s: np.ndarray, stamps: np.ndarray | None,
+                    starts_s: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (part, mean class probabilities) as the parts are complete; `starts_s` are each part's clips."""
+        factors = self.network.factors
+        part_N = np.repeat(np.arange(len(starts_s)), [len(starts) for starts in starts_s])
+        start_N = np.concatenate(starts_s)
+        order_N = np.argsort(start_N, kind="stable")
+        index_NT = np.stack([clip_frames(times_s, start_s, factors.frames, factors.stride)
+                             for start_s in start_N[order_N]])
+        clips = self.child.stream(centre_clips, path, evaluation_crop(factors.resolution), index_NT, stamps)
+        sums: dict[int, np.ndarray] = {}
+        left = np.bincount(part_N)
+        scored = zip(part_N[order_N].tolist(), self.scores(clips), strict=True)
+        for done, (part, scores_K) in enumerate(scored, start=1):
+            sums[part] = sums.get(part, 0.0) + scores_K
+            left[part] -= 1
+            if not left[part]:
+                yield part, sums.pop(part) / len(starts_s[part])
+            self.progress(done, len(order_N))
 
-def _mean_scores(request: _Request, times_s: np.ndarray, stamps: np.ndarray | None,
-                 spans: Sequence[tuple[float, float]]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (part, mean class probabilities) as the parts are complete: 0 is the whole file, the windows follow."""
-    factors, length_s = request.network.factors, float(times_s[-1])
-    starts_s = [view_starts_s(length_s, factors.span_s, request.views)]
-    if request.windows:
-        views = request.windows.views(length_s)
-        starts_s += [start_s + view_starts_s(end_s - start_s, factors.span_s, views) for start_s, end_s in spans]
-    part_N = np.repeat(np.arange(len(starts_s)), [len(starts) for starts in starts_s])
-    start_N = np.concatenate(starts_s)
-    order_N = np.argsort(start_N, kind="stable")
-    index_NT = np.stack([clip_frames(times_s, start_s, factors.frames, factors.stride) for start_s in start_N[order_N]])
-    clips = request.child.stream(centre_clips, request.path, evaluation_crop(factors.resolution), index_NT, stamps)
-    sums: dict[int, np.ndarray] = {}
-    left = np.bincount(part_N)
-    scored = zip(part_N[order_N].tolist(), _scores(request, clips), strict=True)
-    for done, (part, scores_K) in enumerate(scored, start=1):
-        sums[part] = sums.get(part, 0.0) + scores_K
-        left[part] -= 1
-        if not left[part]:
-            yield part, sums.pop(part) / len(starts_s[part])
-        request.progress(done, len(order_N))
-
-
-def _scores(request: _Request, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield class probabilities of each of `clips` (T x H x W x 3 uint8, square)."""
-    network, clips = request.network, iter(clips)
-    side = evaluation_crop(network.factors.resolution)
-    while some := list(islice(clips, BATCH)):
-        clips_BTHWC = torch.stack([resize(torch.from_numpy(clip_THWC), side) for clip_THWC in some])
-        with explain_device_faults(), torch.inference_mode():
-            x_BCTHW = normalise(clips_BTHWC, network.mean, network.std)
-            scores_BK = probabilities_of(request.model, x_BCTHW, request.runtime)
-        check_finite(scores_BK, network)
-        yield from scores_BK.numpy()
+    def scores(self, clips: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield class probabilities of each of `clips` (T x H x W x 3 uint8, square)."""
+        side = evaluation_crop(self.network.factors.resolution)
+        while some := list(islice(clips, BATCH)):
+            clips_BTHWC = torch.stack([resize(torch.from_numpy(clip_THWC), side) for clip_THWC in some])
+            with explain_device_faults(), torch.inference_mode():
+                x_BCTHW = normalise(clips_BTHWC, self.network.mean, self.network.std)
+                scores_BK = probabilities_of(self.model, x_BCTHW, self.runtime)
+            check_finite(scores_BK, self.network)
+            yield from scores_BK.numpy()
 
 
 # --- in the child process, which is forked: nothing here calls torch ---

@@ -123,7 +123,7 @@ def _scores(model: X3D, clips: Sequence[CachedClip], config: DataConfig, views: 
                           views=TIMES, crops=CROPS[views], batch_size=batch_size, config=config,
                           workers=runtime.loader_workers, device=runtime.device)
 
-    def counted() -> Iterator[tuple[Tensor, ...]]:
+    def count_clips() -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches; each is counted once the next is asked for."""
         done = 0
         for batch in batches:
@@ -133,7 +133,7 @@ def _scores(model: X3D, clips: Sequence[CachedClip], config: DataConfig, views: 
 
     try:
         with explain_device_faults():
-            scores, labels = score_videos(model, counted(), videos, model.description.classes, runtime)
+            scores, labels = score_videos(model, count_clips(), videos, model.description.classes, runtime)
     except (MemoryError, RuntimeError) as error:
         if (death := dead_worker(error)) is not None:
             raise death from error

@@ -1,5 +1,4 @@
-"""Loading trained weights: a network with those of a run, a training or a file, or a file's into a network that there
-is."""
+"""Loading weights: a whole network from a run, a training or a file, or a file's weights into an existing network."""
 
 from __future__ import annotations
 
