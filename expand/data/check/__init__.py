@@ -19,6 +19,7 @@ from expand.data.check.measure import Failure, by_class_and_split, measure_all, 
 from expand.data.frames.video_file import KINDS as UNREADABLE
 from expand.data.loading.sampling import median_length_s
 from expand.data.sources import (
+    QUARANTINE,
     Clip,
     ClipList,
     cache_dir,
@@ -28,7 +29,6 @@ from expand.data.sources import (
     write_quarantine,
 )
 from expand.data.sources.clip import absolute
-from expand.data.sources.quarantine import NAME
 from expand.data.sources.splits import balance, balance_notes
 from expand.data.synthetic import rendering as synthetic
 from expand.errors import DataError, RunError, UsageError, quantity
@@ -140,13 +140,13 @@ def _choose_files(config: DataConfig, out: Path | None) -> CheckFiles:
     if out is not None:
         if not _is_writable(out):
             raise UsageError("cannot be written", where=str(out), fix="name another folder with --out")
-        return CheckFiles(out / REPORT, out / NAME, absolute(out / NAME) == absolute(own))
+        return CheckFiles(out / REPORT, out / QUARANTINE, absolute(out / QUARANTINE) == absolute(own))
     if _is_writable(own.parent):
         return CheckFiles(own.parent / REPORT, own, True)
     if not _is_writable(Path.cwd()):
         raise UsageError("neither this folder nor the current one can be written", where=str(own.parent),
                          fix="name a folder for the report with --out")
-    return CheckFiles(Path.cwd() / REPORT, Path.cwd() / NAME, False)
+    return CheckFiles(Path.cwd() / REPORT, Path.cwd() / QUARANTINE, False)
 
 
 def _is_writable(folder: Path) -> bool:

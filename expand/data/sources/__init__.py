@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import compress
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from expand.data.sources.clip import (
     Files,
     Source,
     SourceClip,
+    absolute,
     is_number,
     split_of_folder,
 )
@@ -32,7 +33,6 @@ from expand.data.sources.labels import name_classes, unify_labels
 from expand.data.sources.lists import is_frame_list, lacks_labels, names_clips, read_lists
 from expand.data.sources.paths import cache_dir, lists_of
 from expand.data.sources.published import FORMATS, find_annotations, format_of, read_annotations
-from expand.data.sources.quarantine import find_kept, quarantine_file, read_quarantine, write_quarantine
 from expand.data.sources.run_list import (
     PUT_BACK,
     other_orders,
@@ -43,13 +43,14 @@ from expand.data.sources.run_list import (
     write_run_list,
 )
 from expand.data.sources.splits import make_splits
-from expand.data.sources.text_files import PEEK
+from expand.data.sources.text_files import PEEK, csv_bytes, csv_rows
 from expand.data.sources.walk import files_in, folders_in, group_qualities
 from expand.data.synthetic import class_names, clip_files
 from expand.errors import DataError, abbreviate, did_you_mean, quantity
-from expand.home import expand_home
+from expand.home import expand_home, expand_home_if_any
+from expand.rundir.files import write_atomic
 
-__all__ = ["PUT_BACK", "SPLITS", "Clip", "ClipList", "cache_dir", "count_classes", "list_clips",
+__all__ = ["PUT_BACK", "QUARANTINE", "SPLITS", "Clip", "ClipList", "cache_dir", "count_classes", "list_clips",
            "list_run_clips", "other_orders", "quarantine_file", "read_clips", "read_quarantine",
            "refuse_changed", "write_clips", "write_quarantine", "write_run_list"]
 
@@ -77,7 +78,17 @@ def list_clips(config: DataConfig, *, to_train: bool = True, quarantine: bool = 
         raise DataError(source.lacks.format(splits="train"), where=source.where,
                         fix="train is needed; val is made from it if it is missing")
     if config.group:
-        _set_groups(source, config.group, config.test_share)
+        search, without = re.compile(config.group).search, []
+        for clip in source.clips:
+            match = search(clip.key)
+            clip.group = match and match.group(1) or None
+            if clip.group is None and clip.split == "train":
+                without.append(clip.key)
+        is_drawn = "val" not in source.splits or (config.test_share > 0 and "test" not in source.splits)
+        if without and is_drawn:
+            raise DataError(f"data.group '{config.group}' matches nothing in {quantity(len(without), 'clip')}:\n"
+                            f"{abbreviate(without)}", where=source.where,
+                            fix="every clip needs a group; mend the regular expression, or leave it out")
     group_qualities(source)
     _check_splits_and_classes(source)
     if to_train:
@@ -87,8 +98,31 @@ def list_clips(config: DataConfig, *, to_train: bool = True, quarantine: bool = 
         for clip in source.clips:
             clip.split = "test"
     if quarantine:  # last, so that a clip that is left out moves no other into another split
-        _leave_out_quarantine(source, config)
-    return _number_classes(source)
+        whole = source.clips
+        kept, notes = find_kept(config, [clip.path for clip in whole])
+        source.clips = list(compress(whole, kept))
+        source.notes += notes
+        if gone := _parts(whole) - _parts(source.clips):
+            raise DataError(f"all clips of {', '.join(sorted(gone))} are in quarantine",
+                            where=str(quarantine_file(config)), fix="mend the clips, or remove them from that list")
+    names = _class_names(source)
+    if source.class_order is not None:
+        classes = tuple(name for name in source.class_order if name in names)
+    else:
+        by_number = all(map(is_number, names))
+        classes = tuple(sorted(names, key=lambda name: (int(name) if by_number else 0, name)))
+    labels = {name: label for label, name in enumerate(classes)}
+    ranked = sorted(source.clips, key=lambda clip: SPLITS.index(clip.split))  # stable
+    folders: dict[str, Path] = {}
+
+    def make_path(text: str) -> Path:  # by way of its folder's path, which takes a third of the time
+        folder, name = os.path.split(text)
+        if folder not in folders:
+            folders[folder] = Path(folder)
+        return folders[folder] / name
+
+    return ClipList(classes, tuple(Clip(make_path(clip.path), labels[clip.label], clip.split, clip.group)
+                                   for clip in ranked), tuple(source.notes))
 
 
 def count_classes(config: DataConfig) -> int:
@@ -104,21 +138,6 @@ def list_run_clips(path: Path, config: DataConfig, *, classes: Sequence[str] | N
     `read_run_list` and `list_clips`.
     """
     return read_run_list(path, classes, to_resume=to_resume) or list_clips(config)
-
-
-def _set_groups(source: Source, pattern: str, test_share: float) -> None:
-    """Set every clip's group by `data.group`. Raises `DataError` if clips have none, but a split is to be made."""
-    search, without = re.compile(pattern).search, []
-    for clip in source.clips:
-        match = search(clip.key)
-        clip.group = match and match.group(1) or None
-        if clip.group is None and clip.split == "train":
-            without.append(clip.key)
-    is_drawn = "val" not in source.splits or (test_share > 0 and "test" not in source.splits)
-    if without and is_drawn:
-        raise DataError(f"data.group '{pattern}' matches nothing in {quantity(len(without), 'clip')}:\n"
-                        f"{abbreviate(without)}", where=source.where,
-                        fix="every clip needs a group; mend the regular expression, or leave it out")
 
 
 def _check_splits_and_classes(source: Source) -> None:
@@ -141,41 +160,10 @@ def _check_splits_and_classes(source: Source) -> None:
                         fix="name at least two classes")
 
 
-def _leave_out_quarantine(source: Source, config: DataConfig) -> None:
-    """Remove the clips in quarantine. Raises `DataError` if a split, or a class in train, has none left."""
-    def parts(clips: list[SourceClip]) -> set[str]:
-        return ({clip.split for clip in clips}
-                | {f"class {clip.label!r} in train" for clip in clips if clip.split == "train"})
-
-    whole = source.clips
-    kept, notes = find_kept(config, [clip.path for clip in whole])
-    source.clips = list(compress(whole, kept))
-    source.notes += notes
-    if gone := parts(whole) - parts(source.clips):
-        raise DataError(f"all clips of {', '.join(sorted(gone))} are in quarantine",
-                        where=str(quarantine_file(config)), fix="mend the clips, or remove them from that list")
-
-
-def _number_classes(source: Source) -> ClipList:
-    """The final list: clips by split, labels by the classes' order."""
-    names = _class_names(source)
-    if source.class_order is not None:
-        classes = tuple(name for name in source.class_order if name in names)
-    else:
-        by_number = all(map(is_number, names))
-        classes = tuple(sorted(names, key=lambda name: (int(name) if by_number else 0, name)))
-    labels = {name: label for label, name in enumerate(classes)}
-    ranked = sorted(source.clips, key=lambda clip: SPLITS.index(clip.split))  # stable
-    folders: dict[str, Path] = {}
-
-    def make_path(text: str) -> Path:  # by way of its folder's path, which takes a third of the time
-        folder, name = os.path.split(text)
-        if folder not in folders:
-            folders[folder] = Path(folder)
-        return folders[folder] / name
-
-    clips = tuple(Clip(make_path(clip.path), labels[clip.label], clip.split, clip.group) for clip in ranked)
-    return ClipList(classes, clips, tuple(source.notes))
+def _parts(clips: Sequence[SourceClip]) -> set[str]:
+    """Return the splits that have clips, and the classes that have some in train."""
+    return ({clip.split for clip in clips}
+            | {f"class {clip.label!r} in train" for clip in clips if clip.split == "train"})
 
 
 def _class_names(source: Source) -> set[str]:
@@ -347,3 +335,74 @@ def _is_list(path: Path) -> bool:
         return names_clips(path)
     with open(path, encoding="utf-8", errors="replace") as file:
         return not is_frame_list(file.readline(PEEK))
+
+
+QUARANTINE = "quarantine.csv"
+"""The name of the list of clips to leave out, a CSV `path,kind,reason`, which `x3d-expand data check` writes."""
+QUARANTINE_COLUMNS = ("path", "kind", "reason")
+QUARANTINE_FIX = ("it is a CSV with the header path,kind,reason; mend it, or write it anew with `x3d-expand data "
+                  "check`")
+
+
+def quarantine_file(config: DataConfig) -> Path:
+    """Return the path of the quarantine list: `data.quarantine`, else a file beside the clips."""
+    if config.quarantine:
+        return expand_home(config.quarantine, "data.quarantine")
+    if config.path:
+        path = expand_home(config.path, "data.path")
+        return (path.parent if path.is_file() else path) / QUARANTINE
+    lists = lists_of(config)
+    return (next(iter(lists.values())).parent if lists else cache_dir(config)) / QUARANTINE
+
+
+def read_quarantine(path: Path) -> dict[Path, tuple[str, str]]:
+    """Return {absolute path: (kind, reason)} of the quarantine list `path`; relative paths start at its folder.
+
+    Raises `DataError` for a file that cannot be read or is no such list.
+    """
+    folder = os.path.dirname(absolute(path))
+    rows = csv_rows(path)
+    header = [name.strip().lower() for name in next(rows, (0, ()))[1]]
+    if "path" not in header:
+        raise DataError("has no column path", where=str(path), fix=QUARANTINE_FIX)
+    column, found = header.index("path"), {}
+    for number, row in rows:
+        if not any(row):
+            continue
+        if len(row) <= column or not row[column].strip():
+            raise DataError("a line without a path", where=f"{path}:{number}", fix=QUARANTINE_FIX)
+        named = dict(zip(header, row, strict=False))
+        found[Path(absolute(os.path.join(folder, expand_home_if_any(row[column]))))] = (named.get("kind", ""),
+                                                                                        named.get("reason", ""))
+    return found
+
+
+def write_quarantine(path: Path, rows: Iterable[tuple[Path, str, str]]) -> None:
+    """Write (clip, kind, reason) as the quarantine list `path`, at once or not at all.
+
+    Clips below its folder are written relative to it, so that both may be moved together. Raises `RunError` if the
+    file cannot be written.
+    """
+    folder = os.path.dirname(absolute(path))
+    lines: list[tuple[str, ...]] = [QUARANTINE_COLUMNS]
+    for clip, kind, reason in rows:
+        full = absolute(clip)
+        inside = full.startswith(folder.rstrip("/") + "/")
+        lines.append((os.path.relpath(full, folder) if inside else full, kind, " ".join(reason.split())))
+    write_atomic(Path(path), csv_bytes(lines))
+
+
+def find_kept(config: DataConfig, paths: Sequence[str | Path]) -> tuple[list[bool], list[str]]:
+    """Return for each of the clips `paths` whether the quarantine list for `config` does not name it, and lines for the
+    log. Without a list all are kept. Raises `DataError` if `data.quarantine` names a missing file."""
+    path = quarantine_file(config)
+    if not path.is_file():
+        if config.quarantine:
+            raise DataError("no such file", where=str(path), fix="data.quarantine names a list of clips to leave out; "
+                            "`x3d-expand data check` writes it")
+        return [True] * len(paths), []
+    excluded = set(map(str, read_quarantine(path)))
+    kept = [absolute(clip) not in excluded for clip in paths] if excluded else [True] * len(paths)
+    if count := kept.count(False):
+        return kept, [f"left out {quantity(count, 'clip')} that {path} names"]
+    return kept, [f"{path} names {quantity(len(excluded), 'clip')}, none of them among these"] if excluded else []

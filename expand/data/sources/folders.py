@@ -89,9 +89,27 @@ def read_folders(root: str, *, are_classes: bool = False) -> Source:
     are_splits = ("train" in outer and len(outer) == len(names) > 1 and None not in outer
                   and all(len(folders_in(os.path.join(root, name))) > 1 for name in names))
     if not are_splits and (inner := _splits_of_classes(root, names)) is not None:
-        source = _read_splits_of_classes(root, inner, passed)
-    elif splits := split_folders(root, loosely=True):
-        source = _read_splits(root, names, splits, passed)
+        clips: list[SourceClip] = []
+        for name, folders in inner.items():  # <class>/{train,val[,test]}/<clip>
+            count_system_folders(os.path.join(root, name), passed)
+            for split, folder in folders.items():
+                place = os.path.join(root, name, folder)
+                clips += [SourceClip(f"{place}/{clip}", name, split, place, f"{name}/{folder}/{clip}")
+                          for clip in clips_below(place, passed)]
+        order = order_splits(split for own in inner.values() for split in own)
+        source = Source(root, order, clips, notes=[f"read as class folders with {', '.join(order)} in each"],
+                        lacks="has no folder {splits} in its class folders")
+    elif splits := split_folders(root, loosely=True):  # {train,val[,test]}/<class>/<clip>
+        for name in splits.values():
+            count_system_folders(os.path.join(root, name), passed)
+        clips = [clip for split, name in splits.items()
+                 for clip in _read_class_folders(root, name + "/", split, passed)]
+        others = [name for name in names if name not in splits.values()]
+        unused = f"; not used: {', '.join(others[:SHOWN])}" if others else ""
+        is_plain = not others and all(split == name for split, name in splits.items())
+        source = Source(root, tuple(splits), clips,
+                        notes=[] if is_plain else [f"read as folders {', '.join(splits.values())}{unused}"],
+                        lacks=f"has no folder {{splits}}; found {', '.join(names[:SHOWN]) or 'none'}")
     else:
         source = _read_classes(root, names, passed, are_classes)
     _refuse_unread(root, passed)
@@ -105,19 +123,6 @@ def _refuse_unread(root: str, passed: PassedOver) -> None:
         lines = [f"{folder}: {suffix}" for folder, suffix in passed.unread.items()]
         raise DataError(f"folders of pictures in a format that is not read:\n{abbreviate(lines)}", where=root,
                         fix="convert them to JPEG or PNG, or remove them")
-
-
-def _read_splits(root: str, names: list[str], splits: Splits, passed: PassedOver) -> Source:
-    """The clips of `{train,val[,test]}/<class>/<clip>`."""
-    for name in splits.values():
-        count_system_folders(os.path.join(root, name), passed)
-    clips = [clip for split, name in splits.items() for clip in _read_class_folders(root, name + "/", split, passed)]
-    others = [name for name in names if name not in splits.values()]
-    unused = f"; not used: {', '.join(others[:SHOWN])}" if others else ""
-    is_plain = not others and all(split == name for split, name in splits.items())
-    notes = [] if is_plain else [f"read as folders {', '.join(splits.values())}{unused}"]
-    return Source(root, tuple(splits), clips, notes=notes,
-                 lacks=f"has no folder {{splits}}; found {', '.join(names[:SHOWN]) or 'none'}")
 
 
 def _read_classes(root: str, names: list[str], passed: PassedOver, are_classes: bool) -> Source:
@@ -231,20 +236,6 @@ def _splits_of_classes(root: str, names: list[str]) -> dict[str, Splits] | None:
         raise DataError(f"{', '.join(having[:SHOWN])} have folders of splits, but not all clips lie in such:\n"
                         f"{abbreviate(wrong)}", where=root, fix=MOVE)
     return whole
-
-
-def _read_splits_of_classes(root: str, classes: dict[str, Splits], passed: PassedOver) -> Source:
-    """The clips of `<class>/{train,val[,test]}/<clip>`."""
-    clips: list[SourceClip] = []
-    for name, folders in classes.items():
-        count_system_folders(os.path.join(root, name), passed)
-        for split, folder in folders.items():
-            place = os.path.join(root, name, folder)
-            clips += [SourceClip(f"{place}/{clip}", name, split, place, f"{name}/{folder}/{clip}")
-                      for clip in clips_below(place, passed)]
-    splits = order_splits(split for own in classes.values() for split in own)
-    return Source(root, splits, clips, notes=[f"read as class folders with {', '.join(splits)} in each"],
-                 lacks="has no folder {splits} in its class folders")
 
 
 def _read_class_folders(root: str, prefix: str, split: str, passed: PassedOver) -> list[SourceClip]:

@@ -121,7 +121,13 @@ def read_lists(files: Files, root: str | None) -> Source:
     if mistakes := [line for parsed in lists for line in parsed.mistakes]:
         raise unreadable_lines(mistakes, FIX)
     everything = [clip for parsed in lists for clip in parsed.clips]
-    notes = ["read as a list" if len(files) == 1 else "read as lists", *_unify_labels(everything, where)]
+    notes = ["read as a list" if len(files) == 1 else "read as lists"]
+    refuse_negative({clip.label: clip.place for clip in reversed(everything)}, where)
+    if changes := unify_spellings(clip.label for clip in everything):
+        for clip in everything:
+            clip.label = changes.get(clip.label, clip.label)
+        examples = ", ".join(f"{label!r} as {name!r}" for label, name in list(changes.items())[:3])
+        notes.append(f"one spelling for each class: {examples}{', ...' if len(changes) > 3 else ''}")
     clips: list[SourceClip] = []
     splits: set[str] = set()
     for (split, _), parsed, paths in zip(files, lists, starts, strict=True):
@@ -132,19 +138,16 @@ def read_lists(files: Files, root: str | None) -> Source:
     if mistakes:
         raise unreadable_lines(mistakes, "a list names files of this machine, relative ones from the list's folder, or "
                                          "from data.root")
-    return Source(where, order_splits(splits), clips, _order_by_number(everything), notes, "no list for {splits}")
-
-
-def _unify_labels(clips: Sequence[SourceClip], where: str) -> list[str]:
-    """Give each class one spelling, in place; return a note about the changes, if any."""
-    refuse_negative({clip.label: clip.place for clip in reversed(clips)}, where)
-    changes = unify_spellings(clip.label for clip in clips)
-    if not changes:
-        return []
-    for clip in clips:
-        clip.label = changes.get(clip.label, clip.label)
-    examples = ", ".join(f"{label!r} as {name!r}" for label, name in list(changes.items())[:3])
-    return [f"one spelling for each class: {examples}{', ...' if len(changes) > 3 else ''}"]
+    class_order, numbers = None, dict[str, int]()
+    for clip in everything:
+        if clip.number is None:
+            break
+        if numbers.setdefault(clip.label, clip.number) != clip.number:
+            raise DataError(f"class {clip.label!r} has two numbers, {numbers[clip.label]} and {clip.number}",
+                            where=clip.place, fix="a class has one number")
+    else:  # every line has one
+        class_order = tuple(sorted(numbers, key=lambda name: (numbers[name], name)))
+    return Source(where, order_splits(splits), clips, class_order, notes, "no list for {splits}")
 
 
 def _find_files(clips: Sequence[SourceClip], paths: ClipPaths, id_column: str | None) -> list[str]:
@@ -177,18 +180,6 @@ def _find_files(clips: Sequence[SourceClip], paths: ClipPaths, id_column: str | 
                         fix=f"name the files in a column such as {', '.join(PATHS[:6])}; relative paths start at the "
                             "list's folder, or at data.root")
     return mistakes
-
-
-def _order_by_number(clips: Sequence[SourceClip]) -> tuple[str, ...] | None:
-    """The classes in the order of the column `number`, if every line has one."""
-    numbers: dict[str, int] = {}
-    for clip in clips:
-        if clip.number is None:
-            return None
-        if numbers.setdefault(clip.label, clip.number) != clip.number:
-            raise DataError(f"class {clip.label!r} has two numbers, {numbers[clip.label]} and {clip.number}",
-                            where=clip.place, fix="a class has one number")
-    return tuple(sorted(numbers, key=lambda name: (numbers[name], name)))
 
 
 def parse_list(path: Path, paths: ClipPaths) -> ParsedList:
@@ -345,7 +336,13 @@ def _parse_lines(path: Path, lines: Iterable[tuple[int, str]], paths: ClipPaths)
     # without the delimiters of empty columns, which spreadsheets put at the end of a line
     texts = [(number, re.sub(r"(?<=[^\s,;|])(?:\s*[,;|])+$", "", text) if text.endswith((",", ";", "|")) else text)
              for number, line in lines if (text := trim(line))]
-    with_counts = _split_with_counts(path, [text for _, text in texts])
+    with_counts: list[list[str]] = []  # `directory total_frames label`, if all lines are of that form
+    counted = [match for _, text in texts if (match := WITH_COUNT.fullmatch(text))]
+    # several labels after a file are not that form, nor are paths that end in a blank and a number
+    if texts and len(counted) == len(texts) and not any(
+            match[1].split()[-1].isdecimal() or SUFFIX.search(match[1]) for match in counted) and not os.path.exists(
+            os.path.join(path.parent, texts[0][1].rsplit(maxsplit=1)[0])):
+        with_counts = [[match[1], match[3]] for match in counted]
     has_semicolons = all(text.count(";") == 1 for _, text in texts)
     split_lines: list[list[str]] = []
     for place, (_, text) in enumerate(texts):
@@ -366,19 +363,6 @@ def _parse_lines(path: Path, lines: Iterable[tuple[int, str]], paths: ClipPaths)
     return parsed
 
 
-def _split_with_counts(path: Path, texts: Sequence[str]) -> list[list[str]]:
-    """[directory, label] of each line, if all are `directory total_frames label`; else nothing.
-
-    Several labels after a file are not that form, nor are paths that end in a blank and a number.
-    """
-    matches = [match for text in texts if (match := WITH_COUNT.fullmatch(text))]
-    if not texts or len(matches) < len(texts) or any(
-            match[1].split()[-1].isdecimal() or SUFFIX.search(match[1]) for match in matches):
-        return []
-    first = texts[0].rsplit(maxsplit=1)[0]
-    return [] if os.path.exists(os.path.join(path.parent, first)) else [[match[1], match[3]] for match in matches]
-
-
 def _fields(line: str, paths: ClipPaths) -> list[str]:
     """The fields of a line, split at tabs, else at commas, else at blanks; quotes protect any of them."""
     has_quotes = QUOTED.search(line) is not None
@@ -396,27 +380,16 @@ def _fields(line: str, paths: ClipPaths) -> list[str]:
                 return fields
     if "|" in line and line.count("|") == 1:
         return line.split("|")
-    if not has_quotes:
-        return _split_at_blank(line, paths)
+    if not has_quotes:  # the path and the label may have blanks in them
+        if match := VIDEO_FIRST.fullmatch(line):
+            return [*match.group(1, 2)]
+        words = re.split(r"(\s+)", line)
+        for end in range(len(words) - 2, 0, -2) if len(words) > 3 else ():
+            if paths.exists(first := "".join(words[:end])):
+                return [first, "".join(words[end + 1:])]
+        return line.rsplit(maxsplit=1)
     fields = next(csv.reader([line], delimiter=" ", skipinitialspace=True))
     if len(fields) > 2:  # the path or the label has several words
         fields = [fields[0], " ".join(fields[1:])] if line.startswith('"') or SUFFIX.search(fields[0]) else [
             " ".join(fields[:-1]), fields[-1]]
     return fields
-
-
-def _split_at_blank(line: str, paths: ClipPaths) -> list[str]:
-    """The path and the label of a line with blanks between them, and perhaps in them.
-
-    It is split after the end of a video's name; else after the first words that are an existing path; else at the last
-    blank.
-    """
-    if match := VIDEO_FIRST.fullmatch(line):
-        return [*match.group(1, 2)]
-    words = re.split(r"(\s+)", line)
-    if len(words) > 3:
-        for end in range(len(words) - 2, 0, -2):
-            path = "".join(words[:end])
-            if paths.exists(path):
-                return [path, "".join(words[end + 1:])]
-    return line.rsplit(maxsplit=1)

@@ -239,7 +239,16 @@ def read_ssv2(files: Files, root: str) -> Source:
     A clip is `<id>.webm` (or another suffix) or the folder of frames `<id>`; its class is its template without
     brackets. Raises `DataError` for files that are not of that form, or templates that are no class.
     """
-    order = _read_ssv2_classes([path.parent for _, path in files])
+    names = next((path.parent / name for _, path in files for name in SSV2_LABELS if (path.parent / name).is_file()),
+                 None)
+    if names is None:
+        raise DataError("has no labels.json", where=str(files[0][1].parent),
+                        fix="it comes with the annotations, and has the classes and their order; put it beside them")
+    try:
+        numbers = {str(name): int(number) for name, number in read_json(names, FIX).items()}
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise DataError("is no JSON of {template: number}", where=str(names), fix=FIX) from error
+    order = dict.fromkeys(sorted(numbers, key=lambda name: numbers[name]))
     paths, notes = PublishedPaths(root), ["read as Something-Something v2"]
     clips: list[SourceClip] = []
     unknown: list[str] = []
@@ -283,20 +292,6 @@ def _read_pairs(path: Path, files: Sequence[Path]) -> list[tuple[str, str | None
     if answers is None:
         return None
     return [] if answers in files else _read_answers(answers)
-
-
-def _read_ssv2_classes(folders: Sequence[Path]) -> dict[str, int]:
-    """The classes, in their order, from the `labels.json` in the first of `folders` that has one."""
-    path = next((folder / name for folder in folders for name in SSV2_LABELS if (folder / name).is_file()), None)
-    if path is None:
-        raise DataError("has no labels.json", where=str(folders[0]), fix="it comes with the annotations, and "
-                        "has the classes and their order; put it beside them")
-    value = read_json(path, FIX)
-    try:
-        numbers = {str(name): int(number) for name, number in value.items()}
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise DataError("is no JSON of {template: number}", where=str(path), fix=FIX) from error
-    return dict(sorted(numbers.items(), key=lambda item: item[1]))
 
 
 def _read_answers(path: Path) -> list[tuple[str, str | None]]:

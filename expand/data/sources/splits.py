@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 from typing import Any
 
-from expand.data.sources.clip import SPLITS, ClipList, Source, SourceClip, order_splits
+from expand.data.sources.clip import SPLITS, ClipList, Source, order_splits
 from expand.errors import DataError, abbreviate, quantity
 
 
@@ -103,24 +103,17 @@ def make_splits(source: Source, *, val_share: float, test_share: float, seed: in
     for clip, split in zip(drawn, assign(units, shares, seed), strict=True):
         clip.split = split
     source.splits = order_splits((*source.splits, *shares))
-    source.notes += _split_notes(source, drawn, shares, seed)
-
-
-def _split_notes(source: Source, drawn: Sequence[SourceClip], shares: Mapping[str, float], seed: int) -> list[str]:
-    """Notes about the new splits, and the classes that have no clip in one of them."""
     counts = Counter(clip.split for clip in drawn)
-    groups = {clip.group for clip in drawn if clip.group is not None}
-    kept = f", {quantity(len(groups), 'group')} kept whole" if groups else ""
+    whole = {clip.group for clip in drawn if clip.group is not None}
+    kept = f", {quantity(len(whole), 'group')} kept whole" if whole else ""
     parts = " and ".join(f"{split} ({share:.0%})" for split, share in shares.items())
     sizes = ", ".join(f"{split} {counts[split]}" for split in SPLITS if split == "train" or split in shares)
-    notes = [f"{parts} made from the train clips, class by class{kept}, seed {seed}: {sizes} clips"]
-    names = {clip.label for clip in drawn}
+    source.notes.append(f"{parts} made from the train clips, class by class{kept}, seed {seed}: {sizes} clips")
     for split in shares:
-        without = sorted(names - {clip.label for clip in drawn if clip.split == split})
-        if without:
+        if without := sorted(groups.keys() - {clip.label for clip in drawn if clip.split == split}):
             some = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
-            notes.append(f"{quantity(len(without), 'class')} without a clip in {split}, too few to divide: {some}")
-    return notes
+            source.notes.append(f"{quantity(len(without), 'class')} without a clip in {split}, too few to divide: "
+                                f"{some}")
 
 
 UNEVEN = 5.0
