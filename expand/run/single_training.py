@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -57,32 +57,21 @@ from expand.training.runtime import Runtime, complaints, resolve_run
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Beginning:
-    """A training that is to begin: where, of which network, how, on which clips; `init` as it was given, and the file
-    of `weights` that it stands for."""
-
-    paths: RunPaths
-    network: Network
-    config: Config
-    listed: ClipList
-    init: Path | None
-    weights: Path | None
-
-
-def create_and_train(beginning: Beginning, display: Display | None) -> dict[str, Any]:
-    """Make the training's directory and train to the end; return what `api.train` promises."""
+def create_and_train(paths: RunPaths, network: Network, config: Config, listed: ClipList, init: Path | None,
+                     weights: Path | None, display: Display | None) -> dict[str, Any]:
+    """Make the training's directory and train to the end; return what `api.train` promises. `init` is as it was given,
+    `weights` the file that it stands for."""
     library.load()  # kernels or a device that are not there are said before the clips are decoded
-    beginning = replace(beginning, config=replace(beginning.config, run=resolve_run(beginning.config.run)))
-    runtime = Runtime.of(beginning.config.run)
+    config = replace(config, run=resolve_run(config.run))
+    runtime = Runtime.of(config.run)
     with process_group() as group, shown_on(display, is_muted=not group.is_first) as display:
-        for complaint in complaints() if beginning.config.run.device != "cpu" else ():
+        for complaint in complaints() if config.run.device != "cpu" else ():
             logger.warning(complaint)
         found: list[PreparedData] = []
 
         def create() -> str:
-            found.append(_create(beginning))
-            return str(beginning.paths.root)
+            found.append(_create(paths, network, config, listed, init, weights))
+            return str(paths.root)
 
         # its name may hold a number that was free when this process looked: all take the first one's
         return _work(RunPaths(Path(group.from_first(create))), runtime, group, display, found)
@@ -95,12 +84,12 @@ def train_on(paths: RunPaths, config: Config, display: Display | None) -> dict[s
         return _work(paths, runtime, group, display, [])
 
 
-def _create(beginning: Beginning) -> PreparedData:
+def _create(paths: RunPaths, network: Network, config: Config, listed: ClipList, init: Path | None,
+            weights: Path | None) -> PreparedData:
     """Make the directory, `training.yaml` last, so that there is a training or none; return the clips."""
-    paths, network, config, weights = beginning.paths, beginning.network, beginning.config, beginning.weights
     if weights:
         read_checkpoint(weights)  # what is wrong with it is said before the clips are decoded
-    data = prepare_clips(config.data, beginning.listed, network.factors.resolution, begins=True)
+    data = prepare_clips(config.data, listed, network.factors.resolution, begins=True)
     name = paths.root.resolve().name
     config = resolve_config(config, data, name)
     check_batches(config.final, len(data.train), network.geometry)
@@ -117,7 +106,7 @@ def _create(beginning: Beginning) -> PreparedData:
         if model is not None:
             save_weights(paths.first_weights, model)
         write_run_list(paths.clips, config.data, data.listed)
-        spec = {"network": network.as_dict(), "init": None if beginning.init is None else str(beginning.init),
+        spec = {"network": network.as_dict(), "init": None if init is None else str(init),
                 "config": dump_config(config), "fingerprint": data.fingerprint, "splits": data.counts}
         write_atomic(paths.training, yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
     return data
@@ -146,7 +135,14 @@ def _work(paths: RunPaths, runtime: Runtime, group: Group, display: Display,
         # the first process decodes what is missing, the others find it done
         group.from_first(lambda: None if found else found.append(prepare()))
         data = found[0] if found else prepare()
-        job = _make_job(paths, network, config)
+        first, stream = None, FINAL
+        if paths.first_weights.exists():
+            # another random stream than the one that these weights may have been trained with: they know its batches
+            first, stream = paths.first_weights, f"{FINAL} {sha256(paths.first_weights.read_bytes()).hexdigest()}"
+        job = Job(FINAL, network, complexity_of(network.factors, network.classes).gflops, config.final, config.data,
+                  candidate_seed(config.run.seed, stream), paths.final_candidate, config.run.checkpoint_every_s, first,
+                  weights=paths.weights, kind=Kind.FINAL)
+
         epochs = quantity(cast(int, job.recipe.epochs), "epoch")
         beginning = "goes on" if job.paths.checkpoint.exists() else "begins"
         processes = f", in {group.size} processes" if group.size > 1 else ""
@@ -168,16 +164,6 @@ def _write_missing(paths: RunPaths, spec: dict[str, Any]) -> None:
         write_json(paths.env, describe_environment(config, torch.cuda.get_device_name() if on_gpu else None))
     if not paths.config.exists():
         write_atomic(paths.config, dump_config(config))
-
-
-def _make_job(paths: RunPaths, network: Network, config: Config) -> Job:
-    first, stream = None, FINAL
-    if paths.first_weights.exists():
-        # another random stream than the one that these weights may have been trained with: they know its batches
-        first, stream = paths.first_weights, f"{FINAL} {sha256(paths.first_weights.read_bytes()).hexdigest()}"
-    return Job(FINAL, network, complexity_of(network.factors, network.classes).gflops, config.final, config.data,
-               candidate_seed(config.run.seed, stream), paths.final_candidate, config.run.checkpoint_every_s, first,
-               weights=paths.weights, kind=Kind.FINAL)
 
 
 def _train(paths: RunPaths, job: Job, data: PreparedData, runtime: Runtime, group: Group, display: Display) -> None:

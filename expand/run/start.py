@@ -200,9 +200,9 @@ def start_training(network: Network, config: Config, init: Path | None, run_dir:
            if getattr(config.data, name) == getattr(default, name)}
     config = replace(config, data=replace(config.data, **own))
     listed = list_clips(config.data)
-    from expand.run.single_training import Beginning, create_and_train
+    from expand.run.single_training import create_and_train
 
-    return create_and_train(Beginning(paths, network, config, listed, init, weights), display)
+    return create_and_train(paths, network, config, listed, init, weights, display)
 
 
 def resume_training(run_dir: Path, display: Display | None) -> dict[str, Any]:
