@@ -118,7 +118,7 @@ def _latency(paths: RunPaths, config: Config) -> dict[str, Any] | None:
     on_gpu = config.run.device == "cuda"
     if on_gpu and not torch.cuda.is_available():  # it was trained on another machine, or on a cluster's
         return None
-    model = load_model(paths.root)
+    model = load_model(paths.root)  # damaged weights are an error, whatever the device
     try:
         if on_gpu:  # in a process of its own: the driver of a search has no GPU
             measured = call_in_process(partial(_measure_on_gpu, paths.root, config.run))

@@ -41,6 +41,7 @@ from expand.training.runtime import Runtime
 logger = logging.getLogger(__name__)
 
 TIMES = 10
+"""Clips of a video, uniform in time."""
 
 
 def measure(source: str | Path, chosen: TestClips, *, views: int, weights: str | Path | None, out: Path | None,
@@ -96,9 +97,9 @@ def _match_classes(listed: ClipList, split: str, network: Network) -> tuple[tupl
     known = {label_key(name): label for label, name in enumerate(names)} | {
         name: label for label, name in enumerate(names)}
     own = {label: name if (name := listed.classes[label]) in known else label_key(name) for label in used}
-    strange = [listed.classes[label] for label in used if own[label] not in known]
-    if strange:
-        lines = [repr(name) + (f"; {hint}" if (hint := did_you_mean(name, names)) else "") for name in strange]
+    unknown = [listed.classes[label] for label in used if own[label] not in known]
+    if unknown:
+        lines = [repr(name) + (f"; {hint}" if (hint := did_you_mean(name, names)) else "") for name in unknown]
         raise DataError(f"classes that the network does not know:\n{abbreviate(lines)}",
                         fix=f"it knows {network.classes}: {', '.join(names[:SHOWN])}"
                             + (", ..." if network.classes > SHOWN else ""))

@@ -250,16 +250,15 @@ def network_of_config(text: Any, *, where: str, name: str) -> Network:
             raise ValueError("no text of a usual length")
         config = yaml_document.parse_values(text)
         data, x3d = config["DATA"], config["X3D"]
-        frames, stride, side = data["NUM_FRAMES"], data["SAMPLING_RATE"], data["TRAIN_CROP_SIZE"]
-        gammas = x3d["WIDTH_FACTOR"] / WIDTH_FACTOR, x3d["BOTTLENECK_FACTOR"], x3d["DEPTH_FACTOR"]
+        factors = {"gamma_tau": data["SAMPLING_RATE"], "gamma_t": data["NUM_FRAMES"],
+                   "gamma_s": data["TRAIN_CROP_SIZE"] / BASE_RESOLUTION, "gamma_w": x3d["WIDTH_FACTOR"] / WIDTH_FACTOR,
+                   "gamma_b": x3d["BOTTLENECK_FACTOR"], "gamma_d": x3d["DEPTH_FACTOR"]}
         classes, pixels = config["MODEL"]["NUM_CLASSES"], {}
         for ours, theirs in (("mean", "MEAN"), ("std", "STD")):
             if theirs in data:
                 pixels[ours], *others = data[theirs]
                 if any(other != pixels[ours] for other in others):
                     raise ValueError(f"DATA.{theirs} differs between the channels; here it is one number")
-        factors = {"gamma_tau": stride, "gamma_t": frames, "gamma_s": side / BASE_RESOLUTION,
-                   **dict(zip(("gamma_w", "gamma_b", "gamma_d"), gammas, strict=True))}
     except (yaml_document.NotYaml, KeyError, TypeError, ValueError, ArithmeticError) as error:
         kind = "" if isinstance(error, yaml_document.NotYaml) else f"{type(error).__name__}: "
         raise UsageError(f"its SlowFast configuration cannot be used: {kind}"

@@ -178,7 +178,7 @@ class Group:
 
 
 def find_groups(content: Any) -> list[Group]:
-    """Return every group in `content` of entries that have an X3D's names under one prefix, best first: the fullest, of
+    """Return the groups of entries in `content` that have an X3D's names under one prefix, best first: the fullest, of
     these the averaged weights before others, then those under the usual names."""
     groups = [group for path, holders in _dictionaries(content) for group in _groups(path, holders)]
     if not groups:
@@ -222,6 +222,7 @@ def _name(key: Any) -> str:
 
 
 def _is_holder(value: Any) -> bool:
+    """Return True for a dictionary or a short list, which may hold weights."""
     return isinstance(value, Mapping) or (isinstance(value, Sequence) and not isinstance(value, (str, bytes))
                                           and len(value) <= 100)
 
