@@ -66,8 +66,9 @@ def load_model(source: str | Path, network: str | Path | Network | None = None) 
         raise UsageError(f"has {classes} classes, and network '{chosen.name}' has {chosen.classes}", where=where,
                          fix="give the network of these weights")
     if (expected := _stages(chosen.geometry)) != stages:
-        raise UsageError(f"its weights are not network '{chosen.name}': {_describe_stages(stages)}, not {_describe_stages(expected)}",
-                         where=where, fix="give the network of these weights, or none to read it off them")
+        raise UsageError(f"its weights are not network '{chosen.name}': {_sizes_of(stages)}, not "
+                         f"{_sizes_of(expected)}", where=where,
+                         fix="give the network of these weights, or none to read it off them")
     if complexity(chosen.geometry).params > 2 * sum(tensor.numel() for tensor in state.values()):
         raise UsageError("holds only a part of its network", where=where, fix="copy the file anew, or give another")
     with torch.random.fork_rng(devices=()):  # the initial weights are not used
@@ -223,7 +224,8 @@ def _stages(geometry: Geometry) -> Stages:
     return tuple((stage[0].outer, stage[0].inner, len(stage)) for stage in geometry.stages)
 
 
-def _describe_stages(stages: Stages) -> str:
+def _sizes_of(stages: Stages) -> str:
+    """Return depths and widths in words."""
     outers, inners, depths = ("/".join(map(str, numbers)) for numbers in zip(*stages, strict=True))
     return f"{depths} blocks of {outers} channels ({inners} inside)"
 
@@ -264,7 +266,7 @@ def _solve(stages: Stages, where: str) -> Factors:
         fitting = [factors for factors in candidates if [shape[:known] for shape in stages] == [
             shape[:known] for shape in _stages(Geometry.of(factors, 1))]]
         if not fitting:
-            raise UsageError(f"no factors on the grids give its shapes: {_describe_stages(stages)}", where=where,
+            raise UsageError(f"no factors on the grids give its shapes: {_sizes_of(stages)}", where=where,
                              fix=hint(command=NAME_IT.format(where),
                                       python="say what the network is: network=... with a network's YAML"))
         found = fitting[0]
