@@ -316,7 +316,7 @@ def cache_clips(data: str | Path | None = None, *, short_side: int, overrides: O
                 progress: Progress = _ignore) -> dict[str, Any]:
     """Decode all clips of `data` ahead of a search, at `short_side` pixels (`x3d-expand data cache`; docs/json.md).
 
-    The rest is as in `check_clips`. Raises `DataError` for whatever is wrong with the clips.
+    The rest is as in `check_clips`. Raises `DataError` for mistakes in the clips.
     """
     config = _data_config(data, overrides, values)
     from expand.data.loading.prepared import cache_clips as cache

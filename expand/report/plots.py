@@ -134,18 +134,18 @@ def _networks(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _contraction(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The contraction, where it is a network of its own."""
+    """Return the contraction, None where it is no network of its own."""
     entry = summary["contraction"]
     return entry if entry and entry["id"] else None
 
 
 def _point(entry: Mapping[str, Any]) -> Point | None:
-    """GFLOPs and per cent, or None where there is no accuracy."""
+    """Return GFLOPs and per cent, or None where there is no accuracy."""
     return None if entry["accuracy"] is None else (entry["gflops"], 100 * entry["accuracy"])
 
 
 def _set_limits(axes: Axes, summary: Mapping[str, Any]) -> None:
-    """Room for every point, its error bar and the labels; at least a factor of four in complexity, 20 % in accuracy."""
+    """Make room for points, error bars and labels: at least a factor of four in complexity, 20 % in accuracy."""
     winner, contraction = summary["winner"], _contraction(summary)
     drawn = [*_networks(summary), *([contraction] if contraction else [])]
     sizes = [entry["gflops"] for entry in drawn] + ([summary["target_gflops"]] if summary["target_gflops"] else [])
@@ -174,15 +174,15 @@ def _set_limits(axes: Axes, summary: Mapping[str, Any]) -> None:
 
 
 def _style(candidate: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Face colour, edge colour and marker; a merged candidate has its second axis's colour as its edge."""
+    """Return face colour, edge colour and marker; a merged candidate has its second axis's colour as its edge."""
     color, marker = STYLES.get(candidate["axis"], (GREY, "o"))
     also = candidate["also"]
     return (color, STYLES.get(also[0], (GREY, "o"))[0], ">") if also else (color, "white", marker)
 
 
 def _draw_at_foot(axes: Axes, candidate: Mapping[str, Any], color: str, marker: str, height: float) -> None:
-    """A cross for a failed candidate, an empty marker for one that has not finished;
-    `height` as a share of the axes."""
+    """Draw a cross for a failed candidate, an empty marker for one that has not finished; `height`: a share of the
+    axes."""
     failed = candidate["state"] == "failed"
     axes.plot(candidate["gflops"], height, "x" if failed else marker, markerfacecolor="none", markeredgecolor=color,
               markersize=7.5 if failed else 6, markeredgewidth=2.2 if failed else 1.2, zorder=4,
@@ -190,7 +190,7 @@ def _draw_at_foot(axes: Axes, candidate: Mapping[str, Any], color: str, marker: 
 
 
 def _bar(entry: Mapping[str, Any]) -> list[Point]:
-    """The ends of the error bar: one standard error each way, as far as there can be accuracies."""
+    """Return the ends of the error bar: one standard error each way, as far as there can be accuracies."""
     ends = (entry["accuracy"] + side * (entry["stderr"] or 0) for side in (-1, 1))
     return [(entry["gflops"], 100 * min(1.0, max(0.0, end))) for end in ends]
 
@@ -254,7 +254,7 @@ def _handle(name: str, face: str, edge: str, marker: str, size: float = 8) -> Li
 
 def _place_labels(axes: Axes, summary: Mapping[str, Any], networks: Sequence[Mapping[str, Any]],
                   path: Sequence[Point]) -> None:
-    """The chosen networks' labels first: they must stand; the others' values only where there is room."""
+    """Label the chosen networks first, which must have a label; then the others, where there is room."""
     placer, contraction, winner = Placer(axes), _contraction(summary), summary["winner"]
     final = _point(winner) if winner else None
     measured = [entry for entry in [*networks, *([contraction] if contraction else [])] if _point(entry)]
@@ -344,7 +344,7 @@ class Placer:
         return True
 
     def _list_places(self, label: Annotation, gap: float, must: bool) -> Iterator[_Place]:
-        """The ways to set `label`, the nearest first."""
+        """Yield the ways to set `label`, the nearest first."""
         size, frame = label.get_window_extent(), np.array([self.axes.get_window_extent().extents])
         anchor_x, anchor_y = self.axes.transData.transform(label.xy)
         boxes = np.array([box for box, _ in self.obstacles]).reshape(-1, 4)
@@ -367,7 +367,7 @@ class Placer:
                              (distance * right, distance * up), distance, box)
 
     def _scale(self) -> float:
-        """Pixels in a point."""
+        """Return the pixels in a point."""
         return self.axes.figure.dpi / 72
 
 

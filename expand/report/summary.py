@@ -215,6 +215,7 @@ def _candidates_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _gflops_to_come(summary: Mapping[str, Any], final_weight: float, tolerance: float, workers: int) -> float:
+    """Return the complexities still to be trained, added up by the rule of `remaining_s`."""
     winner, contraction, target = summary["winner"], summary["contraction"], summary["target_gflops"] or 0.0
     if winner:
         return 0.0 if winner["accuracy"] is not None else winner["gflops"] * final_weight

@@ -1,5 +1,5 @@
 """Tables: a run's status and a network's confusions as data frames, a run's status, plans and complexities as text;
-tables and text laid out for a terminal of whatever width and encoding."""
+and the layout of tables and text for a terminal of any width and encoding."""
 
 from __future__ import annotations
 

@@ -167,6 +167,8 @@ def _write_missing(paths: RunPaths, spec: dict[str, Any]) -> None:
 
 
 def _train(paths: RunPaths, job: Job, data: PreparedData, runtime: Runtime, group: Group, display: Display) -> None:
+    """Train by `job`, or from its checkpoint, until it ends or is stopped. Each error says how to go on."""
+
     def epoch(row: dict[str, float]) -> None:
         if group.is_first:
             board.row(row)

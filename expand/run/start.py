@@ -1,6 +1,6 @@
 """Searches and single trainings, started and resumed, from their first check to their report.
 
-Whatever can be wrong without torch is said before it is imported, so this module imports nothing heavy when it is
+All mistakes that show without torch are reported before it is imported, so this module imports nothing heavy when it is
 loaded. `expand.run.driver` does the work of a search, `expand.run.single_training` that of a training.
 """
 

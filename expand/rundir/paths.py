@@ -143,7 +143,7 @@ class RunPaths:
         return CandidatePaths(self.final, self.root)
 
     def candidate(self, candidate_id: str) -> CandidatePaths:
-        """The files of the candidate `candidate_id`.
+        """Return the files of the candidate `candidate_id`.
 
         Raises `RunError` for an id that is not made of `a-z 0-9 _ -`: such a name could lead out of the run.
         """
@@ -154,11 +154,11 @@ class RunPaths:
         return CandidatePaths(folder, self.root)
 
     def test_folder(self, name: str) -> Path:
-        """The folder of one test's results, in `tests`. `name` is one part of a path."""
+        """Return the folder of one test's results, in `tests`. `name` is one part of a path."""
         return inside(self.root, self.root / "test" / name, folder=True)
 
     def folders(self) -> Iterator[Path]:
-        """The run's own folder, the winner's and the candidates', those that are there; none that leads out."""
+        """Yield the run's own folder, the winner's and the candidates' that exist; none that leads out of the run."""
         for folder in (self.root, self.final):
             if folder.is_dir():
                 yield folder

@@ -25,8 +25,10 @@ from expand.space.network import Network
 REFERENCE_BATCH = 128
 """The batch size that `RecipeConfig.lr` is stated for."""
 UPDATES = 2000
+"""The number of updates that the epochs are chosen for, where the recipe leaves them open."""
 EPOCHS = (30, 256)
 BATCHES = (8, 128)
+"""The bounds of epochs and batch size where the recipe leaves them open."""
 
 
 class Kind(StrEnum):
