@@ -13,6 +13,7 @@ import pytest
 from expand.data.frames import cache as cache_module
 from expand.data.frames import file_locks as locks_module
 from expand.data.frames.cache import FORMAT, FrameCache, read_frames
+from expand.data.frames.content import content_hash
 from expand.data.frames.decode import UnreadableClip
 from expand.data.frames.file_locks import claim, claim_another, release
 from expand.errors import DataError
@@ -202,7 +203,7 @@ def test_a_clip_without_room_or_that_another_builds_is_put_off_until_all_were_as
     store = cache.get(paths[1], 0, 32).store
     assert files(tmp_path / "c") == {store.name}
     roomy = FrameCache(tmp_path / "c", PLENTY)
-    builder = claim(tmp_path / "c" / f"{roomy._request(paths[0], 0, 32).stem}-32.tmp")
+    builder = claim(tmp_path / "c" / f"{roomy._stem(paths[0], content_hash(paths[0]))}-32.tmp")
     assert roomy.get(paths[0], 0, 32, last_round=False) is None and roomy.full_because is None
     release(builder, remove=True)
     assert roomy.get(paths[0], 0, 32, last_round=False).store.exists()
@@ -210,7 +211,7 @@ def test_a_clip_without_room_or_that_another_builds_is_put_off_until_all_were_as
 
 def test_a_builder_that_does_nothing_is_not_waited_for_for_ever(tmp_path, clip_path):
     cache = FrameCache(tmp_path / "c", PLENTY, timeout_s=0.2)
-    builder = claim(tmp_path / "c" / f"{cache._request(clip_path, 0, 32).stem}-32.tmp")
+    builder = claim(tmp_path / "c" / f"{cache._stem(clip_path, content_hash(clip_path))}-32.tmp")
     assert (frames_of(cache.get(clip_path, 0, 32)) == decoded(clip_path, 32)).all()
     release(builder, remove=True)
     assert not files(tmp_path / "c", "*.tmp")
@@ -219,7 +220,7 @@ def test_a_builder_that_does_nothing_is_not_waited_for_for_ever(tmp_path, clip_p
 def test_a_clip_that_another_process_built_meanwhile_is_not_decoded_again(tmp_path, clip_path, no_decoder):
     built = FrameCache(tmp_path / "other", PLENTY).get(clip_path, 0, 32).store
     cache = FrameCache(tmp_path / "c", PLENTY)
-    builder = claim(tmp_path / "c" / f"{cache._request(clip_path, 0, 32).stem}-32.tmp")
+    builder = claim(tmp_path / "c" / f"{cache._stem(clip_path, content_hash(clip_path))}-32.tmp")
 
     def finish():
         shutil.copy(built, tmp_path / "c" / built.name)

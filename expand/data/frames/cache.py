@@ -100,7 +100,12 @@ class FrameCache:
         In the first one (not `last_round`) the answer is None where another process builds the clip, or where only
         removing other files would make room. Raises `UnreadableClip`.
         """
-        request = self._request(path, label, short_side)
+        try:
+            content, state = self.memo.content(path)
+        except OSError as error:
+            next(iter(ClipReader(path, short_side, frame_rate=self.frame_rate)), None)  # has the better message
+            raise UnreadableClip(error.strerror or str(error), where=str(path)) from error
+        request = _Request(path, label, short_side, content, state, self._stem(path, content))
         if stored := self._find_frames(request):
             return stored
         if found := self._find(request.stem, short_side, INDEX):
@@ -132,14 +137,6 @@ class FrameCache:
     def _never_fits(self, count: int) -> bool:
         """Return whether `count` bytes are too many even for an empty cache; then this one clip is not kept."""
         return count > self.limit.limit_bytes
-
-    def _request(self, path: Path, label: int, short_side: int) -> _Request:
-        try:
-            content, state = self.memo.content(path)
-        except OSError as error:
-            next(iter(ClipReader(path, short_side, frame_rate=self.frame_rate)), None)  # has the better message
-            raise UnreadableClip(error.strerror or str(error), where=str(path)) from error
-        return _Request(path, label, short_side, content, state, self._stem(path, content))
 
     def _stem(self, path: Path, content: str) -> str:
         rate = f"{self.frame_rate:.9g}" if path.is_dir() else ""

@@ -9,7 +9,6 @@ import mmap
 import os
 import threading
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,9 +77,11 @@ def read_into(rows_TB: np.ndarray, clip: CachedClip, index_T: np.ndarray, top: i
 
     Raises `DataError` if the frames are not stored and the clip is missing or was changed.
     """
+    global _own
     if clip.store is not None:
         try:
-            return _read_stored(rows_TB, clip.store, clip, index_T, top)
+            _read_stored(rows_TB, clip.store, clip, index_T, top)
+            return
         except OSError as error:
             if not _warned[0]:
                 _warned[0] = 1
@@ -89,13 +90,21 @@ def read_into(rows_TB: np.ndarray, clip: CachedClip, index_T: np.ndarray, top: i
                               "once the run is resumed; if they were pushed out, a larger data.cache_gb keeps them",
                               stacklevel=2)
     wanted, inverse_T = np.unique(index_T, return_inverse=True)
-    try:
-        frames_UHWC = _decode_in_child(clip, wanted, top, top + rows_TB.shape[1] // (clip.width * 3))
-        rows_TB[:] = frames_UHWC.reshape(len(wanted), -1)[inverse_T]
-    except ChildDied as death:
-        warnings.warn(f"{clip.path}: {death.what}, {TRIES} times; grey frames take its place at this access",
-                      stacklevel=2)
-        rows_TB[:] = GREY
+    bottom, what = top + rows_TB.shape[1] // (clip.width * 3), ""
+    with _lock:
+        if _own is None or _own[0] != clip.timeout_s:
+            if _own:
+                _own[1].close()
+            _own = (clip.timeout_s, Child(timeout_s=clip.timeout_s))
+        for _ in range(TRIES):
+            try:
+                frames_UHWC = _own[1].call(_decode, clip, wanted, top, bottom)
+                rows_TB[:] = frames_UHWC.reshape(len(wanted), -1)[inverse_T]
+                return
+            except ChildDied as death:
+                what = death.what
+    warnings.warn(f"{clip.path}: {what}, {TRIES} times; grey frames take its place at this access", stacklevel=2)
+    rows_TB[:] = GREY
 
 
 def _read_stored(rows_TB: np.ndarray, store: Path, clip: CachedClip, index_T: np.ndarray, top: int) -> None:
@@ -109,20 +118,6 @@ def _read_stored(rows_TB: np.ndarray, store: Path, clip: CachedClip, index_T: np
                 raise OSError(0, "the file is too short")
     finally:
         os.close(file)
-
-
-def _decode_in_child(clip: CachedClip, wanted: np.ndarray, top: int, bottom: int) -> np.ndarray:
-    """Decode the frames `wanted` (ascending, each once) in this process's child. Raises `ChildDied` after `TRIES`."""
-    global _own
-    with _lock:
-        if _own is None or _own[0] != clip.timeout_s:
-            if _own:
-                _own[1].close()
-            _own = (clip.timeout_s, Child(timeout_s=clip.timeout_s))
-        for _ in range(TRIES - 1):
-            with suppress(ChildDied):
-                return _own[1].call(_decode, clip, wanted, top, bottom)
-        return _own[1].call(_decode, clip, wanted, top, bottom)
 
 
 def _decode(clip: CachedClip, wanted: np.ndarray, top: int, bottom: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The kinds of unreadable clips, and the sentences that say why."""
+"""A video file as a stream of stamped frames; the kinds of unreadable clips, and the sentences that say why."""
 
 from __future__ import annotations
 
