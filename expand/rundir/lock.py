@@ -50,16 +50,22 @@ class RunLock:
         self._handle: int | None = None
 
     def __enter__(self) -> Self:
-        handle = self._open()
+        try:
+            handle = self._handle = os.open(self.paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise RunError("there is no run directory here", where=str(self.paths.root),
+                           fix="Name the directory of a run, as in: x3d-expand resume runs/NAME") from error
+        except OSError as error:
+            raise cannot_write(self.paths.lock, error) from error
         try:
             if not _take(handle):
                 raise _held_error(self.paths, _read_holder(handle))
-            _check_same(self.paths, handle)
+            self.check()
             content = to_json({"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}).encode()
             os.pwrite(handle, content, 0)
             os.ftruncate(handle, len(content))
         except OSError as error:
-            os.close(handle)
+            self._drop()
             if error.errno not in NO_LOCKS:
                 raise cannot_write(self.paths.lock, error) from error
             raise RunError(f"its file system gives no lock ({error.strerror}), so that two processes could work on one "
@@ -67,9 +73,8 @@ class RunLock:
                            "--run-dir), or have it mounted with locks: Lustre with -o flock, NFS without nolock and "
                            "with its lock daemon.") from error
         except BaseException:
-            os.close(handle)
+            self._drop()
             raise
-        self._handle = handle
         _held.add(self)
         clear_leftovers(self.paths.folders())
         return self
@@ -85,17 +90,18 @@ class RunLock:
     def check(self) -> None:
         """Raise `RunError` where the run's path leads no longer to what this lock was taken on: the directory was
         moved or deleted, or its disk is gone. To write there then would begin another run beside the real one."""
-        if self._handle is not None:
-            _check_same(self.paths, self._handle)
-
-    def _open(self) -> int:
+        if self._handle is None:
+            return
+        what = "the run directory, or the lock in it, was replaced"
         try:
-            return os.open(self.paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise RunError("there is no run directory here", where=str(self.paths.root),
-                           fix="Name the directory of a run, as in: x3d-expand resume runs/NAME") from error
+            if os.path.samestat(os.stat(self.paths.lock), os.fstat(self._handle)):
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            what = "the run directory was moved or deleted"
         except OSError as error:
-            raise cannot_write(self.paths.lock, error) from error
+            what = f"the run directory cannot be reached any longer: {error.strerror}"
+        raise RunError(f"{what} while this process worked on it; nothing more is written", where=str(self.paths.root),
+                       fix=f"Put it back, then go on with: x3d-expand resume {self.paths.root}")
 
     def _drop(self) -> None:
         """Close this process's copy of the handle; the lock goes with the last copy."""
@@ -154,23 +160,6 @@ def _held_error(paths: RunPaths, who: dict[str, Any]) -> RunError:
     name = f"process {who['pid']} on {who['host']}" if who["pid"] else "another process"
     return RunError(f"{name} works on this run{since}", where=str(paths.root),
                     fix=f"Wait until it ends, or watch it with: x3d-expand status {paths.root}")
-
-
-def _check_same(paths: RunPaths, handle: int) -> None:
-    """Raise `RunError` where `handle` is not (any longer) the file at the lock's path."""
-    try:
-        is_same = os.path.samestat(os.stat(paths.lock), os.fstat(handle))
-    except OSError as error:
-        is_there = not isinstance(error, (FileNotFoundError, NotADirectoryError))
-        what = f"cannot be reached any longer: {error.strerror}" if is_there else "was moved or deleted"
-        raise _gone_error(paths, f"the run directory {what}") from error
-    if not is_same:
-        raise _gone_error(paths, "the run directory, or the lock in it, was replaced")
-
-
-def _gone_error(paths: RunPaths, what: str) -> RunError:
-    return RunError(f"{what} while this process worked on it; nothing more is written", where=str(paths.root),
-                    fix=f"Put it back, then go on with: x3d-expand resume {paths.root}")
 
 
 def _close_in_child() -> None:
