@@ -18,14 +18,14 @@ CROPS = {10: 1, 30: 3}
 """Crops of each clip, by the number of views."""
 MOST_BATCH = 100_000
 """Clips of a batch, at most."""
-DESCRIBED = ("data.mean", "data.std")
-"""Options of the data that the network's own description settles."""
-CLIPS = ("data.path", "data.train", "data.val", "data.test")
+NETWORK_OPTIONS = ("data.mean", "data.std")
+"""Options of the data that are the network's own."""
+CLIP_OPTIONS = ("data.path", "data.train", "data.val", "data.test")
 """Options that say which clips; in place of the run's own."""
-INDIFFERENT = {"frame_rate", "flip", "jitter_min", "jitter_max", "color_jitter", "mean", "std", "max_unreadable",
-               "timeout_s", "cache_dir", "cache_gb"}
+OTHER_OPTIONS = {"frame_rate", "flip", "jitter_min", "jitter_max", "color_jitter", "mean", "std", "max_unreadable",
+                 "timeout_s", "cache_dir", "cache_gb"}
 """Options of the data that do not say which clips there are; with any other, a run's are listed anew."""
-PARTING = ("val_share", "test_share", "group", "split_seed", "fold")
+SPLIT_OPTIONS = ("val_share", "test_share", "group", "split_seed", "fold")
 """Options that say which clips a network is trained on: a test of a run cannot change them."""
 MOST_VIEWS = 1000
 """Clips that a prediction can take from a file, beside those of a timeline."""
@@ -63,12 +63,12 @@ def choose_test_clips(source: str | Path, weights: str | Path | None, *, views: 
     check_weights(source, weights)
     pairs = [(text, *(part.strip() for part in text.partition("=")[::2])) for text in overrides]
     for text, key, _ in pairs:
-        if not key.startswith("data.") or key in DESCRIBED:
-            what = "the network's own description says it" if key in DESCRIBED else "is no option of the clips"
+        if not key.startswith("data.") or key in NETWORK_OPTIONS:
+            what = "the network's own description says it" if key in NETWORK_OPTIONS else "is no option of the clips"
             raise UsageError(what, where=f"--set {text}",
                              fix="a test takes data.* only, for instance data.cache_dir=DIR")
     paths = RunPaths(Path(source))
-    other = str(data) if data else next((value for _, key, value in pairs if key in CLIPS), None)
+    other = str(data) if data else next((value for _, key, value in pairs if key in CLIP_OPTIONS), None)
     has_own = paths.config.is_file()
     if other is None and not has_own and not any(key.startswith("data.builtin") for _, key, _ in pairs):
         raise UsageError("which clips?", where=str(paths.root),
@@ -79,10 +79,10 @@ def choose_test_clips(source: str | Path, weights: str | Path | None, *, views: 
         listed = list_clips(config, to_train=False)
     else:
         own, now = asdict(load_config(paths.config, (), {}).data), asdict(config)
-        changed = {name for name in own if own[name] != now[name]} - INDIFFERENT
-        if parting := [f"data.{name}" for name in PARTING if name in changed]:
+        changed = {name for name in own if own[name] != now[name]} - OTHER_OPTIONS
+        if split_anew := [f"data.{name}" for name in SPLIT_OPTIONS if name in changed]:
             raise UsageError("would split the run's clips anew, and test it on clips that it was trained on",
-                             where=", ".join(parting), fix="leave it out, or name other clips with --data")
+                             where=", ".join(split_anew), fix="leave it out, or name other clips with --data")
         listed = list_clips(config) if changed else list_run_clips(paths.clips, config)
     splits = {clip.split for clip in listed.clips}
     split = split or ("test" if "test" in splits else "val")

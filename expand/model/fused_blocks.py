@@ -189,13 +189,13 @@ def _block_forward(part: ResBlock, x: Tensor) -> _Kept:
     u_norm = call.call_and_norm("expand_forward", u.numel() // inner, outer_in, x, part.a.weight, u, bn=part.a_bn)
     means = call.empty(clips, inner)
     v_norm = call.call_and_norm("depthwise_forward", *_volume(part, x), u, u_norm, part.b.weight, v, bn=part.b_bn,
-                         after=[means])
+                                after=[means])
     active = gate = None
     if not isinstance(part.se, nn.Identity):
         active, gate = call.empty(clips, part.se.reduce.out_channels), call.empty(clips, inner)
         call("gate_forward", clips, real_inner, means, v_norm, *_gate_weights(part), active, gate)
     y_norm = call.call_and_norm("project_forward", clips, per_clip, real_inner, v, v_norm, gate, part.c.weight, y,
-                         bn=part.c_bn)
+                                bn=part.c_bn)
     q, q_norm = x, None
     if isinstance(part.shortcut, nn.Conv3d):
         q, x_strided = call.empty(*size, outer), take_every(x, stride).contiguous()
