@@ -47,10 +47,11 @@ LOOK_S = 120.0
 """Seconds that nodes may take to answer: their first process imports torch from what may be a slow disk."""
 ANSWERS_S = 5.0
 """Seconds that a cluster's first process may take to answer."""
-REASON_S = 30.0
-"""Seconds that Ray may take to say why a process is gone: it regards a node as dead some 15 s after its loss."""
-STORE_BYTES = 100_000_000
-"""Object store of a cluster that this program starts; next to nothing is kept in it."""
+REASON_S = 90.0
+"""Seconds that Ray may take to say why a process is gone: it regards a node as dead some 15 s after its loss, and ends
+this process 60 s after that of the head."""
+STORE_BYTES = 200_000_000
+"""Object store of a cluster that this program starts; only the list of clips passes through it."""
 PRECISION = 1e-4
 """Of Ray's resources."""
 INSTALL = "start the cluster's processes (`ray start`) with the very Python that has x3d-expand; docs/cluster.md"
@@ -371,8 +372,8 @@ class Relay:
                 self._pipe.send(("died", explain(self._find_cause(error))))
 
     def _find_cause(self, error: ray.exceptions.RayError) -> ray.exceptions.RayError:
-        """Wait until Ray knows why a process is gone, which it may notice at once, and the loss of a node later. Where
-        the cluster itself is lost, this process ends meanwhile."""
+        """Wait until Ray knows why a process is gone: it notices that at once, and the loss of a node later. Where the
+        cluster itself is lost, this process ends meanwhile: no candidate has failed then."""
         end = time.monotonic() + REASON_S
         while isinstance(error, ray.exceptions.ActorUnavailableError) and time.monotonic() < end:
             time.sleep(NODES_S)
@@ -382,6 +383,8 @@ class Relay:
                 continue
             except ray.exceptions.RayError as now:
                 error = now
+        if "node has died" in str(error):  # maybe this machine's own, which `main` notices meanwhile
+            time.sleep(2 * NODES_S)
         return error
 
     def _wait_for_place(self) -> None:
