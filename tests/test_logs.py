@@ -11,7 +11,7 @@ import pytest
 from _pytest.logging import LogCaptureHandler
 
 from expand import logs
-from expand.run.display import LogFile, shown_on
+from expand.run.display import LogFile, show_log_on
 from expand.rundir.paths import RunPaths
 
 logger = logging.getLogger("expand.somewhere")
@@ -76,7 +76,7 @@ def test_root_handlers_get_what_no_display_shows_at_the_level_that_was_set(caplo
         logger.warning("for both")
         with logs.shown_by(lambda text: None):
             logger.warning("shown")
-    with caplog.at_level(logging.INFO, "expand"), shown_on(None):
+    with caplog.at_level(logging.INFO, "expand"), show_log_on(None):
         logger.info("asked for")
     assert [record.message for record in caplog.records] == ["for both", "asked for"]
     assert len(paths.log.read_text().splitlines()) == 3
@@ -90,6 +90,6 @@ def test_the_line_of_an_event_is_logged_but_not_shown_twice(lines, tmp_path):
 
 def test_nothing_is_heard_of_what_is_muted(caplog):
     lines: list[str] = []
-    with logs.shown_by(lines.append), shown_on(None, is_muted=True):
+    with logs.shown_by(lines.append), show_log_on(None, is_muted=True):
         logger.error("lost")
     assert lines == [] and not caplog.records

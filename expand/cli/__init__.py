@@ -19,7 +19,7 @@ from expand.errors import ExpandError
 from expand.version import __version__
 
 _HOMES = {**dict.fromkeys(("search", "resume", "train", "status", "plot", "plan", "complexity", "doctor"), "runs"),
-          **dict.fromkeys(("test", "predict", "export"), "test_and_predict"), "data": "data"}
+          **dict.fromkeys(("test", "predict", "export"), "networks"), "data": "data"}
 """The module of each command."""
 
 

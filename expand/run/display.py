@@ -170,7 +170,7 @@ def make_display() -> Iterator[Plain]:
 
 
 @contextmanager
-def shown_on(display: Display | None, *, is_muted: bool = False) -> Iterator[Display]:
+def show_log_on(display: Display | None, *, is_muted: bool = False) -> Iterator[Display]:
     """Show the log on `display` and return that; one that shows nothing if it is None. `is_muted`: drop the log."""
     if is_muted:
         with logs.muted():

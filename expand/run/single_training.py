@@ -29,7 +29,7 @@ from expand.machine import stop_signals
 from expand.model import X3D
 from expand.model.load import load_checkpoint
 from expand.model.weights import read_checkpoint
-from expand.run.display import Display, LogFile, shown_on
+from expand.run.display import Display, LogFile, show_log_on
 from expand.run.environment import describe_environment
 from expand.run.resolve import (
     check_free,
@@ -64,7 +64,7 @@ def create_and_train(paths: RunPaths, network: Network, config: Config, listed: 
     library.load()  # kernels or a device that are not there are said before the clips are decoded
     config = replace(config, run=resolve_run(config.run))
     runtime = Runtime.of(config.run)
-    with process_group() as group, shown_on(display, is_muted=not group.is_first) as display:
+    with process_group() as group, show_log_on(display, is_muted=not group.is_first) as display:
         for complaint in complaints() if config.run.device != "cpu" else ():
             logger.warning(complaint)
         found: list[PreparedData] = []
@@ -80,7 +80,7 @@ def create_and_train(paths: RunPaths, network: Network, config: Config, listed: 
 def train_on(paths: RunPaths, config: Config, display: Display | None) -> dict[str, Any]:
     """Train on from the last checkpoint; leave a finished training as it is."""
     runtime = Runtime.of(config.run)
-    with process_group() as group, shown_on(display, is_muted=not group.is_first) as display:
+    with process_group() as group, show_log_on(display, is_muted=not group.is_first) as display:
         return _work(paths, runtime, group, display, [])
 
 

@@ -25,7 +25,7 @@ from expand.expansion.rules import Space
 from expand.expansion.state import SearchState
 from expand.expansion.text import duration
 from expand.machine import stop_signals
-from expand.run.display import Display, LogFile, show_event, shown_on
+from expand.run.display import Display, LogFile, show_event, show_log_on
 from expand.run.resolve import (
     ANY_NUMBER,
     check_free,
@@ -68,7 +68,7 @@ def start_search(config: Config, run_dir: Path | None, stem: str, display: Displ
     paths = RunPaths(run_dir or choose_dir(config, stem))
     check_free(paths)
     # the fork server imports torch in its own process while this one does
-    with shown_on(display) as display, early_start(config.run) as fork_server:
+    with show_log_on(display) as display, early_start(config.run) as fork_server:
         from expand.kernels import library
         from expand.run.environment import describe_environment, estimate_search, look_at_gpus
         from expand.training.runtime import Runtime, complaints, resolve_run
@@ -109,7 +109,7 @@ def resume_search(run_dir: Path, display: Display | None, values: Mapping[str, A
     of those that cannot alter a result."""
     paths = RunPaths(run_dir)
     stored_config(paths)  # before the lock, which is a file: there is none in what is no run
-    with RunLock(paths) as lock, shown_on(display) as display:
+    with RunLock(paths) as lock, show_log_on(display) as display:
         config = stored_config(paths, values)
         events = read_events(paths.journal)
         state = SearchState.from_events(events)

@@ -56,7 +56,7 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
         outcome = Outcome.from_dict(known)
         if outcome.is_finished and checkpoint.load(job.paths.checkpoint, job.identity)[0] is not None:
             # a kill came between the outcome and the weights, which a final training may start from or be compared with
-            with _failures_explained(job, hooks):
+            with _explain_failures(job, hooks):
                 training = Training(job, data, runtime, hooks)
                 training.fit()  # nothing is left to train
                 training.refresh_batch_norm()
@@ -65,7 +65,7 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
         return outcome
     write_atomic(job.paths.spec, dump_network(job.network), above=False)
     try:
-        with _failures_explained(job, hooks):
+        with _explain_failures(job, hooks):
             training = Training(job, data, runtime, hooks)
             training.fit()
             training.refresh_batch_norm()
@@ -108,7 +108,7 @@ def train_final(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks, gr
         if group.is_first:
             _delete_previous_checkpoint(job)
         return known["result"]
-    with _failures_explained(job, hooks):
+    with _explain_failures(job, hooks):
         training = Training(job, data, runtime, hooks, group)
         training.fit()
         training.refresh_batch_norm()
@@ -152,7 +152,7 @@ def _take_candidate_if_better(training: Training, final: Evaluation) -> Evaluati
 
 
 @contextmanager
-def _failures_explained(job: Job, hooks: Hooks) -> Iterator[None]:
+def _explain_failures(job: Job, hooks: Hooks) -> Iterator[None]:
     """Raise the errors of torch and of the system as `CandidateFailed` with a reason. The candidate is not to blame for
     a loader process that died (`DataError`) nor for a GPU that failed (`DeviceFault`)."""
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from expand.cli.test_and_predict import export
+from expand.cli.networks import export
 from expand.errors import UsageError
 from expand.exports import FORMATS
 from tests.exports.networks import write_final

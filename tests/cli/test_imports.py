@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 NEEDLESS = ("yaml", "pydantic", "pandas", "numpy", "torch", "expand.run", "expand.cli.data",
-            "expand.cli.test_and_predict")
+            "expand.cli.networks")
 
 
 def test_status_imports_no_yaml_and_no_other_command(tmp_path: Path) -> None:
