@@ -78,14 +78,14 @@ class Nothing:
         """Accept anything."""
 
 
-class _NothingListed:
+class _NothingAsList:
     """The same for an object to which a pickle appends, which torch allows for lists only."""
 
     def __new__(cls, *args: Any) -> list:  # type: ignore[misc]  # on purpose another type
         return []
 
 
-class _NothingFilled:
+class _NothingAsDict:
     """The same for an object into which a pickle fills entries, which torch allows for three classes only."""
 
     def __new__(cls, *args: Any) -> Counter:  # type: ignore[misc]  # on purpose another type
@@ -95,7 +95,7 @@ class _NothingFilled:
 def save_sealed(state: Mapping[str, Any], path: Path) -> None:
     """Write `state` to `path`, sealed, and flush it to the disk. Raises `OSError` if the disk refuses."""
     with open(path, "wb") as file:
-        sealing = _Sealing(file)
+        sealing = _SealingFile(file)
         try:
             torch.save({**state, IS_SEALED: True}, sealing)  # type: ignore[arg-type]  # it only writes and flushes
         except Exception as error:
@@ -107,7 +107,7 @@ def save_sealed(state: Mapping[str, Any], path: Path) -> None:
         os.fsync(file.fileno())
 
 
-class _Sealing:
+class _SealingFile:
     """The file object that torch writes to: it writes to `file` and computes the digest. The last two bytes of a zip
     file are the length of its comment; they are written anew."""
 
@@ -147,7 +147,7 @@ def load_tensors(file: BinaryIO) -> Any:
     beside them become `Nothing`; their code is neither run nor imported. Raises as `check` and `torch.load` do."""
     beside: set[str] = set()
     check(file, beside)
-    special = {"deque": _NothingListed, **dict.fromkeys(DICTIONARIES, _NothingFilled)}
+    special = {"deque": _NothingAsList, **dict.fromkeys(DICTIONARIES, _NothingAsDict)}
     with torch.serialization.safe_globals([(special.get(name.rpartition(".")[2], Nothing), name)
                                            for name in sorted(beside)]):
         return torch.load(file, map_location="cpu", weights_only=True)

@@ -141,7 +141,7 @@ def block(part: ResBlock, x_BCTHW: Tensor) -> Tensor:
     return _Block.apply(x_BCTHW, part, *_block_weights(part))
 
 
-class _Kept(NamedTuple):
+class _Tensors(NamedTuple):
     """The tensors for a block's backward pass: x, the convolutions' results u, v, y and q (of the shortcut, if it has a
     norm), the lines of their norms, each clip's means of v, and the gates with the activations before them."""
 
@@ -180,7 +180,7 @@ def _volume(part: ResBlock, x_BTHWC: Tensor) -> tuple[int, ...]:
     return (*x_BTHWC.shape[:4], pad_width(part.a.out_channels), part.b.stride[-1])
 
 
-def _block_forward(part: ResBlock, x: Tensor) -> _Kept:
+def _block_forward(part: ResBlock, x: Tensor) -> _Tensors:
     call, (clips, _, _, _, outer_in), stride = Pass(x), x.shape, part.b.stride[-1]
     real_inner, outer = part.a.out_channels, part.c.out_channels
     inner, size = pad_width(real_inner), take_every(x, stride).shape[:4]
@@ -206,7 +206,8 @@ def _block_forward(part: ResBlock, x: Tensor) -> _Kept:
             q_norm = call.call_and_norm("expand_forward", *arguments, bn=part.shortcut_bn)
     z = call.empty(*size, outer)
     call("add_forward", rows, outer, y, y_norm, q, q_norm, z)
-    return _Kept(x, u, v, y, q if q_norm is not None else None, u_norm, v_norm, y_norm, q_norm, means, active, gate, z)
+    q = None if q_norm is None else q
+    return _Tensors(x, u, v, y, q, u_norm, v_norm, y_norm, q_norm, means, active, gate, z)
 
 
 class _Block(torch.autograd.Function):
@@ -222,8 +223,8 @@ class _Block(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dz_BCTHW: Tensor) -> tuple[Tensor | None, ...]:
         part, dz = ctx.part, rows_of(dz_BCTHW)
-        *before, z_BCTHW = ctx.saved_tensors[:len(_Kept._fields)]
-        kept = _Kept._make([*before, z_BCTHW.permute(0, 2, 3, 4, 1)])
+        *before, z_BCTHW = ctx.saved_tensors[:len(_Tensors._fields)]
+        kept = _Tensors._make([*before, z_BCTHW.permute(0, 2, 3, 4, 1)])
         call, (clips, real_inner, outer) = Pass(dz), (len(dz), part.a.out_channels, part.c.out_channels)
         x, inner, rows, per_clip = kept.x, pad_width(real_inner), dz.shape[:4].numel(), dz.shape[1:4].numel()
         weights = _block_weights(part)
@@ -254,7 +255,7 @@ class _Block(torch.autograd.Function):
         return clips_of(dx) if dx is not None else None, None, *[None if w is None else d[w] for w in weights]
 
 
-def _through_shortcut(part: ResBlock, call: Pass, kept: _Kept, dz: Tensor, q_slopes: Tensor | None,
+def _through_shortcut(part: ResBlock, call: Pass, kept: _Tensors, dz: Tensor, q_slopes: Tensor | None,
                       d: dict[Tensor, Tensor], *, needs_x: bool) -> Tensor | None:
     """Return the gradient of x through a shortcut that is a convolution; its weight's gradient goes to `d`."""
     x, outer, stride = kept.x, dz.shape[4], part.b.stride[-1]

@@ -84,13 +84,13 @@ def killed_at(step, work):
 
     for name in ("link", "replace", "unlink", "fsync"):
         setattr(os, name, dying(getattr(os, name)))
-    write, seen = archive._Sealing.write, []
+    write, seen = archive._SealingFile.write, []
 
     def some_writes(self, data):
         seen.append(1)
         return (dying(write) if len(seen) in (1, 100) else write)(self, data)
 
-    archive._Sealing.write = some_writes
+    archive._SealingFile.write = some_writes
     try:
         work()
     finally:
