@@ -206,8 +206,7 @@ def _block_forward(part: ResBlock, x: Tensor) -> _Tensors:
             q_norm = call.call_and_norm("expand_forward", *arguments, bn=part.shortcut_bn)
     z = call.empty(*size, outer)
     call("add_forward", rows, outer, y, y_norm, q, q_norm, z)
-    q = None if q_norm is None else q
-    return _Tensors(x, u, v, y, q, u_norm, v_norm, y_norm, q_norm, means, active, gate, z)
+    return _Tensors(x, u, v, y, None if q_norm is None else q, u_norm, v_norm, y_norm, q_norm, means, active, gate, z)
 
 
 class _Block(torch.autograd.Function):
