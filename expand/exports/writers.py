@@ -109,7 +109,7 @@ def save_onnx(model: X3D, path: Path) -> float | None:
         raise UsageError(f"ONNX needs the package '{error.name}', which is not installed",
                          fix="pip install 'x3d-expand[onnx]'") from error
     model = _copy_to_cpu(model)
-    with _exporting():
+    with _exporter_context():
         program = torch.onnx.export(model, (_clips(model.description, TRACED_BATCH),), dynamo=True, opset_version=OPSET,
                                     verbose=False, input_names=["clips"], output_names=["logits"],
                                     dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -139,7 +139,7 @@ def save_torch_export(model: X3D, path: Path) -> float:
     logits. Raises `ExpandError` if the program computes something else.
     """
     model = _copy_to_cpu(model)
-    with _exporting():
+    with _exporter_context():
         program = torch.export.export(model, (_clips(model.description, TRACED_BATCH),), strict=False,
                                       dynamic_shapes=({0: torch.export.Dim("batch")},))
         program.example_inputs = None  # a clip of zeros would be stored, larger than most networks
@@ -173,7 +173,7 @@ def _clips(network: Network, batch: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _exporting() -> Iterator[None]:
+def _exporter_context() -> Iterator[None]:
     """Use the operators that exporters know, and keep their own messages from the screen."""
     with plain_operators(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

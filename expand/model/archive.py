@@ -218,7 +218,10 @@ def _check_calls(pickle: Any, beside: set[str] | None) -> None:
             if called == ENCODE:
                 encodes = True
             else:
-                beside.add(_python3_path(called))
+                module, _, name = called.partition(" ")
+                module, name = _compat_pickle.NAME_MAPPING.get((module, name)) or (
+                    _compat_pickle.IMPORT_MAPPING.get(module, module), name)
+                beside.add(f"{module}.{name}")  # by the names of Python 3, as torch looks it up
         elif operation.name == "REDUCE":
             calls += 1
         elif isinstance(called, str):
@@ -241,13 +244,3 @@ def _is_inert(called: str) -> bool:
         return name in INERT_BUILTINS
     parts = module.split(".")
     return any(".".join(parts[:count]) in INERT for count in range(1, len(parts) + 1))
-
-
-def _python3_path(called: str) -> str:
-    """Return the path of a pickle's global by the names of Python 3, as torch looks it up."""
-    module, _, name = called.partition(" ")
-    if (module, name) in _compat_pickle.NAME_MAPPING:
-        module, name = _compat_pickle.NAME_MAPPING[module, name]
-    else:
-        module = _compat_pickle.IMPORT_MAPPING.get(module, module)
-    return f"{module}.{name}"
