@@ -97,16 +97,32 @@ class Training:
         """The network that is measured and kept: the moving average if there is one."""
         return self.average.module if self.average is not None else self.model
 
-    def fit(self) -> None:
-        """Train to the end of the recipe: at each epoch's end, check the weights, measure on val if the recipe says so,
-        and add a row to metrics.csv.
+    @property
+    def done(self) -> int:
+        """The number of updates that are done, of `epochs` x `updates`."""
+        return self.progress.epoch * self.updates + self.progress.batch
+
+    def updates_until(self, share: float) -> int:
+        """Return how many updates a share of the training is, rounded up."""
+        return math.ceil(share * self.epochs * self.updates)
+
+    @property
+    def share(self) -> float:
+        """The share of the updates that is done, 0 to 1."""
+        return self.done / (self.epochs * self.updates)
+
+    def fit(self, until: float = 1.0) -> None:
+        """Train to the end of the recipe, or until a share `until` of its updates is done; a later call goes on, and
+        what comes of it is the same as without the halt. At each epoch's end, check the weights, measure on val if the
+        recipe says so, and add a row to metrics.csv.
 
         Raises `Interrupted` (after a checkpoint) when asked to stop, `CandidateFailed` when the loss or a weight is not
         finite.
         """
         progress, every = self.progress, self.job.recipe.eval_every
+        last = self.updates_until(until)
         with self._train_batches() as batches:
-            while progress.epoch < self.epochs:
+            while self.done < last or progress.batch == self.updates:  # that update was done, its epoch was not ended
                 self.model.train()
                 for x_BCTHW, y_B in self.watch.each(CLIPS, batches.epoch(progress.epoch, progress.batch)):
                     clips = clips_of_batch(progress.batch, len(self.data.train), self.batch_size)
@@ -120,14 +136,18 @@ class Training:
                     if progress.batch % CHECK_EVERY == 0 or progress.batch == self.updates:
                         with self.watch.phase(STEP):
                             loss_sum, _ = self._fetch_sums()
-                        done, seconds = progress.epoch * self.updates + progress.batch, max(progress.train_s, 1e-9)
-                        self.hooks.tick(Tick(progress.epoch, self.epochs, done, self.epochs * self.updates,
-                                             loss_sum / progress.seen, progress.clips / seconds, done / seconds))
+                        seconds = max(progress.train_s, 1e-9)
+                        self.hooks.tick(Tick(progress.epoch, self.epochs, self.done, self.epochs * self.updates,
+                                             loss_sum / progress.seen, progress.clips / seconds, self.done / seconds))
                     if self.group.any(self.hooks.stop()):
                         self.save()
                         raise Interrupted("stopped", where=self.job.id)
                     if time.monotonic() - self.saved >= self.job.checkpoint_every_s:
                         self.save()
+                    if self.done == last:
+                        break
+                if progress.batch < self.updates:  # halted in the middle of an epoch
+                    break
                 loss_sum, correct = self._fetch_sums()
                 self._check_weights(f"after epoch {progress.epoch + 1}")
                 row = {"epoch": progress.epoch + 1, "lr": self._learning_rate(progress.batch - 1),
@@ -220,6 +240,12 @@ class Training:
         if not math.isfinite(loss_sum):
             raise CandidateFailed(f"the loss became {loss_sum} in epoch {progress.epoch + 1}")
         return loss_sum, correct
+
+    def mean_loss(self) -> float:
+        """Return the mean training loss of the epoch so far, or of the last one where none has begun.
+        """
+        progress = self.progress
+        return self._fetch_sums()[0] / progress.seen if progress.seen else progress.rows[-1]["loss"]
 
     def _check_weights(self, moment: str) -> None:
         """Raise `CandidateFailed` if a weight is not finite. A compiled operator may turn a NaN into 0 (a maximum
@@ -409,6 +435,8 @@ def update_precise_bn(model: X3D, clips: Iterable[Tensor], batches: int, runtime
         for module in work.modules():
             if isinstance(module, nn.SyncBatchNorm):  # would add up the processes' batches, which are the same here
                 module.__class__ = nn.BatchNorm3d  # type: ignore[assignment]  # both have the same fields
+            if isinstance(module, nn.Dropout):  # behind every batch norm: it would only draw random numbers
+                module.p = 0.0
         inputs = (x_BCTHW.to(runtime.device, memory_format=runtime.memory_format) for x_BCTHW in clips)
         update_bn_stats(_UnderAutocast(work, runtime), inputs, num_iters=batches)
         model.load_state_dict(work.state_dict())
