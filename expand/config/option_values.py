@@ -65,7 +65,7 @@ def _explain(key: str, value: Any, error: str, place: tuple[int | str, ...]) -> 
     expected = f"one of {', '.join(choices)}" if choices and not is_list else (
         _NOUNS[f"array of {kind}" if is_list else kind] + (" or null" if nullable else ""))
     item = value[place[0]] if place else value
-    if kind == "number" and type(item) is int and error != "float_type":
+    if kind == "number" and type(item) is int and error not in ("float_type", "tuple_type"):
         item = float(item)
 
     if value is None:
@@ -76,6 +76,8 @@ def _explain(key: str, value: Any, error: str, place: tuple[int | str, ...]) -> 
             return WrongValue(f"{key} must be {expected}, got {show(value)}", hint)
         case "too_short":
             return WrongValue(f"{key} must name at least one of {', '.join(choices)}, got []")
+        case "predicate_failed" if is_list and kind == "number":
+            return WrongValue(f"{key} must increase from item to item, got {show(value)}")
         case "predicate_failed" if is_list:
             twice = next(item for i, item in enumerate(value) if item in value[:i])
             return WrongValue(f"{key} names {show(twice)} twice")
@@ -90,10 +92,11 @@ def _explain(key: str, value: Any, error: str, place: tuple[int | str, ...]) -> 
             return WrongValue(f"{key} must be a finite number, got {show(item)}")
         case "float_type" if type(item) is int:
             return WrongValue(f"{key} must be a finite number, got inf")  # a whole number that no float can hold
-        case "less_than":
+        case "less_than" if kind == "integer":
             return WrongValue(f"{key} must be below 2^63, got {show(item)}")
-        case "greater_than" | "greater_than_equal" | "less_than_equal":
-            words = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most"}
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            words = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below",
+                     "maximum": "at most"}
             bounds = [f"{word} {item_schema[name]:.10g}" for name, word in words.items() if name in item_schema]
             return WrongValue(f"{key} must be {' and '.join(bounds)}, got {show(item)}")
     hint = None

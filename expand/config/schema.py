@@ -15,6 +15,7 @@ import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args
 
@@ -36,6 +37,11 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 def has_no_duplicates(items: tuple[str, ...]) -> bool:
     """Return True if each item occurs once."""
     return len(set(items)) == len(items)
+
+
+def is_increasing(items: tuple[float, ...]) -> bool:
+    """Return True if each item is above the one before it."""
+    return all(one < next_ for one, next_ in pairwise(items))
 
 
 def has_no_control_characters(text: str) -> bool:
@@ -273,6 +279,11 @@ class SearchConfig:
     repeat_budget: Annotated[float, Interval(ge=0.0, le=100.0)] = 0.0
     """Where a step is tied, its leader and the rivals tied with it are trained again with other seeds, and their mean
     counts: for at most this many times the multiply-adds of the step. 0: never."""
+    rungs: Annotated[tuple[Annotated[float, Interval(gt=0.0, lt=1.0)], ...], Predicate(is_increasing)] = ()
+    """Racing: the shares of a candidate's training, such as [0.3, 0.5], at which all candidates of a step are measured
+    and those far behind are stopped. Empty: every candidate is trained to its end (docs/methods.md)."""
+    race_margin: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.1
+    """A candidate is stopped at a rung if it would score below the step's leader even with this much more accuracy."""
     final_start: FinalStart = "scratch"
     """Where the winner's final training starts: with new initial weights, or with the weights that the winner has as a
     candidate. Either way the better of the two on val is handed over."""

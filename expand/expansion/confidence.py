@@ -49,7 +49,7 @@ def pooled_seed_sd(seed_sd: float, trainings: Sequence[Sequence[Outcome]]) -> tu
     estimate, pooled with what the repeats of `trainings` (a sequence of outcomes for each candidate) show."""
     squares, freedom = SEED_SD_WEIGHT * seed_sd ** 2, SEED_SD_WEIGHT
     for outcomes in trainings:
-        accuracies = [outcome.accuracy for outcome in outcomes if outcome.is_finished and outcome.accuracy is not None]
+        accuracies = [outcome.accuracy or 0.0 for outcome in outcomes if outcome.is_finished]
         if len(accuracies) > 1:
             mean = math.fsum(accuracies) / len(accuracies)
             squares += math.fsum((accuracy - mean) ** 2 for accuracy in accuracies)
@@ -61,12 +61,13 @@ def compare(config: SearchConfig, clips: int, base: Candidate, base_accuracy: fl
             trainings: Mapping[Candidate, Sequence[Outcome]], leader: Candidate) -> Verdict:
     """Return how sure it is that `leader` is the best of a step under the criterion.
 
-    `trainings` holds the outcomes of each candidate of the step, repeats included; failed ones do not compete. `clips`
+    `trainings` holds the outcomes of each candidate of the step, repeats included; failed and stopped ones do not
+    compete. `clips`
     is the number of val clips, `base` the network before the step with its J. A rival is beaten when both tests reject
     after Holm's correction: Student's test on the difference of the scores, whose variance has the clips' part and the
     seeds' part, and, where a gain weighs the same for both, the exact McNemar test on the val clips.
     """
-    finished = {candidate: [outcome for outcome in outcomes if outcome.accuracy is not None]
+    finished = {candidate: [outcome for outcome in outcomes if outcome.is_finished]
                 for candidate, outcomes in trainings.items()}
     means = {candidate: math.fsum(outcome.accuracy or 0.0 for outcome in outcomes) / len(outcomes)
              for candidate, outcomes in finished.items() if outcomes}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from expand.expansion.confidence import Verdict, compare
 from expand.expansion.events import (
+    CandidatesStopped,
     ContractionProposed,
     Event,
     RunFinished,
@@ -15,15 +16,16 @@ from expand.expansion.events import (
     StepSelected,
     WinnerChosen,
 )
-from expand.expansion.rules import Space, contract, propose, select
+from expand.expansion.rules import Space, contract, find_outpaced, propose, select
 from expand.expansion.state import Candidate, SearchState, Step, repeat_ids
 
 
 @dataclass(frozen=True)
 class Train:
-    """Candidates to train, independent of one another."""
+    """Candidates to train, independent of one another, to their end or `until` a share of their training is done."""
 
     candidates: tuple[Candidate, ...]
+    until: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def decide(state: SearchState, space: Space) -> Action:
     step = state.steps[-1]
     if step.winner is None:
         if to_train := state.without_outcome((*step.candidates, *step.repeats)):
-            return Train(to_train)
+            return Train(to_train) if step.repeats or len(step.candidates) == 1 else \
+                _race(state, step, to_train, space)
         return _choose(state, step, space)
     if step.winner.gflops > space.target:
         return _land_on_target(state, space)
@@ -76,7 +79,22 @@ def decide(state: SearchState, space: Space) -> Action:
     return StepProposed(step=step.number + 1, candidates=proposal.candidates, excluded=proposal.excluded)
 
 
-def _choose(state: SearchState, step: Step, space: Space) -> StepRepeated | StepSelected | Stuck:
+def _race(state: SearchState, step: Step, to_train: tuple[Candidate, ...], space: Space) -> Train | CandidatesStopped:
+    """Train the candidates that are still in a step's race to the next rung; once all have reached it, stop those that
+    are far behind. After the last rung, or without any, they are trained to their end."""
+    shares = {c: state.outcomes[c.id].share or 0.0 if c.id in state.outcomes else 0.0 for c in to_train}
+    lowest, highest = min(shares.values()), max(shares.values())
+    if lowest == highest > 0:
+        base = state.path[-1]
+        leader, outpaced = find_outpaced(space, base, state.accuracy_of(base) or 0.0,
+                                         {c: state.outcomes[c.id].accuracy or 0.0 for c in to_train})
+        if outpaced:
+            return CandidatesStopped(step=step.number, leader=leader.id, ids=tuple(c.id for c in outpaced))
+    until = next(rung for rung in (*space.config.rungs, 1.0) if rung > lowest) if len(to_train) > 1 else 1.0
+    return Train(tuple(c for c in to_train if shares[c] < until), until)
+
+
+def _choose(state: SearchState, step: Step, space: Space) -> StepRepeated | StepSelected | Train | Stuck:
     """Choose a step's winner. Where it is not ahead of its rivals beyond the noise, the tied ones are trained once more
     with other seeds first, as long as the budget for repeats allows it."""
     base = state.path[-1] if state.path else step.candidates[0]
@@ -84,6 +102,10 @@ def _choose(state: SearchState, step: Step, space: Space) -> StepRepeated | Step
     selection = select(space, base, base_accuracy, step.candidates,
                        {c.id: state.accuracy_of(c) for c in step.candidates})
     if selection is None:
+        if stopped := [c for c in step.candidates if state.outcomes[c.id].state == "stopped"]:
+            # those that were ahead of them have failed; one at a time, so that a kill in between changes nothing
+            best = max(stopped, key=lambda c: (state.outcomes[c.id].share or 0.0, state.outcomes[c.id].accuracy or 0.0))
+            return Train((best,))
         reasons = "; ".join(f"{c.id}: {state.outcomes[c.id].reason}" for c in step.candidates)
         return Stuck(step, f"every candidate of step {step.number} failed ({reasons})")
     clips = state.started.splits.get("val", 0) if state.started else 0

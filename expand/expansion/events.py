@@ -304,7 +304,8 @@ class CandidateRetried(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateFinished(Event):
-    """A candidate's training ended; the fields of its `outcome` stand in the journal as the event's own."""
+    """A candidate's training ended, or paused at a rung of its step's race; the fields of its `outcome` stand in the
+    journal as the event's own."""
 
     kind = "candidate_finished"
     outcome: Outcome
@@ -319,21 +320,53 @@ class CandidateFinished(Event):
         return self.outcome.as_dict()
 
     def check_order(self, state: SearchState) -> None:
-        """It comes once for a candidate, unless its step is tried again."""
+        """It comes once for a candidate, unless its step is tried again, or it was paused or stopped before."""
         super().check_order(state)
-        _require_proposed(state, self.outcome.id)
-        _require(self.outcome.id not in state.outcomes, f"{self.outcome.id} has ended before")
+        own, before = self.outcome, state.outcomes.get(self.outcome.id)
+        _require_proposed(state, own.id)
+        _require(own.state != "stopped", "a training that pauses is stopped by an event of its own")
+        _require(before is None or before.state in ("paused", "stopped"), f"{own.id} has ended before")
+        if own.state == "paused" and before is not None:
+            _require(before.state == "paused" and (own.share or 0.0) > (before.share or 0.0),
+                     f"{own.id} was further before")
 
     def apply(self, state: SearchState) -> SearchState:
         return replace(state, outcomes=MappingProxyType({**state.outcomes, self.outcome.id: self.outcome}))
 
     def describe(self) -> str:
         outcome = self.outcome
-        if not outcome.is_finished:
+        if outcome.state == "failed":
             return f"{outcome.id}: failed: {outcome.reason}"
-        figures = (f"{outcome.id}: {percent(outcome.accuracy, outcome.stderr)} % in {duration(outcome.wall_s)}, "
-                   f"{number(outcome.clips_per_s)} clips/s")
+        moment = "" if outcome.share is None else f" after {number(100 * outcome.share)} % of its training,"
+        figures = (f"{outcome.id}: {percent(outcome.accuracy, outcome.stderr)} %{moment} in "
+                   f"{duration(outcome.wall_s)}, {number(outcome.clips_per_s)} clips/s")
         return "; ".join((figures, *outcome.notes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidatesStopped(Event):
+    """At a rung of a step's race, the candidates with these `ids` are so far behind the `leader` that their training
+    does not go on."""
+
+    kind = "candidates_stopped"
+    step: StepNumber
+    leader: Id
+    ids: Annotated[tuple[Id, ...], Len(1, MOST_CANDIDATES)]
+
+    def check_order(self, state: SearchState) -> None:
+        super().check_order(state)
+        step = _require_open_step(state, self.step)
+        _require(self.leader not in self.ids, f"{self.leader} leads")
+        for id_ in (self.leader, *self.ids):
+            _require(id_ in step.ids, f"{id_} is not of step {self.step}")
+            _require(id_ in state.outcomes and state.outcomes[id_].state == "paused", f"{id_} is not paused")
+
+    def apply(self, state: SearchState) -> SearchState:
+        stopped = {id_: replace(state.outcomes[id_], state="stopped") for id_ in self.ids}
+        return replace(state, outcomes=MappingProxyType({**state.outcomes, **stopped}))
+
+    def describe(self) -> str:
+        return f"step {self.step}: stopped early, far behind {self.leader}: {', '.join(self.ids)}"
 
 
 @dataclass(frozen=True, kw_only=True)

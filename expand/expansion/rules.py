@@ -166,6 +166,22 @@ def select(space: Space, base: Candidate, base_accuracy: float, candidates: tupl
     return Selection(max(ranks, key=ranks.__getitem__), scores) if ranks else None
 
 
+def find_outpaced(space: Space, base: Candidate, base_accuracy: float,
+                  accuracies: Mapping[Candidate, float]) -> tuple[Candidate, tuple[Candidate, ...]]:
+    """Return the leader of a step's race, and those that would score less than it even with `race_margin` more
+    accuracy; `accuracies` holds each candidate's J after the same share of its training."""
+    in_race = tuple(accuracies)
+    selection = select(space, base, base_accuracy, in_race, {c.id: accuracies[c] for c in in_race})
+    if selection is None:
+        raise ValueError("a race without candidates")
+    with_margin = select(space, base, base_accuracy, in_race,
+                         {c.id: accuracies[c] + space.config.race_margin for c in in_race})
+    assert with_margin is not None
+    best = selection.scores[selection.winner.id] or 0.0
+    return selection.winner, tuple(c for c in in_race if c != selection.winner
+                                   and (with_margin.scores[c.id] or 0.0) < best)
+
+
 def contract(space: Space, base: Factors, expanded: Candidate) -> Candidate | None:
     """Return the last expansion, shrunk to the largest grid value with C <= target; None where that is `base` itself.
 

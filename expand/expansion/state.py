@@ -130,13 +130,14 @@ class Exclusion:
 class Outcome:
     """The result of training a candidate. `accuracy` (J) is top-1 in 0..1, `stderr` its standard error.
 
-    `state` is `finished` or `failed`; a failed one has a `reason` and no figures. `breakdown` holds seconds by phase,
-    `notes` remarks on the training, such as gradients that were accumulated for lack of memory, `right` which val clips
-    were right (`confidence.encode_right`).
+    `state` is `finished`, `failed`, or, in a race (`SearchConfig.rungs`), `paused` or `stopped`: measured after a
+    `share` of its training, which goes on or does not. A failed one has a `reason` and no figures.
+    `breakdown` holds seconds by phase, `notes` remarks on the training, such as gradients that were accumulated for
+    lack of memory, `right` which val clips were right (`confidence.encode_right`).
     """
 
     id: Id
-    state: Annotated[str, one_of(("finished", "failed"))]
+    state: Annotated[str, one_of(("finished", "failed", "paused", "stopped"))]
     reason: Reason | None = None
     accuracy: Share | None = None
     stderr: Share | None = None
@@ -148,6 +149,7 @@ class Outcome:
     breakdown: Breakdown = field(default_factory=dict)
     notes: Notes = ()
     right: RightClips | None = None
+    share: Share | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for the journal and for outcome.json."""
@@ -160,19 +162,26 @@ class Outcome:
 
     @property
     def is_finished(self) -> bool:
-        """True if there is an accuracy to compare."""
+        """True if it was trained to its end and has an accuracy."""
         return self.state == "finished"
+
+    @property
+    def has_ended(self) -> bool:
+        """True unless its training is to go on."""
+        return self.state != "paused"
 
 
 _figures = record({"accuracy": number(0, 1)})
-_presence = {"finished": ("stderr", "wall_s", "clips_per_s"), "failed": ("reason",)}
+_measured = ("stderr", "wall_s", "clips_per_s")
+_presence = {"finished": _measured, "failed": ("reason",), "paused": (*_measured, "share"),
+             "stopped": (*_measured, "share")}
 
 
 def read_outcome(value: Any, name: str) -> Outcome:
     """Return the outcome that `Outcome.as_dict` wrote. Raises `Wrong` where a field cannot be, or where a state lacks
     what belongs to it."""
     outcome = Outcome(**read_fields(Outcome, value, name))
-    if outcome.is_finished:
+    if outcome.state != "failed":
         _figures(value, name)
     for own in _presence[outcome.state]:
         if own not in value:
@@ -261,7 +270,8 @@ class SearchState:
 
     def accuracy_of(self, candidate: Candidate) -> float | None:
         """Return a candidate's J: the mean over its finished trainings; None without one."""
-        found = [outcome.accuracy for outcome in self.outcomes_of(candidate) if outcome.accuracy is not None]
+        found = [outcome.accuracy for outcome in self.outcomes_of(candidate)
+                 if outcome.is_finished and outcome.accuracy is not None]
         return math.fsum(found) / len(found) if found else None
 
     def stderr_of(self, candidate: Candidate) -> float | None:
@@ -274,5 +284,5 @@ class SearchState:
         return math.sqrt(math.fsum(each ** 2 for each in found) / len(found) + seed_sd ** 2 / len(found))
 
     def without_outcome(self, candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-        """Return those of `candidates` that have no outcome yet."""
-        return tuple(c for c in candidates if c.id not in self.outcomes)
+        """Return those of `candidates` whose training has not ended."""
+        return tuple(c for c in candidates if c.id not in self.outcomes or not self.outcomes[c.id].has_ended)

@@ -27,6 +27,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from expand.errors import UsageError
 from expand.expansion.text import axis_name, number, one_line, percent, value_text
+from expand.report.summary import ENDED
 from expand.rundir.files import atomic_path, jsonable
 
 STYLES = {"basis": ("#222222", "h"), "x_fast": ("#D55E00", "^"), "x_temporal": ("#E0A000", "v"),
@@ -102,6 +103,9 @@ def expansion_figure(summary: Mapping[str, Any]) -> Figure:
                 at_foot += 1
                 continue
             _draw_error_bar(axes, candidate, face if chosen else face + "88")
+            if candidate["share"] is not None:  # measured before the end of its training
+                axes.plot(*point, marker, markerfacecolor="none", markeredgecolor=face, markersize=7, zorder=4)
+                continue
             axes.plot(*point, marker, color=face, markersize=10 if chosen else 7.5, alpha=1.0 if chosen else 0.85,
                       markeredgecolor=INK if chosen and not candidate["also"] else edge,
                       markeredgewidth=1.6 if candidate["also"] else 1.1 if chosen else 0.7, zorder=6 if chosen else 4)
@@ -237,7 +241,10 @@ def _draw_surroundings(axes: Axes, summary: Mapping[str, Any], networks: Sequenc
     if any(candidate["state"] == "failed" for candidate in shown):
         handles.append(Line2D([], [], linestyle="", marker="x", color=GREY, markersize=8, markeredgewidth=2,
                               label="failed"))
-    if any(candidate["state"] not in ("failed", "finished") for candidate in shown):
+    if any(candidate["state"] == "stopped" for candidate in shown):
+        handles.append(Line2D([], [], linestyle="", marker="D", color=GREY, markerfacecolor="none", markersize=6,
+                              label="stopped early"))
+    if any(candidate["state"] not in ENDED for candidate in shown):
         handles.append(Line2D([], [], linestyle="", marker="o", color=GREY, markerfacecolor="none", markersize=6,
                               label="not finished yet"))
     if summary["winner"] and summary["winner"]["accuracy"] is not None:

@@ -12,6 +12,7 @@ from typing import Any
 from expand.errors import RunError
 from expand.expansion.events import (
     CandidateFinished,
+    CandidatesStopped,
     CandidateStarted,
     Event,
     FinalFinished,
@@ -32,7 +33,9 @@ from expand.rundir.paths import RunPaths
 
 SPEC = ("id", "axis", "also", "gflops", "params", "ratio", "overshoot", "factors", "frames", "resolution", "stride",
         "init", "note")
-RESULT = ("accuracy", "stderr", "top5", "loss", "wall_s", "peak_memory_mb", "clips_per_s")
+RESULT = ("accuracy", "stderr", "top5", "loss", "wall_s", "peak_memory_mb", "clips_per_s", "share")
+ENDED = ("finished", "failed", "stopped")
+"""The states of a candidate that will not be trained any further."""
 CHOSEN = ("id", "axis", "also", "gflops", "params", "ratio", "accuracy", "stderr", "factors", "frames", "resolution",
           "stride")
 LIFE = RunStarted | RunResumed | RunInterrupted | RunFailed | RunFinished
@@ -79,7 +82,9 @@ def summarize(run_dir: Path | str, now: float | None = None) -> dict[str, Any]:
                        "selected": candidate.id == chosen_id, "score": step.scores.get(candidate.id),
                        "p_value": step.p_values.get(candidate.id)} for candidate in step.candidates]
         chosen = next((candidate for candidate in candidates if candidate["selected"]), {})
-        tied = None if step.tied is None or len(candidates) < 2 else list(step.tied)
+        is_unknown = step.tied is None or len(candidates) < 2 or (  # all rivals were stopped: nothing was compared
+            not step.p_values and any(candidate["state"] == "stopped" for candidate in candidates))
+        tied = None if step.tied is None or is_unknown else list(step.tied)
         steps.append({"step": step.number, **{key: chosen.get(key) for key in CHOSEN}, "tied": tied,
                       "decided": None if tied is None else not tied, "candidates": candidates,
                       "excluded": [exclusion.as_dict() for exclusion in step.excluded]})
@@ -124,6 +129,8 @@ def _results(events: Sequence[Event], is_running: bool) -> dict[str, dict[str, A
                 results[event.id] = {"state": "running" if is_running else "interrupted"}
             case CandidateFinished():
                 results[event.outcome.id] = event.outcome.as_dict()
+            case CandidatesStopped():
+                results |= {id_: {**results[id_], "state": "stopped"} for id_ in event.ids}
             case StepRetried():
                 results = {name: result for name, result in results.items() if name not in event.ids}
             case RunResumed():
@@ -144,10 +151,10 @@ def _describe_trainings(search: SearchState, candidates: Sequence[Candidate],
                           "notes": list(found.get("notes", ()))})
     first, *repeats = described
     finished = [each for each in (first, *repeats) if each["state"] == "finished"]
-    current = next((each for each in repeats if each["state"] not in ("finished", "failed")), first)
-    return {**first, "state": current["state"], "reason": current["reason"],
-            "accuracy": search.accuracy_of(candidates[0]), "stderr": search.stderr_of(candidates[0]),
-            "wall_s": sum(each["wall_s"] for each in finished) if finished else None,
+    current = next((each for each in repeats if each["state"] not in ENDED), first)
+    measured = {"accuracy": search.accuracy_of(candidates[0]), "stderr": search.stderr_of(candidates[0]),
+                "wall_s": sum(each["wall_s"] for each in finished)} if finished else {}
+    return {**first, **measured, "state": current["state"], "reason": current["reason"],
             "accuracies": [each["accuracy"] for each in finished]}
 
 
@@ -221,10 +228,9 @@ def _gflops_to_come(summary: Mapping[str, Any], final_weight: float, tolerance: 
         return 0.0 if winner["accuracy"] is not None else winner["gflops"] * final_weight
     if contraction:
         own = contraction["gflops"] or target
-        return own * final_weight + (own if contraction["state"] in ("waiting", "running", "interrupted") else 0.0)
-    open_ones = [candidate["gflops"] for candidate in _candidates_of(summary)
-                 if candidate["state"] in ("waiting", "running", "interrupted")]
-    to_choose = sum(open_ones)
+        return own * final_weight + (own if contraction["state"] not in ENDED else 0.0)
+    to_choose = sum(candidate["gflops"] * (1 - (candidate["share"] or 0.0)) for candidate in _candidates_of(summary)
+                    if candidate["state"] not in ENDED)
 
     steps, enough = summary["steps"], target * (1 - tolerance)  # the steps after the current one, and the contraction
     ratios = [candidate["ratio"] for step in steps[1:] for candidate in step["candidates"] if candidate["ratio"]]

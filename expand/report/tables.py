@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from expand.expansion.text import AXIS_NAMES, axis_name, cell, duration, number, one_line, percent, value_text
+from expand.report.summary import ENDED
 from expand.rundir.files import jsonable
 from expand.streams import fit_to_encoding, is_unicode
 
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 FACTORS = ("gamma_tau", "gamma_t", "gamma_s", "gamma_w", "gamma_b", "gamma_d")
 COLUMNS = ("step", "kind", "id", "axis", "also", "value", "gflops", "params", "ratio", "overshoot", *FACTORS, "frames",
            "resolution", "stride", "state", "reason", "accuracy", "stderr", "top5", "loss", "score", "selected",
-           "wall_s", "peak_memory_mb", "clips_per_s")
+           "wall_s", "peak_memory_mb", "clips_per_s", "share")
 STATES = {"finished": "", "failed": "failed", "running": "in training", "waiting": "waiting",
-          "interrupted": "interrupted"}
+          "interrupted": "interrupted", "paused": "paused", "stopped": "stopped"}
 PLAN_ROW = "{:>4}  {:24}  {:26}  {:>12}  {:>6}  {:>12}"
 ASCII_HEAD = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 """`SIMPLE_HEAD` for streams without characters to draw with."""
@@ -108,7 +109,7 @@ def status_text(summary: Mapping[str, Any], width: int = 100, encoding: str = "u
                                  ("ratio", "right"), ("top-1 % (val)", "right"), ("choice", "left")])
         for step in summary["steps"]:
             if step["axis"] is None:
-                open_count = sum(candidate["state"] not in ("finished", "failed") for candidate in step["candidates"])
+                open_count = sum(candidate["state"] not in ENDED for candidate in step["candidates"])
                 path.add_texts(str(step["step"]), f"not chosen yet: {open_count} of {len(step['candidates'])} to train")
                 continue
             choice = "decided" if step["decided"] else ""
@@ -117,6 +118,8 @@ def status_text(summary: Mapping[str, Any], width: int = 100, encoding: str = "u
                 tied = [axis_name(candidate) for candidate in step["candidates"] if candidate["id"] in step["tied"]]
                 choice = "tied with " + (", ".join(tied) if len(tied) < min(3, rivals) else
                                          f"{len(tied)} of {rivals} rivals")
+            if stopped := sum(candidate["state"] == "stopped" for candidate in step["candidates"]):
+                choice += f"{', ' if choice else ''}{stopped} stopped early"
             path.add_texts(str(step["step"]), axis_name(step), value_text(step), number(step["gflops"], 4),
                            number(step["ratio"]), percent(step["accuracy"], step["stderr"]), choice)
         parts += ["\nPath", path, "\nCandidates (> chosen)", _candidates_table(summary, encoding)]
@@ -169,6 +172,8 @@ def _state_text(candidate: Mapping[str, Any]) -> str:
     state, reason = STATES.get(candidate["state"], candidate["state"]), candidate["reason"]
     overshoot = "one grid step, over the rate" if candidate["overshoot"] else ""
     text = f"{state}: {one_line(reason)}" if reason else state
+    if candidate["share"] is not None:
+        text += f" at {number(100 * candidate['share'])} %"
     seeds = f"mean of {len(candidate['accuracies'])} seeds" if len(candidate["accuracies"]) > 1 else ""
     held = f"held back: {one_line(candidate['note'])}" if candidate["note"] else ""
     return "; ".join(part for part in (text, seeds, overshoot, held, *map(one_line, candidate["notes"])) if part)

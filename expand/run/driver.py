@@ -117,7 +117,8 @@ class Driver:
         if isinstance(action, Stuck):
             for candidate in action.step.candidates:
                 paths = self.paths.candidate(candidate.id)
-                for file in (paths.outcome, paths.checkpoint, paths.checkpoint_before):
+                rungs = map(paths.outcome_at, self.config.search.rungs)
+                for file in (paths.outcome, paths.checkpoint, paths.checkpoint_before, *rungs):
                     try:
                         file.unlink(missing_ok=True)
                     except OSError as error:
@@ -134,7 +135,7 @@ class Driver:
                 write_atomic(self.paths.network, dump_network(network))
             self.record(action)
         elif isinstance(action, Train):
-            for finished in executor.run([self._job(candidate) for candidate in action.candidates]):
+            for finished in executor.run([self._job(candidate, action.until) for candidate in action.candidates]):
                 self.record(CandidateFinished(outcome=Outcome(**finished.fields)))
         elif isinstance(action, TrainFinal):
             self._train_final(action.winner, executor)
@@ -147,10 +148,11 @@ class Driver:
         data = self.config.data
         return Network(name, candidate.factors, self.space.classes, self.data.classes, data.mean, data.std)
 
-    def _job(self, candidate: Candidate) -> Job:
+    def _job(self, candidate: Candidate, until: float = 1.0) -> Job:
         paths, network = self.paths.candidate(candidate.id), self._network(candidate.id, candidate)
         return Job(candidate.id, network, candidate.gflops, self.config.candidate, self.config.data,
-                   candidate_seed(self.config.run.seed, candidate.id), paths, self.config.run.checkpoint_every_s)
+                   candidate_seed(self.config.run.seed, candidate.id), paths, self.config.run.checkpoint_every_s,
+                   until=until)
 
     def _train_final(self, winner: Candidate, executor: Executor) -> None:
         """Train the winner by the final recipe, beside the weights of its best training as a candidate."""

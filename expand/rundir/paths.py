@@ -81,6 +81,10 @@ class CandidatePaths:
     damaged_outcome = _Name("outcome-damaged.json")
     """A result that could not be read, set aside."""
 
+    def outcome_at(self, share: float) -> Path:
+        """Return the file for the result after a share of the training: a rung of its step's race."""
+        return inside(self.root or self.dir, self.dir / f"rung-{100 * share:g}.json")
+
 
 @dataclass(frozen=True)
 class RunPaths:

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from expand.data import PreparedData
@@ -45,13 +46,16 @@ _final = record({"result": FinalFinished.read})
 
 
 def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks) -> Outcome:
-    """Train a candidate and measure it on `val`.
+    """Train a candidate, to its end or to the share `job.until`, and measure it on `val`.
 
     A candidate whose outcome is on disk is not trained again, unless the outcome is damaged. A loss that is not finite,
     lack of memory, or an operator that fails gives a failed outcome with its reason. Raises `Interrupted` when asked to
     stop; a checkpoint is then on disk.
     """
-    known = known_outcome(job, read_outcome)
+    known = known_outcome(job, job.outcome, read_outcome)
+    if known is None and job.until < 1:
+        ended = known_outcome(job, job.paths.outcome, read_outcome)
+        known = ended if ended and ended["state"] == "failed" else None
     if known is not None:
         outcome = Outcome.from_dict(known)
         if outcome.is_finished and checkpoint.load(job.paths.checkpoint, job.identity)[0] is not None:
@@ -67,19 +71,26 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
     try:
         with _explain_failures(job, hooks):
             training = Training(job, data, runtime, hooks)
-            training.fit()
+            if training.done > training.updates_until(job.until):  # it was here before, and its result was lost
+                for file in (job.paths.checkpoint, job.paths.checkpoint_before):
+                    file.unlink(missing_ok=True)
+                training = Training(job, data, runtime, hooks)
+            training.fit(job.until)
             training.refresh_batch_norm()
             evaluation = training.evaluate("val")
     except CandidateFailed as failure:
         return fail_candidate(job, data, failure.what)
-    seconds, progress = training.seconds(), training.progress
+    seconds, progress, is_paused = training.seconds(), training.progress, job.until < 1
     outcome = Outcome(
-        job.id, "finished", accuracy=evaluation.accuracy, stderr=evaluation.stderr, top5=evaluation.top5,
-        loss=evaluation.loss, wall_s=sum(seconds.values()), peak_memory_mb=runtime.peak_memory_mb(),
+        job.id, "paused" if is_paused else "finished", share=job.until if is_paused else None,
+        accuracy=evaluation.accuracy, stderr=evaluation.stderr, top5=evaluation.top5, loss=evaluation.loss,
+        wall_s=sum(seconds.values()), peak_memory_mb=runtime.peak_memory_mb(),
         clips_per_s=progress.clips / progress.train_s if progress.train_s else 0.0,
         breakdown={name: round(value, 4) for name, value in seconds.items()}, notes=tuple(training.notes),
         right=encode_right(evaluation.right))
-    _write_outcome(job, data, outcome.as_dict(), evaluation.confusion)
+    _write_outcome(job, job.outcome, data, outcome.as_dict(), evaluation.confusion)
+    if is_paused:
+        return outcome
     checkpoint.save_weights(job.paths.checkpoint, training.result)
     _delete_previous_checkpoint(job)
     return outcome
@@ -88,7 +99,7 @@ def train_candidate(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks
 def fail_candidate(job: Job, data: PreparedData, reason: str) -> Outcome:
     """Return, and write to disk, the failed outcome of a candidate whose training cannot give a result."""
     outcome = Outcome(job.id, "failed", reason=reason)
-    _write_outcome(job, data, outcome.as_dict(), None)
+    _write_outcome(job, job.paths.outcome, data, outcome.as_dict(), None)
     _delete_previous_checkpoint(job)
     return outcome
 
@@ -103,7 +114,7 @@ def train_final(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks, gr
     """
     if job.weights is None:
         raise ValueError("the job of a final training names no file for its weights")
-    known = known_outcome(job, _final, group)
+    known = known_outcome(job, job.outcome, _final, group)
     if known is not None:
         if group.is_first:
             _delete_previous_checkpoint(job)
@@ -126,7 +137,8 @@ def train_final(job: Job, data: PreparedData, runtime: Runtime, hooks: Hooks, gr
               "from_candidate": better is not None, "wall_s": sum(training.seconds().values()), "notes": notes}
     if group.is_first:
         checkpoint.save_weights(job.weights, training.result)
-        _write_outcome(job, data, {"result": result}, {name: found.confusion for name, found in splits.items()})
+        _write_outcome(job, job.outcome, data, {"result": result},
+                       {name: found.confusion for name, found in splits.items()})
         _delete_previous_checkpoint(job)
     return result
 
@@ -167,14 +179,14 @@ def _explain_failures(job: Job, hooks: Hooks) -> Iterator[None]:
         raise CandidateFailed(f"{NO_MEMORY} ({text})" if lacks_memory(error) else text) from error
 
 
-def known_outcome(job: Job, check: Check, group: Group = ALONE) -> dict[str, Any] | None:
-    """Return the outcome on disk of this job (of the same identity), None without one. An outcome that is damaged, or
+def known_outcome(job: Job, file: Path, check: Check, group: Group = ALONE) -> dict[str, Any] | None:
+    """Return the outcome of this job (of the same identity) in `file`, None without one. An outcome that is damaged, or
     that `check` refuses, is renamed (by the first process of `group`): no decision may rest on it.
     """
     try:
-        if not job.paths.outcome.exists():
+        if not file.exists():
             return None
-        known = read_json(job.paths.outcome, _owned)
+        known = read_json(file, _owned)
         if known["identity"] != job.identity:
             return None
         check(known, "")
@@ -185,10 +197,10 @@ def known_outcome(job: Job, check: Check, group: Group = ALONE) -> dict[str, Any
     except (RunError, Wrong) as error:
         if group.is_first:
             what = error.what if isinstance(error, RunError) else f"cannot be what the run wrote: {error}"
-            logger.warning(f"{job.id}: {job.paths.outcome} {what}; it is set aside as "
+            logger.warning(f"{job.id}: {file} {what}; it is set aside as "
                            f"{job.paths.damaged_outcome.name}, and its training resumes")
             try:
-                os.replace(job.paths.outcome, job.paths.damaged_outcome)
+                os.replace(file, job.paths.damaged_outcome)
             except FileNotFoundError:
                 pass
             except OSError as problem:
@@ -202,9 +214,9 @@ def _delete_previous_checkpoint(job: Job) -> None:
         job.paths.checkpoint_before.unlink(missing_ok=True)
 
 
-def _write_outcome(job: Job, data: PreparedData, fields: dict[str, Any], confusion: Any) -> None:
+def _write_outcome(job: Job, file: Path, data: PreparedData, fields: dict[str, Any], confusion: Any) -> None:
     content = {**fields, "identity": job.identity, "classes": list(data.classes), "confusion": confusion}
-    write_json(job.paths.outcome, {**content, "digest": _digest(content)}, above=False)
+    write_json(file, {**content, "digest": _digest(content)}, above=False)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

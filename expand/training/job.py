@@ -62,11 +62,18 @@ class Job:
     kind: Kind = Kind.CANDIDATE
     may_record: bool = True
     """False after the GPU failed in an earlier try: no step is recorded as a CUDA graph."""
+    until: float = 1.0
+    """The share of the training after which it is to pause, at a rung of its step's race; 1: not at all."""
 
     @property
     def factors(self) -> Factors:
         """The factors of the network."""
         return self.network.factors
+
+    @property
+    def outcome(self) -> Path:
+        """The file for what comes of it."""
+        return self.paths.outcome if self.until >= 1 else self.paths.outcome_at(self.until)
 
     @cached_property
     def identity(self) -> str:

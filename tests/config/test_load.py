@@ -33,7 +33,8 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
     if kind is str:
         return st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1)
     if typing.get_origin(kind) is tuple:
-        return st.lists(values(typing.get_args(kind)[0]), min_size=1, unique=True).map(tuple)
+        items = st.lists(values(typing.get_args(kind)[0]), min_size=1, unique=True)
+        return items.map(lambda found: tuple(found if isinstance(found[0], str) else sorted(found)))
     return st.from_type(annotation).filter(lambda value: not isinstance(value, float) or math.isfinite(value))
 
 

@@ -88,6 +88,9 @@ def test_wrong_type_says_what_was_expected_and_found(text: str, expected: str) -
      f"search.criterion must be one of {CRITERIA}, got 'acuracy'; did you mean 'accuracy'?"),
     ("search: {criterion: 3}", f"search.criterion must be one of {CRITERIA}, got 3"),
     ("search: {axes: [x_fats]}", f"search.axes may name {AXES}, got 'x_fats'; did you mean 'x_fast'?"),
+    ("search: {rungs: [0.5, 0.3]}", "search.rungs must increase from item to item, got [0.5, 0.3]"),
+    ("search: {rungs: [1.0]}", "search.rungs must be above 0 and below 1, got 1.0"),
+    ("search: {rungs: 0.5}", "search.rungs must be a list of numbers, got 0.5"),
     ("search: {axes: []}", f"search.axes must name at least one of {AXES}, got []"),
     ("search: {axes: [x_fast, x_fast]}", "search.axes names 'x_fast' twice"),
 ], ids=str)

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 from expand.config.schema import BasisConfig, LimitsConfig, SearchConfig
@@ -23,6 +24,8 @@ CLASSES = 16
 Event = dict[str, Any]
 Accuracy = Callable[[Candidate], float | None]
 """Made-up accuracies; None fails the candidate."""
+AccuracyAt = Callable[[Candidate, float], float | None]
+"""The same after a share of the training."""
 
 
 def paper_space(target: float, **options: Any) -> Space:
@@ -36,11 +39,13 @@ def small_space(target: float = 0.0075, *, limits: LimitsConfig | None = None, *
                               **options), CLASSES)
 
 
-def outcome(id_: str, accuracy: float | None) -> Outcome:
-    """A finished outcome, or a failed one where there is no accuracy."""
+def outcome(id_: str, accuracy: float | None, until: float = 1.0) -> Outcome:
+    """A finished outcome, one that is paused after the share `until`, or a failed one where there is no accuracy."""
     if accuracy is None:
         return Outcome(id_, "failed", reason="the loss is not finite")
-    return Outcome(id_, "finished", accuracy=accuracy, stderr=0.02, top5=1.0, loss=1.0, wall_s=1.0)
+    state, share = ("paused", until) if until < 1 else ("finished", None)
+    return Outcome(id_, state, accuracy=accuracy, stderr=0.02, top5=1.0, loss=1.0, wall_s=1.0, clips_per_s=9.0,
+                   share=share)
 
 
 def chance_of(seed: int) -> Accuracy:
@@ -67,7 +72,8 @@ def state_of(events: Iterable[Event]) -> SearchState:
     return SearchState.from_events(map(read_event, events))
 
 
-def simulate(space: Space, accuracy: Accuracy, events: Iterable[Event] = ()) -> tuple[list[Event], Done | Stuck]:
+def simulate(space: Space, accuracy: Accuracy | AccuracyAt,
+             events: Iterable[Event] = ()) -> tuple[list[Event], Done | Stuck]:
     """Carries a search on from `events` by `decide` and the events alone; returns all events and the last action.
 
     Every event passes through JSON, as in a journal.
@@ -84,12 +90,14 @@ def simulate(space: Space, accuracy: Accuracy, events: Iterable[Event] = ()) -> 
     raise AssertionError("the search does not end")
 
 
-def _carry_out(action: Any, accuracy: Accuracy) -> Iterable[Mapping[str, Any]]:
+def _carry_out(action: Any, accuracy: Accuracy | AccuracyAt) -> Iterable[Mapping[str, Any]]:
+    takes_share = len(signature(accuracy).parameters) == 2
     if isinstance(action, TypedEvent):
         yield {"event": action.kind, **action.own_fields()}
     elif isinstance(action, Train):
         for candidate in action.candidates:
-            yield {"event": "candidate_finished", **outcome(candidate.id, accuracy(candidate)).as_dict()}
+            reached = accuracy(candidate, action.until) if takes_share else accuracy(candidate)
+            yield {"event": "candidate_finished", **outcome(candidate.id, reached, action.until).as_dict()}
     else:
         yield {"event": "final_finished", "accuracy": 0.9, "stderr": 0.01, "split": "test", "wall_s": 3.0}
 

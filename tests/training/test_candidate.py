@@ -171,3 +171,31 @@ def test_a_failed_candidate_whose_checkpoint_is_there_is_not_trained_on(job, dat
     fail_candidate(job, data, "its process died")
     outcome = train_candidate(job, data, RUNTIME, Hooks(stop=lambda: True))
     assert (outcome.state, outcome.reason) == ("failed", "its process died")
+
+
+def test_a_training_that_pauses_at_rungs_ends_as_an_undisturbed_one(job, data, tmp_path):
+    undisturbed = train_candidate(job, data, RUNTIME, Hooks())
+    other = replace(job, paths=CandidatePaths(tmp_path / "paused"))
+    paused = [train_candidate(replace(other, until=share), data, RUNTIME, Hooks()) for share in (0.3, 0.55)]
+    assert [(outcome.state, outcome.share) for outcome in paused] == [("paused", 0.3), ("paused", 0.55)]
+    ended = train_candidate(other, data, RUNTIME, Hooks())
+    assert (ended.accuracy, ended.loss, ended.right) == (undisturbed.accuracy, undisturbed.loss, undisturbed.right)
+    weights = [torch.load(paths.checkpoint, weights_only=True)["model"] for paths in (job.paths, other.paths)]
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*(w.values() for w in weights), strict=True))
+    assert train_candidate(replace(other, until=0.3), data, RUNTIME, Hooks(stop=lambda: True)) == paused[0]
+
+
+def test_a_rung_whose_result_was_lost_is_measured_as_it_was(job, data):
+    at_rung = replace(job, until=0.3)
+    first = train_candidate(at_rung, data, RUNTIME, Hooks())
+    train_candidate(replace(job, until=0.55), data, RUNTIME, Hooks())
+    at_rung.outcome.unlink()
+    again = train_candidate(at_rung, data, RUNTIME, Hooks())
+    assert (again.accuracy, again.loss, again.right) == (first.accuracy, first.loss, first.right)
+
+
+def test_a_candidate_that_failed_on_its_way_has_failed_at_every_rung(job, data):
+    broken = replace(job, recipe=replace(RECIPE, lr=1e30))
+    assert train_candidate(replace(broken, until=0.3), data, RUNTIME, Hooks()).state == "failed"
+    assert train_candidate(replace(broken, until=0.3), data, RUNTIME, Hooks(stop=lambda: True)).state == "failed"
+    assert train_candidate(broken, data, RUNTIME, Hooks(stop=lambda: True)).state == "failed"
