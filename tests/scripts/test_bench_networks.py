@@ -1,9 +1,6 @@
 """What the benchmarks compare is comparable: the same networks, clips and recipe on both sides."""
 
-import sys
 from dataclasses import replace
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 
 import pytest
 import torch
@@ -23,23 +20,6 @@ from expand.rundir.paths import RunPaths
 from expand.space.factors import Factors
 from expand.space.network import preset
 from tests.training.small import CONFIG, RECIPE, clips, network
-
-
-@pytest.fixture(scope="module")
-def scripts(pytestconfig):
-    """Loads a script as a module."""
-    folder = pytestconfig.rootpath / "scripts"
-    path = list(sys.path)
-    sys.path.insert(0, str(folder))
-
-    def load(name):
-        spec = spec_from_loader(name, SourceFileLoader(name, str(folder / name)))
-        module = sys.modules[name] = module_from_spec(spec)  # dataclasses look there
-        spec.loader.exec_module(module)
-        return module
-
-    yield load
-    sys.path[:] = path
 
 
 @pytest.mark.parametrize("name", ["x2d", "xs"])
