@@ -1,5 +1,5 @@
-"""What it takes to hurt a run and to look at what is left: a search smaller than `runs.SMALL`, of a second a candidate,
-runs cut in the middle, processes by number, and a library that makes the system's calls fail."""
+"""What it takes to hurt a run and to look at what is left: runs cut in the middle, processes by number, and a library
+that makes the system's calls fail."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,14 +20,6 @@ import expand
 from expand.executors.fork_server import ForkServer
 from expand.run import start as session
 from tests.e2e.runs import events
-
-TINY = [
-    "--target-gflops", "0.00258", "--set", "search.basis.resolution=32", "--set", "search.basis.depth=0.4",
-    "--set", "search.axes=[x_spatial, x_fast, x_width]", "--set", "search.grid.resolution=2",
-    "--set", "data.builtin={size: 32, seconds: 1.0, fps: 12, train_clips: 32, val_clips: 16, test_clips: 16}",
-    "--set", "candidate={epochs: 3, batch_size: 8, eval_clips: 1, precise_bn_batches: 1}",
-    "--set", "final={epochs: 3, batch_size: 8, eval_clips: 1, precise_bn_batches: 1}",
-    "--set", "run.threads=1", "--set", "run.checkpoint_every_s=0"]
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -65,12 +57,6 @@ def one_fork_server() -> Iterator[ForkServer]:
     with ForkServer() as fork_server, pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "early_start", lambda run: nullcontext(fork_server))
         yield fork_server
-
-
-def search_here(run_dir: Path) -> dict[str, Any]:
-    """The small search in this process; its status."""
-    options = [value for value in TINY if "=" in value]
-    return expand.search(overrides=options, values={"search.target_gflops": float(TINY[1])}, run_dir=run_dir)
 
 
 class Resumed(threading.Thread):
@@ -158,12 +144,22 @@ def _state(pid: int) -> str:
 
 
 def hit(run_dir: Path, process: subprocess.Popen, number: signal.Signals) -> str:
-    """Sends a signal to a process in the midst of a training; the candidate's id."""
+    """Kills or stops a process in the midst of a training, until another one takes the training over; the candidate's
+    id. Where the training ended before the signal came, the next one is hit."""
     while True:
         name, pid = next(iter(until(lambda: in_training(run_dir), process).items()))
-        with suppress(ProcessLookupError):  # its training has ended since: the next one
+        retries = [event["id"] for event in named(run_dir, "candidate_retried")]
+        with suppress(ProcessLookupError):
             os.kill(pid, number)
-            return name
+            until(partial(_has_left, run_dir, name, pid), process)
+            if [event["id"] for event in named(run_dir, "candidate_retried")] != retries:
+                return name
+            os.kill(pid, signal.SIGCONT)
+
+
+def _has_left(run_dir: Path, name: str, pid: int) -> bool:
+    """True once the process `pid` is no longer the one that trains the candidate."""
+    return in_training(run_dir).get(name) != pid
 
 
 def cut(run_dir: Path, target: Path, count: int, *, retrain: bool = True) -> Path:
@@ -173,7 +169,8 @@ def cut(run_dir: Path, target: Path, count: int, *, retrain: bool = True) -> Pat
     lines = (target / "journal.jsonl").read_bytes().splitlines(keepends=True)[:count]
     (target / "journal.jsonl").write_bytes(b"".join(lines))
     if retrain:
-        ended = {event["id"] for event in events(target) if event["event"] == "candidate_finished"}
+        ended = {event["id"] for event in events(target)
+                 if event["event"] == "candidate_finished" and event["state"] != "paused"}
         for folder in (target / "candidates").iterdir():
             if folder.name not in ended:
                 shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""A search of a few seconds a candidate, through the real command line."""
+"""A search of a second a candidate, through the real command line."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-c", "from expand.cli import main; main()"]
-SMALL = [
-    "--target-gflops", "0.004", "--set", "search.basis.resolution=32", "--set", "search.basis.depth=0.4",
-    "--set", "data.builtin={size: 32, seconds: 1.5, fps: 12, train_clips: 64, val_clips: 32, test_clips: 32}",
-    "--set", "candidate={epochs: 2, batch_size: 16, eval_clips: 1, precise_bn_batches: 2}",
-    "--set", "final={epochs: 3, batch_size: 16, eval_clips: 2, precise_bn_batches: 2}",
+TINY = [
+    "--target-gflops", "0.00258", "--set", "search.basis.resolution=32", "--set", "search.basis.depth=0.4",
+    "--set", "search.axes=[x_spatial, x_fast, x_width]", "--set", "search.grid.resolution=2",
+    "--set", "search.rungs=[0.5]",
+    "--set", "data.builtin={size: 32, seconds: 1.0, fps: 12, train_clips: 32, val_clips: 16, test_clips: 16}",
+    "--set", "candidate={epochs: 3, batch_size: 8, eval_clips: 1, precise_bn_batches: 1}",
+    "--set", "final={epochs: 3, batch_size: 8, eval_clips: 1, precise_bn_batches: 1}",
     "--set", "run.threads=1", "--set", "run.checkpoint_every_s=0"]
 
 
@@ -34,11 +36,6 @@ def call(*arguments: str | Path, code: int = 0) -> str:
     return out if code == 0 else err
 
 
-def search(run_dir: Path, *more: str) -> str:
-    """A whole small search."""
-    return call("search", *SMALL, "--run-dir", run_dir, *more)
-
-
 def events(run_dir: Path) -> list[dict]:
     """The journal."""
     path = run_dir / "journal.jsonl"
@@ -52,7 +49,8 @@ def results(run_dir: Path) -> dict:
         kind = event["event"]
         if kind == "candidate_finished":
             found[event["id"]] = {key: event[key] for key in ("state", "accuracy", "stderr", "top5", "loss")}
-        elif kind in ("step_proposed", "step_selected", "contraction_proposed", "winner_chosen", "final_finished"):
+        elif kind in ("step_proposed", "candidates_stopped", "step_selected", "contraction_proposed", "winner_chosen",
+                      "final_finished"):
             found[kind, event.get("step")] = {
                 key: value for key, value in event.items() if key not in ("time", "wall_s", "event")}
     return found

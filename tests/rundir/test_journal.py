@@ -68,18 +68,6 @@ def test_cut_at_any_byte_the_journal_gives_its_whole_events_and_goes_on(
         assert path.read_bytes().count(b"\n") == len(whole) + 1
 
 
-def test_every_cut_of_the_last_line_is_repaired(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    first, last = write_history(path, [("counted", {"name": "µ"}), ("said", {"reason": "γτ → 3 × größer"})])
-    content = path.read_bytes()
-    start = content.index(b"\n") + 1
-    for cut in range(start, len(content) + 1):
-        path.write_bytes(content[:cut])
-        whole = [first, last] if cut >= len(content) - 1 else [first]
-        assert read_events(path) == whole
-        assert [*whole, Journal(path).append(COUNTED)] == read_events(path)
-
-
 @pytest.mark.parametrize("tail", [b"\0" * 50, b"\xce", b'{"event": "a", "time": NaN}', b"[1]", b'"text"', b"12"])
 def test_a_tail_that_is_no_event_is_dropped_by_the_next_append(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "journal.jsonl"
