@@ -22,7 +22,7 @@ from expand.errors import DataError, RunError, UsageError, explain_device_faults
 from expand.model import X3D
 from expand.model.folded_batch_norm import FoldedX3D, for_inference
 from expand.model.load import load_named
-from expand.processes.child import Child
+from expand.processes import Child
 from expand.space.factors import REFERENCE_FPS, Factors
 from expand.space.geometry import evaluation_crop
 from expand.space.network import Network

@@ -8,7 +8,7 @@ import pytest
 
 import expand
 from expand import health
-from expand.health.checks import Check
+from expand.health import Check
 from expand.kernels import library
 
 

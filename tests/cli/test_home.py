@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from expand import health as checks
 from expand import home
 from expand.config.schema import DataConfig
 from expand.data.sources import list_clips
 from expand.errors import UsageError
-from expand.health import checks
 
 NOT_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 

@@ -21,7 +21,7 @@ from expand.data.loading import pictures
 from expand.data.loading.loader import TrainBatches, eval_loader
 from expand.data.loading.prefetch import Memory, dead_worker, keep_freed_memory
 from expand.errors import DataError
-from expand.processes.child import CONTEXT, quiet_fork
+from expand.processes import CONTEXT, quiet_fork
 from tests.data.clips import write_folder
 
 SHAPE = {"frames": 3, "stride": 4, "resolution": 24, "batch_size": 4}

@@ -41,7 +41,7 @@ from expand.data.synthetic.rendering import (
     synthesize,
 )
 from expand.errors import DataError, UsageError
-from expand.processes.child import Child
+from expand.processes import Child
 from expand.space.geometry import evaluation_crop
 
 SMALL = BuiltinConfig(size=40, seconds=1.0, fps=8, train_clips=33, val_clips=16, test_clips=16)

@@ -35,7 +35,7 @@ from expand.data.frames.decode import ClipReader, UnreadableClip
 from expand.data.frames.file_locks import POLL_S, TEMPORARY, claim, claim_another, lock, release, sweep
 from expand.data.frames.frame_access import CachedClip, read_frames
 from expand.errors import DataError
-from expand.processes.child import CONTEXT, heartbeat
+from expand.processes import CONTEXT, heartbeat
 
 __all__ = ["FORMAT", "CachedClip", "FrameCache", "read_frames"]
 

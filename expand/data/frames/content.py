@@ -16,7 +16,7 @@ from pathlib import Path
 
 from expand.data.frames.frame_folder import frame_files
 from expand.data.frames.video_file import UnreadableClip
-from expand.processes.child import heartbeat
+from expand.processes import heartbeat
 
 CHUNK = 1 << 20
 SETTLED_NS = 2_000_000_000

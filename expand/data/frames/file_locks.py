@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from expand.processes.child import heartbeat
+from expand.processes import heartbeat
 
 POLL_S = 0.02
 TEMPORARY = ".tmp"

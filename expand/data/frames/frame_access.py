@@ -17,7 +17,7 @@ import numpy as np
 from expand.data.frames.content import content_hash, file_state
 from expand.data.frames.decode import ClipReader
 from expand.errors import DataError
-from expand.processes.child import Child, ChildDied
+from expand.processes import Child, ChildDied
 
 GREY = round(255 * 0.45)
 """The grey level that the recipe's normalisation turns into 0."""

@@ -34,7 +34,7 @@ from expand.data.frames.video_file import (
     mention,
     system_reason,
 )
-from expand.processes.child import heartbeat
+from expand.processes import heartbeat
 
 NO_FRAME = re.compile(r"(?<![a-z])(?:masks?|depth|(?:optical)?flow|seg|segm|segmentation|semantic|instances?|labels?|gt"
                       r"|annotations?|normals?|disp|disparity|alpha|matte|thumbs?|thumbnail|cover|poster|preview|folder"

@@ -19,7 +19,7 @@ from av.stream import Disposition
 from expand.data.frames.clock import Clock, Stamped
 from expand.data.frames.orientation import orientation_of_frame, pixel_aspect
 from expand.errors import DataError
-from expand.processes.child import heartbeat
+from expand.processes import heartbeat
 
 KINDS = ("missing", "empty", "no-video", "corrupt", "tiny", "huge", "crash", "hang")
 """In this order: not there, or cannot be opened; no bytes, or a folder without frames; no pictures in it; nothing

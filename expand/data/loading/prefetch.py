@@ -18,7 +18,7 @@ from expand.config.schema import DataConfig
 from expand.data.loading.transforms import normalise, resample
 from expand.errors import DataError
 from expand.machine import keep_freed_memory
-from expand.processes.child import CONTEXT
+from expand.processes import CONTEXT
 
 CPU = torch.device("cpu")
 AGAIN = "start again (or resume); what was done is kept"

@@ -24,7 +24,7 @@ from expand.data.sources.clip import CONTENT_DIGITS
 from expand.data.sources.splits import balance, balance_notes
 from expand.data.synthetic import rendering as synthetic
 from expand.errors import SHOWN, DataError, abbreviate, quantity
-from expand.processes.child import died_of, process_map
+from expand.processes import died_of, process_map
 from expand.space.factors import REFERENCE_FPS
 
 logger = logging.getLogger(__name__)

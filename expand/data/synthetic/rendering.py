@@ -51,7 +51,7 @@ from expand.data.synthetic import (
 )
 from expand.errors import DataError, UsageError
 from expand.home import expand_home
-from expand.processes.child import heartbeat, process_map
+from expand.processes import heartbeat, process_map
 from expand.version import __version__
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expand import health
+from expand import health as checks
 from expand.errors import UsageError
-from expand.health import checks
-from expand.health.checks import STATES, Check
+from expand.health import STATES, Check
 from expand.kernels import library
 
 
@@ -68,7 +68,7 @@ def test_what_is_required_is_what_the_package_says():
 
 
 def test_torchvision_loads_as_usual_after_its_compiled_part_was_tried():
-    code = "import expand.health.checks as s; s.packages(); import torchvision; print(bool(torchvision.ops.nms))"
+    code = "import expand.health as s; s.packages(); import torchvision; print(bool(torchvision.ops.nms))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 

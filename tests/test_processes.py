@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expand.errors import DataError, UsageError
-from expand.processes.child import CONTEXT, HUNG, Child, ChildDied, died_of, heartbeat, process_map
+from expand.processes import CONTEXT, HUNG, Child, ChildDied, died_of, heartbeat, process_map
 
 TIMEOUT_S = 0.7
 DEEDS = ("fine", "fine", "fine", "slow", "crash", "hang", "spin", "raise", "exit")
@@ -281,7 +281,7 @@ def test_items_are_taken_as_they_are_needed_and_a_stop_leaves_no_process():
 
 SCRIPT = """
     import os, sys, time
-    from expand.processes.child import process_map
+    from expand.processes import process_map
 
     def work(state, item):
         os.write(1, f"{os.getpid()}\\n".encode())

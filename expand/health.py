@@ -13,14 +13,14 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from expand.config.schema import DataConfig, RunConfig
-from expand.errors import first_line
+from expand.errors import ExpandError, first_line
 from expand.home import cache_place
 from expand.kernels import builds
 from expand.machine import available_cores
@@ -376,3 +376,25 @@ def size_of(folder: Path, seconds: float = COUNT_FOR_S) -> tuple[float, bool]:
         except OSError:  # not there, another user's, or removed meanwhile
             continue
     return total, True
+
+
+CHECKS: dict[str, Callable[[], Check]] = {
+    "python": python, "packages": packages, "processor": processor, "memory": memory, "gpu": gpu, "kernels": kernels,
+    "compiler": compiler, "triton": triton, "cache": cache, "runs": runs}
+
+
+def examine() -> dict[str, Any]:
+    """Return the results of all checks, and the worst of their states (docs/json.md). Raises nothing: a check that
+    fails is a problem too."""
+    found = []
+    for name, check in CHECKS.items():
+        try:
+            found.append(check())
+        except ExpandError as error:
+            text = f"{error.where}: {error.what}" if error.where else error.what
+            found.append(Check(name, PROBLEM, text, error.fix))
+        except Exception as error:  # noqa: BLE001 - whatever is broken here, the user wants to know
+            text = f"cannot be examined: {type(error).__name__}: {first_line(error)}"
+            found.append(Check(name, PROBLEM, text))
+    return {"state": max((check.state for check in found), key=STATES.index),
+            "checks": {check.name: check.as_dict() for check in found}}

@@ -1,1 +1,0 @@
-"""Work in child processes, which may die or hang without harm to the rest."""
