@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from expand.data import PreparedData
-from expand.data.loading.prefetch import dead_worker
+from expand.data.loading.loader import dead_worker
 from expand.errors import (
     CandidateFailed,
     Interrupted,

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expand.data.frames import content as content_module
+from expand.data.frames.clip_files import UnreadableClip
 from expand.data.frames.content import ContentMemo, content_hash, file_state
-from expand.data.frames.video_file import UnreadableClip
 
 
 def write(path, data=b"abc", age_s=100.0):

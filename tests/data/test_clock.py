@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from expand.config.schema import DataConfig
 from expand.data.check import check_clips
 from expand.data.frames.cache import FrameCache
-from expand.data.frames.clock import AHEAD, LONGEST_S, RAREST_S, TIMES_USUAL, Clock, Stamped
 from expand.data.frames.decode import ClipReader
+from expand.data.frames.presentation import AHEAD, LONGEST_S, RAREST_S, TIMES_USUAL, Clock, Stamped
 from expand.data.loading.prepared import estimate_bytes
 from expand.data.sources import Clip
 from expand.inference.predicting import frame_times

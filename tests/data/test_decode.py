@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expand.data.frames import video_file
+from expand.data.frames import clip_files
 from expand.data.frames.decode import KINDS, MAX_PIXELS, ClipReader, UnreadableClip, stored_size
 from tests.data.clips import steady, write_clip
 
@@ -173,7 +173,7 @@ def test_where_a_seek_goes_wrong_reading_starts_anew(long_clip, monkeypatch):
     times_s, frames = zip(*ClipReader(path, 32, [40, 50, 60], stamps=moved))
     assert times_s == tuple(every[index][0] for index in (40, 50, 60))
     assert all((frame == every[index][1]).all() for index, frame in zip((40, 50, 60), frames))
-    monkeypatch.setattr(video_file.VideoFile, "time_s", None)  # a seek that cannot be carried out
+    monkeypatch.setattr(clip_files.VideoFile, "time_s", None)  # a seek that cannot be carried out
     with pytest.raises(TypeError):
         list(ClipReader(path, 32, [50], stamps=stamps))
 
@@ -253,13 +253,13 @@ def test_absurdly_large_and_small_frames_are_refused(tmp_path, monkeypatch):
     assert MAX_PIXELS >= 7680 * 4320
     assert unreadable(write_clip(tmp_path / "a.mp4", steady(10, 0.3), height=6, width=64)).kind == "tiny"
     path = write_clip(tmp_path / "b.mp4", steady(10, 0.3), height=64, width=64)
-    monkeypatch.setattr("expand.data.frames.video_file.MAX_PIXELS", 64 * 64 - 1)
+    monkeypatch.setattr("expand.data.frames.clip_files.MAX_PIXELS", 64 * 64 - 1)
     error = unreadable(path)
     assert error.kind == "huge" and "64 x 64" in error.what
 
 
 def test_a_size_that_grows_within_the_stream_takes_no_memory(tmp_path, monkeypatch):
-    monkeypatch.setitem(video_file.LIMIT, "max_pixels", str(80 * 80))
+    monkeypatch.setitem(clip_files.LIMIT, "max_pixels", str(80 * 80))
     path = tmp_path / "grows.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=10)

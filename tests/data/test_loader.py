@@ -18,8 +18,7 @@ import torch
 from expand.config.schema import DataConfig
 from expand.data import prepare
 from expand.data.loading import pictures
-from expand.data.loading.loader import TrainBatches, eval_loader
-from expand.data.loading.prefetch import Memory, dead_worker, keep_freed_memory
+from expand.data.loading.loader import Memory, TrainBatches, dead_worker, eval_loader, keep_freed_memory
 from expand.errors import DataError
 from expand.processes import CONTEXT, quiet_fork
 from tests.data.clips import write_folder

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from expand.data.frames.cache import FrameCache
 from expand.data.frames.decode import ClipReader, UnreadableClip
-from expand.data.frames.orientation import (
+from expand.data.frames.presentation import (
     EXIF,
     EXIF_ORIENTATION,
     UPRIGHT,

@@ -15,10 +15,9 @@ from expand.config.schema import DataConfig
 from expand.data.frames import frame_access as access
 from expand.data.frames.frame_access import CachedClip
 from expand.data.loading import loader, pictures
-from expand.data.loading.augmentation import COLOR_STREAM, DRAWS, SAMPLE_STREAM, jitter_colors
 from expand.data.loading.loader import ORDER_STREAM, TrainBatches, eval_loader
 from expand.data.loading.prepared import PreparedData
-from expand.data.loading.transforms import crop_boxes
+from expand.data.loading.transforms import COLOR_STREAM, DRAWS, SAMPLE_STREAM, crop_boxes, jitter_colors
 from expand.errors import DataError
 from expand.space.geometry import evaluation_crop
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expand.data.frames.clock import one_per_tick
+from expand.data.frames.presentation import one_per_tick
 from expand.data.loading.sampling import (
     clip_frames,
     nearest_frames,

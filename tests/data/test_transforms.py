@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 
 from expand.data.loading import transforms
-from expand.data.loading.augmentation import jitter_colors, random_boxes
 from expand.data.loading.transforms import (
     Box,
     centre_box,
     crop_boxes,
+    jitter_colors,
     normalise,
+    random_boxes,
     resample,
     resize,
 )

@@ -16,7 +16,7 @@ import numpy as np
 
 from expand.config.schema import DataConfig
 from expand.data.check.measure import Failure, by_class_and_split, measure_all, same_contents, search_limits
-from expand.data.frames.video_file import KINDS as UNREADABLE
+from expand.data.frames.clip_files import KINDS as UNREADABLE
 from expand.data.loading.sampling import median_length_s
 from expand.data.sources import (
     QUARANTINE,

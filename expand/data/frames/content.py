@@ -14,8 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from expand.data.frames.frame_folder import frame_files
-from expand.data.frames.video_file import UnreadableClip
+from expand.data.frames.clip_files import UnreadableClip, frame_files
 from expand.processes import heartbeat
 
 CHUNK = 1 << 20

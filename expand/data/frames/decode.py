@@ -15,19 +15,18 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from expand.data.frames.clock import Stamped, one_per_tick
-from expand.data.frames.frame_folder import FrameFolder
-from expand.data.frames.orientation import SQUARE, UPRIGHT, shown_size, turn_upright
-from expand.data.frames.video_file import (
+from expand.data.frames.clip_files import (
     KINDS,
     MAX_PIXELS,
     MIN_SIDE,
     NO_HEADER,
+    FrameFolder,
     Header,
     UnreadableClip,
     VideoFile,
     check_size,
 )
+from expand.data.frames.presentation import SQUARE, UPRIGHT, Stamped, one_per_tick, shown_size, turn_upright
 
 __all__ = ["KINDS", "MAX_PIXELS", "MIN_SIDE", "ClipReader", "Header", "UnreadableClip", "stored_size"]
 
@@ -48,10 +47,10 @@ class ClipReader:
     """The frames of one clip, a video file or a folder of pictures: an iterable of (time, frame).
 
     Times are seconds from the first frame. They are the stream's presentation times (right for variable rates) as far
-    as these can be believed (`expand.data.frames.clock`); those of AVI, which are in the order of decoding, are sorted.
-    At most one frame for each tick of 1/30 s is given (`one_per_tick`). A frame is an H x W x 3 uint8 array with square
-    pixels, mirrored and turned upright as the file says; without `pictures` it is `NO_PICTURE`. The pictures of a
-    folder are `frame_rate` a second.
+    as these can be believed (`Clock`); those of AVI, which are in the order of decoding, are sorted. At most one frame
+    for each tick of 1/30 s is given (`one_per_tick`). A frame is an H x W x 3 uint8 array with square pixels, mirrored
+    and turned upright as the file says; without `pictures` it is `NO_PICTURE`. The pictures of a folder are
+    `frame_rate` a second.
 
     With `wanted`, only the frames with these ascending indices are converted and given, and reading stops after the
     last of them. With the `stamps` of an earlier reading too, it starts at the key frame before the first of them.

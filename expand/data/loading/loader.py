@@ -1,4 +1,4 @@
-"""The batches of a training and of an evaluation: which clips and frames they have, and their random numbers.
+"""The batches of a training and of an evaluation: which clips and frames they have, and the processes that make them.
 
 All random numbers of a training sample follow from (seed, epoch, its clip's index), and the order of an epoch from
 (seed, epoch). So batches are the same with any number of loader processes and after any interruption.
@@ -8,31 +8,46 @@ The cuts are resized, flipped and normalised by the CPU or, for a GPU, on the de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import signal
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from expand.config.schema import DataConfig
 from expand.data.frames.frame_access import CachedClip
 from expand.data.loading import updates_per_epoch
-from expand.data.loading.augmentation import Augmentation, random_boxes
-from expand.data.loading.pictures import Buffers, Cutter, Samples, cut_and_pad, cut_and_resize
-from expand.data.loading.prefetch import CPU, BatchDataset, BatchLoader, Plan
+from expand.data.loading.pictures import Buffers, Cutter, Memory, Samples, cut_and_pad, cut_and_resize
 from expand.data.loading.prepared import PreparedData
 from expand.data.loading.sampling import clip_frames_of, random_start_s, span_s, view_start_s
-from expand.data.loading.transforms import Boxes, crop_boxes
+from expand.data.loading.transforms import Augmentation, Boxes, crop_boxes, normalise, random_boxes, resample
 from expand.errors import DataError
+from expand.machine import keep_freed_memory
+from expand.processes import CONTEXT
 from expand.space.geometry import evaluation_crop
 
+CPU = torch.device("cpu")
+AGAIN = "start again (or resume); what was done is kept"
+Plan = Sequence[Any]
+"""Items of a `BatchDataset` in order; an item describes a batch, or several that are made at once."""
 ORDER_STREAM = 1
-"""First word of the seed of an epoch's order; those of `augmentation.py` are others."""
+"""First word of the seed of an epoch's order; those of `transforms.py` are others."""
 TOGETHER_PIXELS = 1 << 17
 """Largest number of pixels in batches that are made at once: 1.5 MB as the network takes them."""
+
+
+class BatchDataset(Dataset):
+    """A data set whose items are whole batches (pictures, *rest), or a `DataError` where one cannot be made."""
+
+    def __getitems__(self, item: Any) -> Any:
+        """Return the batch that `item` of a plan describes."""
+        raise NotImplementedError
 
 
 class Batches:
@@ -176,3 +191,111 @@ def _lengths_s(clips: Sequence[CachedClip]) -> np.ndarray:
 
 def _cutter(side: int, on_device: bool) -> Cutter:
     return partial(cut_and_pad, Buffers()) if on_device else partial(cut_and_resize, Buffers(), side)
+
+
+class BatchLoader:
+    """Make the batches of plans on `clips`, one plan after the other: (x_BCTHW, *rest) for every batch.
+
+    Pictures are uint8 clips to normalise or, `on_device`, cuts to `resample` there. With `persistent`, the loader
+    processes stay for the next plan; a plan ends with the start of the next.
+    """
+
+    def __init__(self, clips: BatchDataset, workers: int, config: DataConfig, side: int, device: torch.device,
+                 on_device: bool, persistent: bool = True) -> None:
+        self._clips, self._workers, self._persistent = clips, workers, persistent and workers > 0
+        self._config, self._side, self._device, self._on_device = config, side, device, on_device
+        self._plan, self._memory = list[Any](), Memory()
+        self._loader: DataLoader | None = None
+        self._running: Callable[[], Generator | None] = lambda: None
+        self._stream: torch.cuda.Stream | None = None
+
+    def run(self, plan: Plan, rows: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, ...]]:
+        """Return an iterator of the batches of `plan`; `rows` has the number of rows of each batch in each item.
+
+        Raises `DataError` while iterating if a clip cannot be read or a process dies.
+        """
+        self._stop()
+        running = self._batches(plan, rows)
+        self._running = weakref.ref(running)
+        return running
+
+    def _stop(self) -> None:
+        """End the current plan, whose iterator may still be referenced, by a traceback for instance."""
+        if (running := self._running()) is not None:
+            running.close()
+
+    def _batches(self, plan: Plan, rows: Sequence[Sequence[int]]) -> Generator[tuple[Tensor, ...], None, None]:
+        items: Iterable[Any]
+        if not self._workers and self._device.type == "cpu":  # where a DataLoader would only add its own steps
+            items = map(self._clips.__getitems__, plan)
+        else:
+            if self._loader is None:
+                # its own generator: a DataLoader draws a seed at every start, which must not move the caller's stream
+                self._loader = DataLoader(self._clips, batch_sampler=self._plan, num_workers=self._workers,
+                                          collate_fn=_keep_batch, generator=torch.Generator(),
+                                          worker_init_fn=_start_worker, persistent_workers=self._persistent,
+                                          # Python 3.14 has another context
+                                          multiprocessing_context=CONTEXT if self._workers else None,
+                                          pin_memory=self._device.type == "cuda")
+            self._plan[:] = plan
+            items = self._loader
+        try:
+            for item, counts in zip(items, rows, strict=True):
+                if isinstance(item, DataError):  # raised here: on its way from a worker it would lose its fields
+                    raise item
+                pictures, *rest = item
+                x_BCTHW = self._finish(pictures)
+                yield from zip(*(part.split(counts) for part in (x_BCTHW, *rest)), strict=True)
+        except RuntimeError as error:
+            if (death := dead_worker(error)) is None:
+                raise
+            raise death from error
+
+    def close(self) -> None:
+        """End the current plan and the loader processes."""
+        self._stop()
+        self._loader = None
+
+    def _finish(self, pictures: tuple[Tensor, ...]) -> Tensor:
+        """Turn pictures into a network's input; on a GPU on a stream of its own, while the step before still runs."""
+        mean, std = self._config.mean, self._config.std
+        if not self._on_device:
+            clips_BTHWC, = pictures
+            return normalise(clips_BTHWC, mean, std, out=self._memory.tensor(clips_BTHWC.shape, torch.float32))
+        cuts_BTSSC, side_B, flip_B = pictures
+        if self._device.type != "cuda":
+            return resample(cuts_BTSSC, side_B, flip_B, self._side, mean, std)
+        with torch.cuda.device(self._device):
+            ours = self._stream = self._stream or torch.cuda.Stream()
+            with torch.cuda.stream(ours):
+                cuts_BTSSC, side_B, flip_B = [part.to(self._device, non_blocking=True) for part in pictures]
+                x_BCTHW = resample(cuts_BTSSC, side_B, flip_B, self._side, mean, std)
+            theirs = torch.cuda.current_stream()
+            theirs.wait_stream(ours)
+            x_BCTHW.record_stream(theirs)
+        return x_BCTHW
+
+
+def dead_worker(error: BaseException | None) -> DataError | None:
+    """Return a clear error if `error` is torch's message about a loader process that died or failed; None for others.
+
+    Torch may raise it at any point of the main thread.
+    """
+    text = str(error).strip()
+    if not (isinstance(error, RuntimeError) and "DataLoader worker" in text):
+        return None
+    if "shared memory" in text:
+        return DataError("the shared memory in which processes hand over clips is too small", where="/dev/shm",
+                         fix="make it larger (docker run --shm-size=8g), or batch_size smaller; what was done is kept")
+    if text.startswith("Caught"):  # its own error, with its trace
+        return DataError(f"a process that reads clips failed: {text.splitlines()[-1]}", fix=AGAIN)
+    return DataError("a process that reads clips died: no memory left, or a clip that crashes the decoder", fix=AGAIN)
+
+
+def _start_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    keep_freed_memory()
+
+
+def _keep_batch(batch: Any) -> Any:
+    return batch

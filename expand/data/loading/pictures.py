@@ -6,6 +6,8 @@ computations are done once for a whole batch (docs/decisions/011-feeding.md).
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -13,11 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from expand.data.frames.frame_access import CachedClip, read_into
-from expand.data.loading.augmentation import jitter_colors
-from expand.data.loading.prefetch import Memory, pictures_in
-from expand.data.loading.transforms import Boxes, resize
+from expand.data.loading.transforms import Boxes, jitter_colors, resize
 
 TOGETHER_BYTES = 1 << 17
 """Largest size of the frames that are read and resized together, and of twice the result, bytes. glibc keeps blocks of
@@ -47,6 +48,39 @@ class Samples:
 
 Cutter = Callable[[Samples], tuple[Tensor, ...]]
 """`cut_and_resize` or `cut_and_pad`."""
+
+
+class Memory:
+    """Memory for batches, used again once no reference to a tensor is left.
+
+    A fresh page from the system costs more time than writing to it (six times, for batches of some ten megabytes).
+    """
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return an uninitialised tensor."""
+        size = math.prod(shape) * dtype.itemsize
+        if not size:
+            return torch.empty(tuple(shape), dtype=dtype)
+        whole = self._free.pop() if self._free else None
+        if whole is None or len(whole) < size:
+            whole = torch.empty(size, dtype=torch.uint8).numpy()  # torch's own memory is aligned
+        lent = whole[:size]  # referenced by the tensor as long as its memory is in use, also by views and autograd
+        weakref.finalize(lent, self._free.append, whole).atexit = False
+        return torch.from_numpy(lent).view(dtype).view(tuple(shape))
+
+
+def pictures_in(memory: Memory, shape: Sequence[int]) -> Tensor:
+    """Return an uninitialised uint8 tensor in `memory`.
+
+    In a loader process it is in memory shared with the parent (as torch's own collation does), which saves a copy.
+    """
+    if get_worker_info() is None:
+        return memory.tensor(shape, torch.uint8)
+    shared = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(tuple(shape))
 
 
 @dataclass(frozen=True)

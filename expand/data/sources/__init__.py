@@ -15,7 +15,6 @@ from itertools import compress
 from pathlib import Path
 
 from expand.config.schema import DataConfig
-from expand.data.file_kinds import suffix_of
 from expand.data.sources.clip import (
     SPLIT_NAMES,
     SPLITS,
@@ -43,8 +42,8 @@ from expand.data.sources.run_list import (
     write_run_list,
 )
 from expand.data.sources.splits import make_splits
-from expand.data.sources.text_files import PEEK, csv_bytes, csv_rows
-from expand.data.sources.walk import files_in, folders_in, group_qualities
+from expand.data.sources.tables import PEEK, csv_bytes, csv_rows
+from expand.data.sources.walk import files_in, folders_in, group_qualities, suffix_of
 from expand.data.synthetic import class_names, clip_files
 from expand.errors import DataError, abbreviate, did_you_mean, quantity
 from expand.home import expand_home, expand_home_if_any

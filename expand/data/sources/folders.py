@@ -6,9 +6,19 @@ import os
 import re
 from collections.abc import Iterable
 
-from expand.data.file_kinds import ABOUT_FRAMES, FRAME_FOLDERS, PICTURE_FOLDERS, PROXY_FOLDERS
 from expand.data.sources.clip import SPLIT_NAMES, Source, SourceClip, order_splits, split_of_folder
-from expand.data.sources.walk import PassedOver, clips_below, count_system_folders, files_in, folders_in, remove_proxies
+from expand.data.sources.walk import (
+    ABOUT_FRAMES,
+    FRAME_FOLDERS,
+    PICTURE_FOLDERS,
+    PROXY_FOLDERS,
+    PassedOver,
+    clips_below,
+    count_system_folders,
+    files_in,
+    folders_in,
+    remove_proxies,
+)
 from expand.errors import SHOWN, DataError, abbreviate
 
 LAYOUT = ("clips are expected as {train,val[,test]}/<class>/<clip>, <class>/{train,val}/<clip> or <class>/<clip>, or "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from expand.data.sources.clip import MOST_DIGITS, Source, is_number
 from expand.data.sources.paths import INVISIBLE
-from expand.data.sources.text_files import read_json, read_lines
+from expand.data.sources.tables import read_json, read_lines
 from expand.errors import DataError, abbreviate, did_you_mean, quantity
 
 NUMBER = re.compile(rf"[+-]?[0-9]{{1,{MOST_DIGITS}}}(?:\.0*)?")

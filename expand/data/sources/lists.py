@@ -21,20 +21,22 @@ from expand.data.sources.clip import (
     order_splits,
     unreadable_lines,
 )
-from expand.data.sources.columns import (
+from expand.data.sources.labels import label_number, refuse_negative, unify_spellings
+from expand.data.sources.paths import PLAIN, SUFFIX, ClipPaths, foreign_reason, spellings, strip_quotes, trim
+from expand.data.sources.tables import (
     IDS,
     LABELS,
     PATHS,
     Columns,
     clip_objects,
+    csv_rows,
     find_columns,
     is_column_name,
+    read_lines,
+    read_text,
     split_of_flags,
     split_of_value,
 )
-from expand.data.sources.labels import label_number, refuse_negative, unify_spellings
-from expand.data.sources.paths import PLAIN, SUFFIX, ClipPaths, foreign_reason, spellings, strip_quotes, trim
-from expand.data.sources.text_files import csv_rows, read_lines, read_text
 from expand.errors import DataError
 from expand.home import expand_home, expand_home_if_any
 

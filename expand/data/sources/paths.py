@@ -10,9 +10,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from expand.config.schema import DataConfig
-from expand.data.file_kinds import is_clip_file
 from expand.data.sources.clip import SPLITS
-from expand.data.sources.walk import files_in, folders_in, stem_of
+from expand.data.sources.walk import files_in, folders_in, is_clip_file, stem_of
 from expand.errors import DataError
 from expand.home import expand_home, expand_home_if_any, user_cache
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from expand.data.file_kinds import is_clip_file
 from expand.data.sources.clip import (
     SPLIT_NAMES,
     Files,
@@ -21,8 +20,8 @@ from expand.data.sources.clip import (
     unreadable_lines,
 )
 from expand.data.sources.paths import best_places
-from expand.data.sources.text_files import PEEK, csv_rows, read_json, read_lines
-from expand.data.sources.walk import clips_below, files_in, folders_in, stem_of
+from expand.data.sources.tables import PEEK, csv_rows, read_json, read_lines
+from expand.data.sources.walk import clips_below, files_in, folders_in, is_clip_file, stem_of
 from expand.errors import DataError, abbreviate, did_you_mean, quantity
 
 FORMATS = {"kinetics": "Kinetics", "ucf101": "UCF101", "hmdb51": "HMDB51", "ssv2": "Something-Something v2"}

@@ -17,10 +17,9 @@ from pathlib import Path
 
 from expand.config.schema import DataConfig
 from expand.data.sources.clip import MOST_DIGITS, SPLITS, Clip, ClipList, is_number
-from expand.data.sources.columns import Columns, find_columns, split_of_value
 from expand.data.sources.labels import label_key, label_number
 from expand.data.sources.paths import ClipPaths, foreign_reason, strip_quotes, trim
-from expand.data.sources.text_files import LONGEST, csv_bytes, decode_text
+from expand.data.sources.tables import LONGEST, Columns, csv_bytes, decode_text, find_columns, split_of_value
 from expand.data.sources.walk import stem_of
 from expand.errors import DataError, RunError, abbreviate, quantity
 from expand.home import expand_home_if_any
