@@ -137,6 +137,6 @@ def order_splits(splits: Iterable[str]) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if split in found)
 
 
-def unreadable_lines(mistakes: list[str], fix: str) -> DataError:
+def unreadable_lines(mistakes: list[str], fix: str, where: str | None = None) -> DataError:
     """Return one error for all lines of a list that cannot be read."""
-    return DataError(f"{quantity(len(mistakes), 'line')} cannot be read:\n{abbreviate(mistakes)}", fix=fix)
+    return DataError(f"{quantity(len(mistakes), 'line')} cannot be read:\n{abbreviate(mistakes)}", where=where, fix=fix)

@@ -48,6 +48,12 @@ def strip_quotes(text: str) -> str:
     return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
+def from_windows_text(text: str) -> str:
+    """Return `text` with bytes that are no UTF-8 read as Western Windows. Raises `UnicodeDecodeError` for others."""
+    is_utf8 = not any("\udc80" <= letter <= "\udcff" for letter in text)
+    return text if is_utf8 else text.encode("utf-8", "surrogateescape").decode("cp1252")
+
+
 def spellings(text: str) -> Iterator[str]:
     """Yield the paths that `text` may stand for, the likeliest first.
 
@@ -57,10 +63,6 @@ def spellings(text: str) -> Iterator[str]:
     """
     def from_address(path: str) -> str:
         return unquote(urlsplit(path).path) if path.lower().startswith("file:") else path
-
-    def from_windows_text(path: str) -> str:  # bytes that are no UTF-8 are read as Western Windows
-        is_utf8 = not any("\udc80" <= letter <= "\udcff" for letter in path)
-        return path if is_utf8 else path.encode("utf-8", "surrogateescape").decode("cp1252")
 
     seen = {text}
     yield text

@@ -11,14 +11,15 @@ import io
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from expand.config.schema import DataConfig
-from expand.data.sources.clip import MOST_DIGITS, SPLITS, Clip, ClipList, is_number
+from expand.data.sources.clip import MOST_DIGITS, SPLITS, Clip, ClipList, is_number, unreadable_lines
 from expand.data.sources.labels import label_key, label_number
-from expand.data.sources.paths import ClipPaths, foreign_reason, strip_quotes, trim
+from expand.data.sources.paths import ClipPaths, foreign_reason, from_windows_text, strip_quotes, trim
 from expand.data.sources.tables import LONGEST, Columns, csv_bytes, decode_text, find_columns, split_of_value
 from expand.data.sources.walk import stem_of
 from expand.errors import DataError, RunError, abbreviate, quantity
@@ -32,6 +33,8 @@ CONTENT = "content"
 EMPTY_CLASS = re.compile(r"# class ([0-9]+) has no clip: (.*)", re.DOTALL)
 LARGEST = 256_000_000
 """Bytes of such a list at most; one of a million clips has some 150 MB."""
+LARGEST_BEGUN = 2 * LARGEST
+"""Bytes of one with the hashes of the clips."""
 NEAR = 2
 """Folders right above a clip whose names must agree if a list was moved as a whole."""
 FIX = "it was changed by hand or cut: mend it, or restore it from a copy"
@@ -58,14 +61,10 @@ def write_clips(path: Path, listed: ClipList, *, contents: bool = False) -> None
     empty = [(f"# class {number} has no clip: {name}",) for number, name in enumerate(listed.classes)
              if number not in used]
     content = csv_bytes([[*HEADER, CONTENT] if contents else HEADER, *rows, *empty])
-    if len(content) > _largest(contents):  # the run could not go on after an interruption
+    if len(content) > (LARGEST_BEGUN if contents else LARGEST):  # the run could not go on after an interruption
         raise DataError(f"the list of its {len(rows):,} clips is larger than {size_text(LARGEST)}", where=str(path),
                         fix="use fewer clips, or a folder with a shorter path")
     write_atomic(Path(path), content)
-
-
-def _largest(contents: bool) -> int:
-    return 2 * LARGEST if contents else LARGEST
 
 
 def read_clips(path: Path) -> ClipList:
@@ -85,20 +84,33 @@ def _read_rows(path: Path, classes: Sequence[str] | None = None, *, fix: str = F
     missing or cut, with the lines that cannot be read, and `fix`.
     """
     try:
-        content = read_bounded(path, _largest(contents))
+        content = read_bounded(path, LARGEST_BEGUN if contents else LARGEST)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=str(path), fix=fix) from error
     text = decode_text(content)
     if text is None:  # a zero byte is in no path; a file that was cut may end in some
         raise DataError("is not text", where=str(path), fix=fix)
     try:
-        found = _read_as_written(text)
-        if classes is None or found[0] == tuple(classes):
-            return found[0], _resolve_paths(found[1], path, fix)
+        names, rows = _read_as_written(text)
+        if classes is not None and names != tuple(classes):
+            raise ValueError("other classes")
     except (ValueError, csv.Error):
-        pass
-    names, rows = _read_as_edited(text, path, classes, fix)
-    return names, _resolve_paths(rows, path, fix)
+        names, rows = _read_as_edited(text, path, classes, fix)
+    folder = os.path.dirname(os.path.abspath(path))
+    places = [ClipPaths(folder), ClipPaths(os.getcwd())]
+    mistakes: list[str] = []
+    for number, (line, clip) in enumerate(rows):
+        written = str(clip.path)
+        if ORDINARY.fullmatch(written):
+            continue
+        found = next((found for place in places if (found := place.find_spelled(written))), None)
+        if found is None and not written.startswith("/") and (reason := foreign_reason(written)):
+            mistakes.append(f"{path}:{line}: {written[:80]!r} {reason}")
+        full = found or os.path.join(folder, expand_home_if_any(written))
+        rows[number] = line, replace(clip, path=Path(full))
+    if mistakes:
+        raise unreadable_lines(mistakes, fix, where=str(path))
+    return names, rows
 
 
 def _read_as_written(text: str) -> tuple[tuple[str, ...], Rows]:
@@ -159,8 +171,7 @@ def _read_as_edited(text: str, path: Path, classes: Sequence[str] | None, fix: s
         except ValueError as error:
             mistakes.append(f"{path}:{line}: {error}")
     if mistakes:
-        raise DataError(f"{len(mistakes)} of its lines cannot be read:\n{abbreviate(mistakes)}", where=str(path),
-                        fix=fix)
+        raise unreadable_lines(mistakes, fix, where=str(path))
     if sorted(names) != list(range(len(names))):
         missing = next(number for number in range(len(names)) if number not in names)
         raise DataError(f"lacks a class: none of its lines has the number {missing}", where=str(path), fix=fix)
@@ -235,31 +246,9 @@ def _is_same_class(own: str, name: str) -> bool:
     if label_number(own) is not None and label_number(own) == label_number(name):
         return True
     try:
-        return any("\udc80" <= letter <= "\udcff" for letter in name) and label_key(own) == label_key(
-            name.encode("utf-8", "surrogateescape").decode("cp1252"))
+        return label_key(own) == label_key(from_windows_text(name))
     except UnicodeDecodeError:
         return False
-
-
-def _resolve_paths(rows: Rows, path: Path, fix: str) -> Rows:
-    """`rows` with paths as this system has them. Raises `DataError` for paths that no file of this machine can have."""
-    folder = os.path.dirname(os.path.abspath(path))
-    places = [ClipPaths(folder), ClipPaths(os.getcwd())]
-    resolved: Rows = []
-    mistakes: list[str] = []
-    for line, clip in rows:
-        text = str(clip.path)
-        if not ORDINARY.fullmatch(text):
-            found = next((found for place in places if (found := place.find_spelled(text))), None)
-            if found is None and not text.startswith("/") and (reason := foreign_reason(text)):
-                mistakes.append(f"{path}:{line}: {text[:80]!r} {reason}")
-            full = found or os.path.join(folder, expand_home_if_any(text))
-            clip = replace(clip, path=Path(full)) if full != text else clip
-        resolved.append((line, clip))
-    if mistakes:
-        raise DataError(f"{len(mistakes)} of its lines cannot be read:\n{abbreviate(mistakes)}", where=str(path),
-                        fix=fix)
-    return resolved
 
 
 def _begun_file(path: Path) -> Path:
@@ -348,31 +337,26 @@ def _match_clips(begun: Sequence[Clip], clips: Sequence[Clip]) -> list[int | Non
 
     if len(begun) == len(clips) and all(map(is_same, begun, clips)):
         return list(range(len(clips)))
-    partners: list[int | None] = [None] * len(clips)
-    left, free = set(range(len(clips))), set(range(len(begun)))
+    def key_of(clip: Clip, depth: int, with_class: bool) -> object:
+        return _path_parts(clip)[-depth:], with_class and (clip.label, clip.split)
 
-    def pair(keys_begun: Mapping[int, object], keys: Mapping[int, object]) -> None:
+    deepest = max((len(clip.path.parts) for clip in begun), default=0)
+    keys: list[Callable[[Clip], object]] = [lambda clip: (clip.path, clip.label, clip.split), lambda clip: clip.path]
+    keys += [partial(key_of, depth=depth, with_class=with_class)
+             for with_class in (True, False) for depth in range(deepest, 0, -1)]
+    partners: list[int | None] = [None] * len(clips)
+    free = set(range(len(begun)))
+    for key in keys:
+        left = [place for place, partner in enumerate(partners) if partner is None]
+        if not left or not free:
+            break
         waiting: dict[object, list[int]] = defaultdict(list)
         for number in sorted(free, reverse=True):
-            waiting[keys_begun[number]].append(number)
-        for place in sorted(left):
-            if candidates := waiting.get(keys[place]):
+            waiting[key(begun[number])].append(number)
+        for place in left:
+            if candidates := waiting.get(key(clips[place])):
                 partners[place] = number = candidates.pop()
-                left.discard(place)
                 free.discard(number)
-
-    def keys_of(some: Sequence[Clip], places: set[int], depth: int, with_class: bool) -> dict[int, object]:
-        return {place: (_path_parts(some[place])[-depth:], with_class and (some[place].label, some[place].split))
-                for place in places}
-
-    pair({number: (clip.path, clip.label, clip.split) for number, clip in enumerate(begun)},
-         {place: (clip.path, clip.label, clip.split) for place, clip in enumerate(clips)})
-    pair(dict(enumerate(clip.path for clip in begun)), dict(enumerate(clip.path for clip in clips)))
-    for with_class in (True, False):
-        deepest = max((len(_path_parts(begun[number])) for number in free), default=0) if left else 0
-        for depth in range(deepest, 0, -1):
-            if left and free:
-                pair(keys_of(begun, free, depth, with_class), keys_of(clips, left, depth, with_class))
     return partners
 
 
