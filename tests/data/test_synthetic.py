@@ -272,7 +272,7 @@ def test_a_kill_while_rendering_leaves_nothing_half(tmp_path, workers):
     assert not set_folder(RENDERED, tmp_path).exists()
     ensure_rendered(RENDERED, tmp_path, 1)
     assert all(path.is_file() for path, _ in clip_files(RENDERED, tmp_path)["test"])
-    assert not list((tmp_path / "builtin").glob(".rendering-*"))
+    assert not list((tmp_path / "builtin").glob(".*.rendering-*"))
 
 
 def test_a_second_process_waits_for_the_first(tmp_path):

@@ -339,10 +339,22 @@ class SizeLimit:
             os.utime(file, ns=(now_ns, now_ns))
 
     def _fits(self, count: int, evict: bool) -> bool:
-        if self._used.value + count > self._limit() or self._unseen.value > LOOK_AGAIN * self.limit_bytes:
-            files = self._count_folder()
-            if evict and self._used.value + count > self._limit():
-                self._evict(files, self._limit() - count)
+        """Return whether `count` more bytes stay within the limit, perhaps after the removal of files.
+
+        The longest unmarked go first, until 2 % less than needed is left; none at all if that cannot make enough room.
+        """
+        if self._used.value + count <= self._limit() and self._unseen.value <= LOOK_AGAIN * self.limit_bytes:
+            return True
+        files, most_bytes = self._count_folder(), self._limit() - count
+        old = sorted(file for file in files if file[0] < self._started_ns) if evict else []
+        if self._used.value > most_bytes >= self._used.value - sum(size for _, size, _ in old):
+            for marked_ns, size, path in old:
+                if self._used.value <= most_bytes - LOOK_AGAIN * self.limit_bytes:
+                    break
+                with suppress(OSError):
+                    if os.stat(path).st_mtime_ns == marked_ns:  # else another set has just marked it
+                        os.unlink(path)
+                        self._used.value -= size
         return self._used.value + count <= self._limit()
 
     def _limit(self) -> float:
@@ -365,20 +377,6 @@ class SizeLimit:
                         files.append((stat.st_mtime_ns, stat.st_size, entry.path))
         self._used.value, self._unseen.value = float(sum(size for _, size, _ in files)), 0.0
         return files
-
-    def _evict(self, files: list[tuple[int, int, str]], most_bytes: float) -> None:
-        """Remove files, longest unmarked first, until 2 % less than `most_bytes` is left; none at all if not even
-        `most_bytes` can be reached."""
-        old = sorted(file for file in files if file[0] < self._started_ns)
-        if self._used.value - sum(size for _, size, _ in old) > most_bytes:
-            return
-        for marked_ns, size, path in old:
-            if self._used.value <= most_bytes - LOOK_AGAIN * self.limit_bytes:
-                return
-            with suppress(OSError):
-                if os.stat(path).st_mtime_ns == marked_ns:  # else another set has just marked it
-                    os.unlink(path)
-                    self._used.value -= size
 
 
 FORMAT = 3

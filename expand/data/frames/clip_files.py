@@ -11,7 +11,7 @@ import math
 import re
 import stat
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -322,9 +322,11 @@ class FrameFolder:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """Return the pictures of a folder in natural order (img_2 before img_10), without hidden files.
+    """Return the pictures of a folder that are its frames, in natural order (img_2 before img_10).
 
-    Raises `UnreadableClip` if the folder cannot be read or has none.
+    Hidden files are left out, and masks and the like beside frames. Of pictures in two formats with the same numbers,
+    the format with more pictures is taken, else the one that comes first in `CODECS`. Raises `UnreadableClip` if the
+    folder cannot be read or has none.
     """
     try:
         inside = [file for file in folder.iterdir() if not file.name.startswith(".")]
@@ -336,27 +338,18 @@ def frame_files(folder: Path) -> list[Path]:
         raise UnreadableClip("is a folder without a JPEG or PNG picture"
                              + (f"; {', '.join(others)} are not read: convert them" if others else ""),
                              where=str(folder), kind="empty")
-    # names that differ only in case or leading zeros stay in a fixed order
-    return sorted(_choose_frames(files), key=lambda file: [
-        (int(part), "") if part.isdecimal() else (-1, part)
-        for part in re.split(r"(\d+)", file.name.lower())] + [(-2, file.name)])
-
-
-def _choose_frames(files: Sequence[Path]) -> Sequence[Path]:
-    """Return those of a folder's pictures that are its frames.
-
-    Masks and the like beside frames are left out. Of pictures in two formats with the same numbers, the format with
-    more pictures is taken, else the one that comes first in `CODECS`.
-    """
     files = [file for file in files if not NO_FRAME.search(file.name.lower())] or files
     codecs = Counter(CODECS[file.suffix.lower()] for file in files)
-    if len(codecs) == 1:
-        return files
-    numbers = {codec: {_number(file) for file in files if CODECS[file.suffix.lower()] == codec} for codec in codecs}
-    order = list(dict.fromkeys(CODECS.values()))
-    best = min(codecs, key=lambda codec: (-codecs[codec], order.index(codec)))
-    return [file for file in files if (codec := CODECS[file.suffix.lower()]) == best
-            or 2 * len(numbers[codec] & numbers[best]) < len(numbers[codec])]
+    if len(codecs) > 1:
+        numbers = {codec: {_number(file) for file in files if CODECS[file.suffix.lower()] == codec} for codec in codecs}
+        order = list(dict.fromkeys(CODECS.values()))
+        best = min(codecs, key=lambda codec: (-codecs[codec], order.index(codec)))
+        files = [file for file in files if (codec := CODECS[file.suffix.lower()]) == best
+                 or 2 * len(numbers[codec] & numbers[best]) < len(numbers[codec])]
+    # names that differ only in case or leading zeros stay in a fixed order
+    return sorted(files, key=lambda file: [
+        (int(part), "") if part.isdecimal() else (-1, part)
+        for part in re.split(r"(\d+)", file.name.lower())] + [(-2, file.name)])
 
 
 def _number(file: Path) -> str:

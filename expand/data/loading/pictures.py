@@ -162,9 +162,15 @@ def _cut(buffers: Buffers, samples: Samples, result_bytes: int = 0) -> Iterator[
 
     `result_bytes` is the size that one cut will have in the end.
     """
-    frames = samples.index_NT.shape[1]
-    top_N, left_N = samples.boxes.top_NK.min(1).tolist(), samples.boxes.left_NK.min(1).tolist()
-    rows_of = _group_by_window(samples)
+    boxes, frames = samples.boxes, samples.index_NT.shape[1]
+    top_N, left_N = boxes.top_NK.min(1), boxes.left_NK.min(1)
+    width_N = np.array([clip.width for clip in samples.clips], dtype=np.int64)
+    below_NK, right_NK = boxes.top_NK - top_N[:, None], boxes.left_NK - left_N[:, None]
+    window_of = zip(width_N.tolist(), (below_NK.max(1) + boxes.side_N).tolist(), boxes.side_N.tolist(),
+                    map(tuple, (below_NK * width_N[:, None] + right_NK).tolist()), strict=True)
+    rows_of: dict[_Window, list[int]] = {}
+    for row, window in enumerate(map(_Window._make, window_of)):
+        rows_of.setdefault(window, []).append(row)
     room_B = buffers.frames.tensor((max([TOGETHER_BYTES, *(frames * window.room for window in rows_of)]),), torch.uint8)
     for window, rows in rows_of.items():
         read_bytes = window.height * window.width * CHANNELS
@@ -172,26 +178,12 @@ def _cut(buffers: Buffers, samples: Samples, result_bytes: int = 0) -> Iterator[
         for some in (rows[start:start + together] for start in range(0, len(rows), together)):
             room_GTB = room_B[:len(some) * frames * window.room].view(len(some), frames, window.room)
             for row, room_TB in zip(some, room_GTB.numpy(), strict=True):
-                start = (window.width - left_N[row]) * CHANNELS
-                read_into(room_TB[:, start:start + read_bytes], samples.clips[row], samples.index_NT[row], top_N[row])
+                start = (window.width - int(left_N[row])) * CHANNELS
+                read_into(room_TB[:, start:start + read_bytes], samples.clips[row], samples.index_NT[row],
+                          int(top_N[row]))
             for cut, first in enumerate(window.firsts):
                 cut_GTHWC = window.squares(room_GTB, first)
                 if samples.color_N3 is not None:
                     cut_GTHWC = torch.stack([jitter_colors(cut_THWC, factors) for cut_THWC, factors
                                              in zip(cut_GTHWC, samples.color_N3[some].tolist(), strict=True)])
                 yield some, cut, cut_GTHWC
-
-
-def _group_by_window(samples: Samples) -> dict[_Window, list[int]]:
-    """Return the rows (ascending) of the samples that have the same window."""
-    boxes = samples.boxes
-    width_N = np.array([clip.width for clip in samples.clips], dtype=np.int64)
-    below_NK = boxes.top_NK - boxes.top_NK.min(1, keepdims=True)
-    right_NK = boxes.left_NK - boxes.left_NK.min(1, keepdims=True)
-    height_N = below_NK.max(1) + boxes.side_N
-    first_NK = below_NK * width_N[:, None] + right_NK
-    rows_of: dict[_Window, list[int]] = {}
-    for row, (width, height, side, firsts) in enumerate(zip(width_N.tolist(), height_N.tolist(),
-                                                            boxes.side_N.tolist(), first_NK.tolist(), strict=True)):
-        rows_of.setdefault(_Window(width, height, side, tuple(firsts)), []).append(row)
-    return rows_of

@@ -172,7 +172,12 @@ def resample(cuts_BTSSC: torch.Tensor, side_B: torch.Tensor, flip_B: torch.Tenso
     is rounded between: values are within 1.5 / 255 / std of those of `resize`, a flip and `normalise`.
     """
     batch, frames, size, _, channels = cuts_BTSSC.shape
-    down_BOS = _resize_weights(side_B, side, size)
+    scale_B = side_B.to(torch.float32)[:, None, None] / side
+    centre_BO = scale_B * (torch.arange(side, device=side_B.device)[:, None] + 0.5)
+    pixel_S = torch.arange(size, device=side_B.device)
+    weight_BOS = (1 - (pixel_S + 0.5 - centre_BO).abs() / scale_B.clamp_min(1)).clamp_min(0)
+    weight_BOS = weight_BOS * (pixel_S < side_B[:, None, None])
+    down_BOS = weight_BOS / weight_BOS.sum(2, keepdim=True)  # bilinear with antialiasing
     across_BOS = torch.where(flip_B[:, None, None], down_BOS.flip(1), down_BOS) / (255 * std)
     lines_BSN = cuts_BTSSC.permute(0, 2, 1, 3, 4).to(torch.float32).reshape(batch, size, frames * size * channels)
     with _exact_products(cuts_BTSSC.device):
@@ -197,16 +202,3 @@ def _exact_products(device: torch.device) -> Iterator[None]:
             yield
     finally:
         matmul.allow_tf32 = is_rounded
-
-
-def _resize_weights(side_B: torch.Tensor, side: int, size: int) -> torch.Tensor:
-    """Return bilinear weights with antialiasing from `side_B` of `size` pixels to `side`: B x side x size.
-
-    Each row sums to 1.
-    """
-    scale_B = side_B.to(torch.float32)[:, None, None] / side
-    centre_BO = scale_B * (torch.arange(side, device=side_B.device)[:, None] + 0.5)
-    pixel_S = torch.arange(size, device=side_B.device)
-    weight_BOS = (1 - (pixel_S + 0.5 - centre_BO).abs() / scale_B.clamp_min(1)).clamp_min(0)
-    weight_BOS = weight_BOS * (pixel_S < side_B[:, None, None])
-    return weight_BOS / weight_BOS.sum(2, keepdim=True)

@@ -29,7 +29,7 @@ from expand.data.sources.clip import (
 )
 from expand.data.sources.folders import has_splits, looks_like_classes, read_folders
 from expand.data.sources.labels import name_classes, unify_labels
-from expand.data.sources.lists import is_frame_list, lacks_labels, names_clips, read_lists
+from expand.data.sources.lists import is_frame_list, names_clips, read_lists
 from expand.data.sources.paths import cache_dir, lists_of
 from expand.data.sources.published import FORMATS, find_annotations, format_of, read_annotations
 from expand.data.sources.run_list import (
@@ -207,7 +207,7 @@ def read_source(config: DataConfig) -> Source:
             unused = [(f"not used: {further[0][1].name}, which lists clips, too; to read it instead: "
                        f"--data {further[0][1]}")]
     elif not lists and len(files) > 1:  # lists that were found, not named
-        left_out = [file for split, file in files if split == "test" and lacks_labels(file)]
+        left_out = [file for split, file in files if split == "test" and names_clips(file, with_classes=False)]
         files = [(split, file) for split, file in files if file not in left_out]
         unused = [f"left out {file.name}, which has no labels" for file in left_out]
     if form == "folders":
@@ -270,7 +270,10 @@ def _form_of_folder(config: DataConfig, root: str) -> tuple[str, Files]:
 
 
 def _find_lists(root: str) -> Files:
-    """`train.csv`, `val.csv` and the like in `root`, else in its split folders."""
+    """`train.csv`, `val.csv` and the like in `root`; else `train/metadata.csv`, `val/metadata.csv` and the like.
+
+    The latter count if every split folder has such a list and no class folders.
+    """
     found: dict[str, list[Path]] = {}
     for name in files_in(root):
         stem, suffix = os.path.splitext(name)
@@ -285,7 +288,19 @@ def _find_lists(root: str) -> Files:
         if len(paths) > 1:
             raise DataError(f"both {' and '.join(path.name for path in paths)} are lists of {split}", where=root,
                             fix=f"keep one of them, or name it: --set data.{split}=FILE")
-    return [(split, found[split][0]) for split in SPLITS if split in found] or _find_lists_of_splits(root)
+    if found:
+        return [(split, found[split][0]) for split in SPLITS if split in found]
+    inner: dict[str, Path] = {}
+    for name in folders_in(root):
+        split, folder = split_of_folder(name), os.path.join(root, name)
+        if split is None:
+            continue
+        lists = [Path(folder, file) for file in files_in(folder) if suffix_of(file) in LIST_SUFFIXES]
+        named = [path for path in lists if path.stem.lower() in LIST_NAMES] or lists
+        if len(named) != 1 or split in inner or len(folders_in(folder)) > 1 or not _is_list(named[0]):
+            return []
+        inner[split] = named[0]
+    return list(inner.items()) if "train" in inner else []
 
 
 def _find_further_lists(root: str) -> Files:
@@ -309,22 +324,6 @@ def _find_further_lists(root: str) -> Files:
     if "train" not in parts or any(len(paths) > 1 for paths in parts.values()):
         return []
     return [(split, parts[split][0]) for split in SPLITS if split in parts]
-
-
-def _find_lists_of_splits(root: str) -> Files:
-    """`train/metadata.csv`, `val/metadata.csv` and the like, if every split folder has such a list and no class
-    folders."""
-    found: dict[str, Path] = {}
-    for name in folders_in(root):
-        split, folder = split_of_folder(name), os.path.join(root, name)
-        if split is None:
-            continue
-        lists = [Path(folder, file) for file in files_in(folder) if os.path.splitext(file)[1].lower() in LIST_SUFFIXES]
-        named = [path for path in lists if path.stem.lower() in LIST_NAMES] or lists
-        if len(named) != 1 or split in found or len(folders_in(folder)) > 1 or not _is_list(named[0]):
-            return []
-        found[split] = named[0]
-    return list(found.items()) if "train" in found else []
 
 
 def _is_list(path: Path) -> bool:

@@ -78,19 +78,11 @@ class ParsedList:
     """The column of the paths, if it may name the clips by something else than a path."""
 
 
-def names_clips(path: Path) -> bool:
-    """Return true if the header of `path`, or its names of fields in JSON, has columns for clips and classes."""
-    return _first_columns(path) == (True, True)
+def names_clips(path: Path, *, with_classes: bool = True) -> bool:
+    """Return true if the header of `path`, or its names of fields in JSON, has columns for clips and classes.
 
-
-def lacks_labels(path: Path) -> bool:
-    """Return true if the header of `path` has a column for clips and none for classes, as in test lists of
-    competitions."""
-    return _first_columns(path) == (True, False)
-
-
-def _first_columns(path: Path) -> tuple[bool, bool]:
-    """True for each of clips and classes that has a column in the header of `path`."""
+    `with_classes` false: for clips and not for classes, as in test lists of competitions.
+    """
     try:
         lines = [line for _, line in read_lines(path) if not line.startswith("#")]
         if lines and lines[0].startswith(("{", "[")):
@@ -101,9 +93,9 @@ def _first_columns(path: Path) -> tuple[bool, bool]:
             mark = next((mark for mark in "\t,;|" if lines and mark in lines[0]), " ")
             header = next(csv.reader(lines[:1], delimiter=mark, skipinitialspace=True), [])
     except (DataError, ValueError, RecursionError, csv.Error):
-        return False, False
+        return False
     found = find_columns(header)
-    return found.path is not None, found.label is not None
+    return found.path is not None and (found.label is not None) == with_classes
 
 
 def is_frame_list(head: str) -> bool:

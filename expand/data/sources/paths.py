@@ -106,8 +106,24 @@ class ClipPaths:
         if found := self.find_spelled(text):
             return found
         for path in map(trim, spellings(text)):
-            if found := self._find_by_name(path, hints):
+            if not path or path.endswith("/"):
+                continue
+            if found := self._find_with_suffix(self._full(path)):
                 return found
+            inside = path.lstrip("/")
+            folders = [""] if path.startswith("/") else []  # of the data, as if its folder were the root
+            folders += hints if "/" not in inside else []
+            for folder in folders:
+                full = os.path.join(self.start, folder, inside)
+                if found := self._find_exact(full) or self._find_with_suffix(full):
+                    return found
+            if "/" in inside:
+                continue
+            if self._index is None:
+                self._index = {}
+                self._add_to_index(self._index, "", DEPTH)
+            if len(best := best_places(self._index.get(inside, []), hints)) == 1:
+                return os.path.join(self.start, best[0])
         return None
 
     def find_spelled(self, text: str) -> str | None:
@@ -170,28 +186,6 @@ class ClipPaths:
                                    and is_clip_file(file)}
         file = self._stems[folder].get(name)
         return os.path.join(folder, file) if file else None
-
-    def _find_by_name(self, path: str, hints: Sequence[str]) -> str | None:
-        """The file for a path that lacks its suffix, starts at the data's folder although it begins with a slash, or
-        is a bare name."""
-        if not path or path.endswith("/"):
-            return None
-        if found := self._find_with_suffix(self._full(path)):
-            return found
-        inside = path.lstrip("/")
-        folders = [""] if path.startswith("/") else []
-        folders += hints if "/" not in inside else []
-        for folder in folders:
-            full = os.path.join(self.start, folder, inside)
-            if found := self._find_exact(full) or self._find_with_suffix(full):
-                return found
-        if "/" in inside:
-            return None
-        if self._index is None:
-            self._index = {}
-            self._add_to_index(self._index, "", DEPTH)
-        best = best_places(self._index.get(inside, []), hints)
-        return os.path.join(self.start, best[0]) if len(best) == 1 else None
 
     def _add_to_index(self, index: dict[str, list[str]], folder: str, depth: int) -> None:
         full = os.path.join(self.start, folder)

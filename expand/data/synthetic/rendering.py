@@ -36,6 +36,7 @@ from pathlib import Path
 import numpy as np
 
 from expand.config.schema import BuiltinConfig
+from expand.data.frames.file_locks import lock
 from expand.data.synthetic import (
     CUES,
     RENDERER,
@@ -204,14 +205,9 @@ def ensure_rendered(config: BuiltinConfig, cache_dir: Path, workers: int) -> Non
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.parent / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system when the process ends, however it ends
-            for leftover in folder.parent.glob(".rendering-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+        with lock(folder.parent / ".lock"):
             if not folder.is_dir():
-                temporary = folder.parent / f".rendering-{uuid.uuid4().hex}"
-                temporary.mkdir()
-                with _publish(temporary, folder):
+                with _new_folder(folder) as temporary:
                     jobs = _jobs(temporary, config)
                     logger.info(f"rendering {len(jobs)} built-in clips into {folder} (once)")
                     for _ in _render_all(jobs, config, workers):
@@ -222,14 +218,33 @@ def ensure_rendered(config: BuiltinConfig, cache_dir: Path, workers: int) -> Non
 
 
 @contextmanager
-def _publish(temporary: Path, folder: Path) -> Iterator[None]:
-    """Rename `temporary` to `folder` at the end of the block, or remove it if the block fails."""
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Make a locked temporary folder beside `folder`, which it becomes at the end of the block; if the block fails, it
+    is removed. Remove those that killed processes left there."""
+    prefix = f".{folder.name}.rendering-"
+    for leftover in [entry for entry in folder.parent.iterdir() if entry.name.startswith(prefix)]:
+        with suppress(OSError), _lock_folder(leftover):  # the system has released a dead owner's lock
+            shutil.rmtree(leftover)
+    temporary = folder.parent / f"{prefix}{uuid.uuid4().hex}"
+    temporary.mkdir()
+    with _lock_folder(temporary):
+        try:
+            yield temporary
+            os.replace(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock while the block runs. Raises `BlockingIOError` if another process has it."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    finally:
+        os.close(handle)
 
 
 def _jobs(folder: Path, config: BuiltinConfig) -> list[tuple[Path, str, Sequence[int]]]:
@@ -303,7 +318,8 @@ def synthesize(out: Path, config: BuiltinConfig = BUILTIN, *, classes: int | Non
             raise DataError("not a folder", where=str(out), fix="name a new folder")
         if out.is_dir() and any(out.iterdir()):
             raise DataError("the folder is not empty", where=str(out), fix="name a new folder, or empty this one")
-        with _make_locked_folder(out) as temporary, _publish(temporary, out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _new_folder(out) as temporary:
             jobs = _jobs(temporary, config)
             logger.info(f"rendering {len(jobs)} clips of {len(names)} classes into {out}")
             for done in _render_all(jobs, config, workers):
@@ -318,31 +334,6 @@ def synthesize(out: Path, config: BuiltinConfig = BUILTIN, *, classes: int | Non
 
 def _counts(config: BuiltinConfig) -> dict[str, int]:
     return {split: len(files) for split, files in files_in(Path(), config).items()}
-
-
-@contextmanager
-def _make_locked_folder(out: Path) -> Iterator[Path]:
-    """Make a folder beside `out` and lock it while the block runs; remove those that killed processes left there."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{out.name}.rendering-"
-    for leftover in [entry for entry in out.parent.iterdir() if entry.name.startswith(prefix)]:
-        with suppress(OSError), _lock_folder(leftover):  # the system has released a dead owner's lock
-            shutil.rmtree(leftover)
-    temporary = out.parent / f"{prefix}{uuid.uuid4().hex}"
-    temporary.mkdir()
-    with _lock_folder(temporary):
-        yield temporary
-
-
-@contextmanager
-def _lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock while the block runs. Raises `BlockingIOError` if another process has it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _write_description(folder: Path, config: BuiltinConfig) -> None:
