@@ -19,7 +19,7 @@ from torch import Tensor
 
 from expand.config.schema import DataConfig
 from expand.data import ClipList, prepare
-from expand.data.frames.cache import CachedClip
+from expand.data.frames.frame_access import CachedClip
 from expand.data.loading.loader import dead_worker, eval_loader
 from expand.data.sources.labels import label_key
 from expand.errors import SHOWN, DataError, RunError, abbreviate, did_you_mean, explain_device_faults, lacks_memory

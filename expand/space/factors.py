@@ -17,6 +17,11 @@ def round_half_up(value: float) -> int:
     return math.floor(value + 0.5)
 
 
+def span_s(frames: int, stride: int) -> float:
+    """Return the time from the first to the last frame of a clip, seconds."""
+    return (frames - 1) * stride / REFERENCE_FPS
+
+
 @dataclass(frozen=True)
 class Factors:
     """One point of the space. Everything about a network but its number of classes follows from it.
@@ -57,7 +62,7 @@ class Factors:
     @property
     def span_s(self) -> float:
         """Time from the first to the last frame of the clip, seconds."""
-        return (self.frames - 1) * self.stride / REFERENCE_FPS
+        return span_s(self.frames, self.stride)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the factors under their symbols' names."""

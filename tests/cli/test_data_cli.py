@@ -12,7 +12,7 @@ import pytest
 
 from expand.cli.data import KNOBS
 from expand.config.schema import BuiltinConfig
-from expand.data.frames.decode import KINDS
+from expand.data.frames.clip_files import KINDS
 from expand.report.clips import TITLES, check_text, clips_frame
 from tests.data.clips import steady, write_clip
 

@@ -12,10 +12,11 @@ import pytest
 
 from expand.data.frames import cache as cache_module
 from expand.data.frames import file_locks as locks_module
-from expand.data.frames.cache import FORMAT, FrameCache, read_frames
+from expand.data.frames.cache import FORMAT, FrameCache
+from expand.data.frames.clip_files import UnreadableClip
 from expand.data.frames.content import content_hash
-from expand.data.frames.decode import UnreadableClip
 from expand.data.frames.file_locks import claim, claim_another, release
+from expand.data.frames.frame_access import read_frames
 from expand.errors import DataError
 from tests.data.clips import PLENTY, decoded, frames_of, steady, ten, write_clip, write_frames
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expand.data.frames import clip_files
-from expand.data.frames.decode import KINDS, MAX_PIXELS, ClipReader, UnreadableClip, stored_size
+from expand.data.frames.clip_files import KINDS, MAX_PIXELS, UnreadableClip
+from expand.data.frames.decode import ClipReader, stored_size
 from tests.data.clips import steady, write_clip
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

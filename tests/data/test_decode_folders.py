@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from expand.data.frames.clip_files import frame_files
-from expand.data.frames.decode import ClipReader, UnreadableClip
+from expand.data.frames.clip_files import UnreadableClip, frame_files
+from expand.data.frames.decode import ClipReader
 from tests.data.clips import FULL, encode, steady, write_clip, write_pictures
 
 MOTION = Path(__file__).parents[3] / "shared" / "data" / "weizmann5_motion"

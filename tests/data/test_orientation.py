@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from expand.data.frames.cache import FrameCache
-from expand.data.frames.decode import ClipReader, UnreadableClip
+from expand.data.frames.clip_files import UnreadableClip
+from expand.data.frames.decode import ClipReader
 from expand.data.frames.presentation import (
     EXIF,
     EXIF_ORIENTATION,

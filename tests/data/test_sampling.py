@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from expand.data.frames.presentation import one_per_tick
 from expand.data.loading.sampling import (
     clip_frames,
-    nearest_frames,
+    nearest_frames_of,
     random_start_s,
-    span_s,
     view_starts_s,
 )
-from expand.space.factors import REFERENCE_FPS
+from expand.space.factors import REFERENCE_FPS, span_s
 
 steps = st.lists(st.floats(1 / 240, 0.5), min_size=0, max_size=40)
 times = steps.map(lambda gaps: np.concatenate([[0.0], np.cumsum(gaps)]))
@@ -22,7 +21,7 @@ shapes = {"frames": st.integers(1, 20), "stride": st.integers(1, 40)}
 
 @given(times, st.lists(st.floats(-1, 25), min_size=1, max_size=20))
 def test_no_frame_is_nearer_than_the_one_taken(times_s, wanted):
-    taken = nearest_frames(times_s, np.array(wanted))
+    taken = nearest_frames_of([times_s], np.array([wanted]))[0]
     for index, want in zip(taken, wanted):
         assert abs(times_s[index] - want) == np.abs(times_s - want).min()
 

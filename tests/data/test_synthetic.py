@@ -22,22 +22,24 @@ from hypothesis import strategies as st
 from expand.config.schema import BuiltinConfig, DataConfig
 from expand.data import prepare
 from expand.data.loading.transforms import resize
-from expand.data.synthetic import CUES, MAX_PATTERNS, patterns_for, possible_classes
-from expand.data.synthetic import rendering as synthetic
-from expand.data.synthetic.rendering import (
-    CLASSES,
-    HUES,
-    MOTIONS,
-    ONE_FRAME_CEILING,
-    PERIOD_S,
-    PERIODS,
-    TEXTURES,
+from expand.data.synthetic import (
+    CUES,
+    MAX_PATTERNS,
     class_names,
     clip_files,
+    one_frame_ceiling,
+    patterns_for,
+    possible_classes,
+    set_folder,
+)
+from expand.data.synthetic import rendering as synthetic
+from expand.data.synthetic.rendering import (
+    BUILTIN,
+    CLASSES,
+    PERIOD_S,
     draw,
     ensure_rendered,
     render,
-    set_folder,
     synthesize,
 )
 from expand.errors import DataError, UsageError
@@ -47,6 +49,7 @@ from expand.space.geometry import evaluation_crop
 SMALL = BuiltinConfig(size=40, seconds=1.0, fps=8, train_clips=33, val_clips=16, test_clips=16)
 DRAWS = 3000
 FEW = 1000
+HUES, TEXTURES, MOTIONS, PERIODS = (cue.levels for cue in CUES[:4])
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +146,7 @@ def test_at_any_instant_bands_and_light_are_distributed_alike_for_every_motion_a
 
 
 def test_one_frame_leaves_four_equally_frequent_classes():
-    assert len(HUES) * len(TEXTURES) / len(CLASSES) == ONE_FRAME_CEILING == 0.25
+    assert len(HUES) * len(TEXTURES) / len(CLASSES) == one_frame_ceiling(BUILTIN) == 0.25
 
 
 def luma(drawing, times_s, size=96):

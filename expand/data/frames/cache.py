@@ -30,14 +30,13 @@ from typing import Any
 
 import numpy as np
 
+from expand.data.frames.clip_files import UnreadableClip
 from expand.data.frames.content import ContentMemo
-from expand.data.frames.decode import ClipReader, UnreadableClip
+from expand.data.frames.decode import ClipReader
 from expand.data.frames.file_locks import POLL_S, TEMPORARY, claim, claim_another, lock, release, sweep
-from expand.data.frames.frame_access import CachedClip, read_frames
+from expand.data.frames.frame_access import CachedClip
 from expand.errors import DataError
 from expand.processes import CONTEXT, heartbeat
-
-__all__ = ["FORMAT", "CachedClip", "FrameCache", "read_frames"]
 
 MEMO, LOCK = "contents.txt", "lock"
 ROOM, OVER_LIMIT, DISK_FULL = 0, 1, 2

@@ -15,20 +15,8 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from expand.data.frames.clip_files import (
-    KINDS,
-    MAX_PIXELS,
-    MIN_SIDE,
-    NO_HEADER,
-    FrameFolder,
-    Header,
-    UnreadableClip,
-    VideoFile,
-    check_size,
-)
+from expand.data.frames.clip_files import MAX_PIXELS, NO_HEADER, FrameFolder, UnreadableClip, VideoFile, check_size
 from expand.data.frames.presentation import SQUARE, UPRIGHT, Stamped, one_per_tick, shown_size, turn_upright
-
-__all__ = ["KINDS", "MAX_PIXELS", "MIN_SIDE", "ClipReader", "Header", "UnreadableClip", "stored_size"]
 
 SEEK_FROM = 2
 """The first frame that is reached faster with a seek than by decoding from the start."""
@@ -84,7 +72,7 @@ class ClipReader:
         self._orientation, self._aspect, self._uniform = UPRIGHT, SQUARE, True
         self.jumps, self.jumped_s = 0, 0.0
         self.stamps: np.ndarray | None = None
-        self.header: Header = NO_HEADER
+        self.header = NO_HEADER
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
         wanted, stamps = self._wanted, self._known_stamps

@@ -25,11 +25,12 @@ from expand.data.frames.frame_access import CachedClip
 from expand.data.loading import updates_per_epoch
 from expand.data.loading.pictures import Buffers, Cutter, Memory, Samples, cut_and_pad, cut_and_resize
 from expand.data.loading.prepared import PreparedData
-from expand.data.loading.sampling import clip_frames_of, random_start_s, span_s, view_start_s
+from expand.data.loading.sampling import clip_frames_of, random_start_s, view_start_s
 from expand.data.loading.transforms import Augmentation, Boxes, crop_boxes, normalise, random_boxes, resample
 from expand.errors import DataError
 from expand.machine import keep_freed_memory
 from expand.processes import CONTEXT
+from expand.space.factors import span_s
 from expand.space.geometry import evaluation_crop
 
 CPU = torch.device("cpu")

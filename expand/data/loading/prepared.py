@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from expand.config.schema import DataConfig
-from expand.data.frames.cache import CachedClip, FrameCache
-from expand.data.frames.decode import ClipReader, UnreadableClip
+from expand.data.frames.cache import FrameCache
+from expand.data.frames.clip_files import UnreadableClip
+from expand.data.frames.decode import ClipReader
+from expand.data.frames.frame_access import CachedClip
 from expand.data.loading.sampling import median_length_s
 from expand.data.sources import PUT_BACK, SPLITS, Clip, ClipList, cache_dir, list_clips
 from expand.data.sources.clip import CONTENT_DIGITS

@@ -18,11 +18,6 @@ Seconds = TypeVar("Seconds", float, np.ndarray)
 """Those of one clip, or of several."""
 
 
-def span_s(frames: int, stride: int) -> float:
-    """Return the time from the first to the last frame of a sampled clip, seconds."""
-    return (frames - 1) * stride / REFERENCE_FPS
-
-
 def random_start_s(length_s: Seconds, span: float, draw: Seconds) -> Seconds:
     """Return the start of a training clip, uniform over all that fit into `length_s`, or 0 if none fits.
 
@@ -54,18 +49,12 @@ def window_starts_s(length_s: float, window_s: float, hop_s: float) -> np.ndarra
     return starts_s if slack - starts_s[-1] < 1e-6 else np.append(starts_s, slack)
 
 
-def nearest_frames(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
-    """Return the index of the frame nearest to each wanted time; the earlier of two at the same distance.
-
-    `times_s` ascends. Times before the first frame give the first, times beyond the end the last.
-    """
-    return nearest_frames_of([times_s], wanted_s[None])[0]
-
-
 def nearest_frames_of(times_s: Sequence[np.ndarray], wanted_NT: np.ndarray) -> np.ndarray:
-    """Return `nearest_frames` of N clips at T times each: N x T.
+    """Return the index of the frame nearest to each of T wanted times, for N clips: N x T.
 
-    All steps but the search are done for all clips at once: with few frames a clip, each call costs time.
+    Of two at the same distance it is the earlier one. The times of a clip ascend; times before its first frame give the
+    first, times beyond its end the last. All steps but the search are done for all clips at once: with few frames a
+    clip, each call costs time.
     """
     last_N1 = np.array([len(times) - 1 for times in times_s], dtype=np.intp)[:, None]
     after_NT = np.empty(wanted_NT.shape, dtype=np.intp)
@@ -87,8 +76,6 @@ def clip_frames(times_s: np.ndarray, start_s: float, frames: int, stride: int) -
 def clip_frames_of(times_s: Sequence[np.ndarray], start_N: np.ndarray, frames: int, stride: int) -> np.ndarray:
     """Return `clip_frames` of N clips: N x `frames`."""
     return nearest_frames_of(times_s, start_N[:, None] + np.arange(frames) * (stride / REFERENCE_FPS))
-
-
 
 
 def median_length_s(clips: Iterable[tuple[str, float]]) -> float | None:

@@ -106,7 +106,18 @@ def levels_of(name: str, config: BuiltinConfig) -> dict[str, str]:
 
 
 def one_frame_ceiling(config: BuiltinConfig) -> float:
-    """Return the best accuracy that any network can reach from one frame; see `rendering.ONE_FRAME_CEILING`."""
+    """Return the best accuracy that any network can reach from one frame of a clip; 1/4 for the built-in set.
+
+    The bands' phase at time t is phase + direction x frequency x t modulo 1 with a phase uniform on [0, 1): uniform
+    whatever direction and frequency. The light at time t is a fixed function of a phase that is uniform too, whatever
+    the period. Both phases and every nuisance are drawn without looking at the label. So at any instant (bands, light,
+    nuisances) has one distribution for all four combinations of motion and period; a single frame tells nothing about
+    them, and with hue and texture known four equally frequent classes remain. (A mean of scores over several
+    single-frame views is blind to the direction for the same reason, since a clip run backwards has the same frames;
+    the spread of its brightness could tell the period in principle, so there the strict ceiling is 1/2. Training on one
+    frame gives a network no reason to use that.) The same holds for the bars, whose phase is uniform whether they step
+    on or back.
+    """
     return 1 / math.prod(len(cue.levels) for cue in active_cues(config) if not cue.one_frame)
 
 

@@ -38,12 +38,9 @@ import numpy as np
 from expand.config.schema import BuiltinConfig
 from expand.data.frames.file_locks import lock
 from expand.data.synthetic import (
-    CUES,
     RENDERER,
-    SPLITS,
     active_cues,
     class_names,
-    clip_files,
     files_in,
     levels_of,
     one_frame_ceiling,
@@ -57,31 +54,12 @@ from expand.version import __version__
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["CLASSES", "HUES", "MOTIONS", "ONE_FRAME_CEILING", "PERIODS", "PERIOD_S", "SPLITS", "TEXTURES", "Drawing",
-           "Synthesized", "class_names", "clip_files", "draw", "ensure_rendered", "render", "set_folder", "synthesize",
-           "write_clip"]
-
-HUES, TEXTURES, MOTIONS, PERIODS = (cue.levels for cue in CUES[:4])
 SEAM = 0.02
 """Width, as a share of the frame's height, over which the light of the upper half gives way to the bands of the lower.
 Over one another, each hides the other: in some hundred updates a network learnt one of the two, by the seed which."""
 BUILTIN = BuiltinConfig()
 CLASSES = class_names(BUILTIN)
 """The classes of the built-in set with its own strengths."""
-
-ONE_FRAME_CEILING = one_frame_ceiling(BUILTIN)
-"""Best accuracy, 1/4, that any network can reach from one frame of a clip.
-
-The bands' phase at time t is phase + direction x frequency x t modulo 1 with a phase uniform on [0, 1): uniform
-whatever direction and frequency. The light at time t is a fixed function of a phase that is uniform too, whatever the
-period. Both phases and every nuisance are drawn without looking at the label. So at any instant (bands, light,
-nuisances) has one distribution for all four combinations of motion and period; a single frame tells nothing about
-them, and with hue and texture known four equally frequent classes remain. (A mean of scores over several single-frame
-views is blind to the direction for the same reason, since a clip run backwards has the same frames; the spread of its
-brightness could tell the period in principle, so there the strict ceiling is 1/2. Training on one frame gives a
-network no reason to use that.) The same holds for the bars, whose phase is uniform whether they step on or back."""
-
-
 PERIOD_S = {"fast": 0.8, "slow": 2.4}
 """Seconds from one pulse of the light to the next in the built-in set."""
 BANDS = 2.5
