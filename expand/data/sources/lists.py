@@ -27,6 +27,7 @@ from expand.data.sources.tables import (
     IDS,
     LABELS,
     PATHS,
+    SEPARATOR_HINT,
     Columns,
     clip_objects,
     csv_rows,
@@ -59,8 +60,6 @@ VIDEO_FIRST = re.compile(rf"(\S.*{_VIDEO})\s+(\S.*)", re.IGNORECASE)
 """A path that ends like a video's, and a label of any number of words."""
 QUOTED = re.compile(r"(?:^|[\s,;])\"")
 """A quote that protects a field, and is no part of a name."""
-SEPARATOR_HINT = re.compile(r"sep=.")
-"""A first line that names the delimiter to a spreadsheet."""
 LOOKED_AT = 20
 """Lines that are compared with the first one, to tell whether that is a header."""
 NAMED = 12

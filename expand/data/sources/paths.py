@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from expand.config.schema import DataConfig
 from expand.data.sources.clip import SPLITS
-from expand.data.sources.walk import files_in, folders_in, is_clip_file, stem_of
+from expand.data.sources.walk import files_in, folders_in, is_clip_file
 from expand.errors import DataError
 from expand.home import expand_home, expand_home_if_any, user_cache
 
@@ -182,7 +182,7 @@ class ClipPaths:
         folder, name = os.path.split(full)
         if folder not in self._stems:
             names = sorted(self._names_in(folder) or ())
-            self._stems[folder] = {stem_of(file): file for file in reversed(names) if SUFFIX.search(file)
+            self._stems[folder] = {os.path.splitext(file)[0]: file for file in reversed(names) if SUFFIX.search(file)
                                    and is_clip_file(file)}
         file = self._stems[folder].get(name)
         return os.path.join(folder, file) if file else None
@@ -195,7 +195,7 @@ class ClipPaths:
             return
         for name in files:
             if is_clip_file(name):
-                for key in {name, stem_of(name)}:
+                for key in {name, os.path.splitext(name)[0]}:
                     index.setdefault(key, []).append(os.path.join(folder, name))
         for name in folders if depth else ():
             self._add_to_index(index, os.path.join(folder, name), depth - 1)

@@ -21,7 +21,7 @@ from expand.data.sources.clip import (
 )
 from expand.data.sources.paths import best_places
 from expand.data.sources.tables import PEEK, csv_rows, read_json, read_lines
-from expand.data.sources.walk import clips_below, files_in, folders_in, is_clip_file, stem_of
+from expand.data.sources.walk import clips_below, files_in, folders_in, is_clip_file
 from expand.errors import DataError, abbreviate, did_you_mean, quantity
 
 FORMATS = {"kinetics": "Kinetics", "ucf101": "UCF101", "hmdb51": "HMDB51", "ssv2": "Something-Something v2"}
@@ -115,7 +115,7 @@ class PublishedPaths:
             self._index = {}
             for path in clips_below(self.root) if os.path.isdir(self.root) else ():
                 base = os.path.basename(path)
-                for key in {base, stem_of(base)}:
+                for key in {base, os.path.splitext(base)[0]}:
                     self._index.setdefault(key, []).append(path)
         for name in names:
             if places := self._index.get(name):
@@ -131,9 +131,9 @@ class PublishedPaths:
             found: dict[str, str] = {}
             if os.path.isdir(full):
                 files = [name for name in files_in(full) if is_clip_file(name)]
-                found = {name: name for name in folders_in(full)}
-                found |= {stem_of(name): name for name in files}  # a video goes before a folder of its frames
-                found |= {name: name for name in files}
+                # a video goes before a folder of its frames
+                found = ({name: name for name in folders_in(full)}
+                         | {os.path.splitext(name)[0]: name for name in files} | {name: name for name in files})
             self._files[folder] = found
         return self._files[folder]
 

@@ -20,8 +20,15 @@ from expand.config.schema import DataConfig
 from expand.data.sources.clip import MOST_DIGITS, SPLITS, Clip, ClipList, is_number, unreadable_lines
 from expand.data.sources.labels import label_key, label_number
 from expand.data.sources.paths import ClipPaths, foreign_reason, from_windows_text, strip_quotes, trim
-from expand.data.sources.tables import LONGEST, Columns, csv_bytes, decode_text, find_columns, split_of_value
-from expand.data.sources.walk import stem_of
+from expand.data.sources.tables import (
+    LONGEST,
+    SEPARATOR_HINT,
+    Columns,
+    csv_bytes,
+    decode_text,
+    find_columns,
+    split_of_value,
+)
 from expand.errors import DataError, RunError, abbreviate, quantity
 from expand.home import expand_home_if_any
 from expand.rundir.files import write_atomic
@@ -142,9 +149,22 @@ def _has_usual_length(path: str, name: str) -> bool:
 
 
 def _read_as_edited(text: str, path: Path, classes: Sequence[str] | None, fix: str) -> tuple[tuple[str, ...], Rows]:
-    """Read a list that was edited."""
+    """Read a list that was edited: a table with any delimiter and quote, with the columns in any order."""
+    lines = [line for line in io.StringIO(text, newline="") if line.strip()]
+    is_hint = bool(lines) and SEPARATOR_HINT.fullmatch(trim(lines[0])) is not None
+    head = next((line for line in lines if _is_header([strip_quotes(trim(field)) for field in
+                                                       re.split(r"[,;\t|]", line)])), "".join(lines[is_hint:][:1]))
+    delimiter = max(",;\t|", key=head.count)  # the first one of equals
+    quote = "'" if head.count("'") > head.count('"') else '"'
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quotechar=quote, skipinitialspace=True)
+    records: list[tuple[int, list[str]]] = []
     try:
-        records = list(_records(text))
+        for fields in reader:
+            values = [trim(field) for field in fields]
+            while values and not values[-1]:  # an empty column at the beginning is one, and at the end none
+                values.pop()
+            if values and not (reader.line_num == 1 and is_hint):
+                records.append((reader.line_num, values))
     except csv.Error as error:
         raise DataError(f"cannot be read: {error}; is there a quote without its end?", where=str(path),
                         fix=fix) from error
@@ -176,25 +196,6 @@ def _read_as_edited(text: str, path: Path, classes: Sequence[str] | None, fix: s
         missing = next(number for number in range(len(names)) if number not in names)
         raise DataError(f"lacks a class: none of its lines has the number {missing}", where=str(path), fix=fix)
     return tuple(names[number] for number in range(len(names))), rows
-
-
-def _records(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number, fields) of the lines of a table that are not blank, with any delimiter and quote. The fields of an
-    empty column at the beginning stay, those at the end go."""
-    lines = [line for line in io.StringIO(text, newline="") if line.strip()]
-    is_hint = bool(lines) and re.fullmatch(r"sep=.", trim(lines[0])) is not None
-    head = lines[is_hint] if len(lines) > is_hint else ""
-    head = next((line for line in lines
-                 if _is_header([strip_quotes(trim(field)) for field in re.split(r"[,;\t|]", line)])), head)
-    delimiter = max(",;\t|", key=head.count)  # the first one of equals
-    quote = "'" if head.count("'") > head.count('"') else '"'
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quotechar=quote, skipinitialspace=True)
-    for fields in reader:
-        values = [trim(field) for field in fields]
-        while values and not values[-1]:
-            values.pop()
-        if values and not (reader.line_num == 1 and is_hint):
-            yield reader.line_num, values
 
 
 def _is_header(fields: Sequence[str]) -> bool:
@@ -363,7 +364,7 @@ def _match_clips(begun: Sequence[Clip], clips: Sequence[Clip]) -> list[int | Non
 def _path_parts(clip: Clip) -> tuple[str, ...]:
     """The parts of a clip's path, without the suffix, which a conversion changes."""
     *folders, name = clip.path.parts
-    return (*folders, stem_of(name))
+    return (*folders, os.path.splitext(name)[0])
 
 
 def other_orders(listed: ClipList, source: ClipList | None) -> Iterator[ClipList]:

@@ -25,6 +25,8 @@ LONGEST = 10_000
 """Characters of a line. A path has at most 4,096 bytes, and regular expressions are slow on long lines."""
 PEEK = 1 << 16
 """Bytes or characters that are read to detect the format of a file."""
+SEPARATOR_HINT = re.compile(r"sep=.")
+"""A first line that names the delimiter to a spreadsheet."""
 BOMS = ((codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF16_LE, "utf-16-le"),
         (codecs.BOM_UTF16_BE, "utf-16-be"), (codecs.BOM_UTF8, "utf-8"))
 """Byte order marks at the beginning of a text, and its encoding."""

@@ -229,11 +229,6 @@ def clips_below(folder: str, passed: PassedOver | None = None) -> list[str]:
     return sorted(files + frames, key=lambda path: path.replace("/", "\0"))  # as paths are ordered: part by part
 
 
-def stem_of(name: str) -> str:
-    """Return `name` without its last suffix."""
-    return name.rpartition(".")[0] or name
-
-
 def _walk(folder: str, prefix: str, passed: PassedOver, left: tuple[str, ...] = ()) -> tuple[list[str], list[str]]:
     """Clip files and folders of frames below `folder`, each with `prefix` before it; `left`: the folders that links
     were followed out of on the way here."""
@@ -254,7 +249,7 @@ def _walk(folder: str, prefix: str, passed: PassedOver, left: tuple[str, ...] = 
             unread[suffix] += suffix in OTHER_PICTURES
         else:
             files.append(prefix + name)
-    stems = {stem_of(path[len(prefix):]) for path in files}
+    stems = {os.path.splitext(path[len(prefix):])[0] for path in files}
     beside = {entry.name.lower() for entry in below}
     has_frames = bool(beside & FRAME_FOLDERS)
     for entry in below:

@@ -186,10 +186,7 @@ def ensure_rendered(config: BuiltinConfig, cache_dir: Path, workers: int) -> Non
         with lock(folder.parent / ".lock"):
             if not folder.is_dir():
                 with _new_folder(folder) as temporary:
-                    jobs = _jobs(temporary, config)
-                    logger.info(f"rendering {len(jobs)} built-in clips into {folder} (once)")
-                    for _ in _render_all(jobs, config, workers):
-                        pass
+                    _render_set(temporary, folder, config, workers)
     except OSError as error:
         raise DataError(f"the built-in clips cannot be written: {error.strerror or error}", where=str(folder.parent),
                         fix="make room there, or name another folder with data.cache_dir") from error
@@ -225,20 +222,19 @@ def _lock_folder(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _jobs(folder: Path, config: BuiltinConfig) -> list[tuple[Path, str, Sequence[int]]]:
-    """Return (path, class name, seed) of every clip of a set in `folder`."""
+def _render_set(temporary: Path, folder: Path, config: BuiltinConfig, workers: int,
+                progress: Callable[[int, int], None] | None = None) -> None:
+    """Render a set, which will be in `folder`, into `temporary`; `progress` gets the clips done and all clips."""
     names = class_names(config)
-    return [(path, names[label], [config.seed, number, index])
-            for number, files in enumerate(files_in(folder, config).values())
+    jobs = [(path, names[label], [config.seed, number, index])
+            for number, files in enumerate(files_in(temporary, config).values())
             for index, (path, label) in enumerate(files)]
-
-
-def _render_all(jobs: Sequence[tuple[Path, str, Sequence[int]]], config: BuiltinConfig, workers: int) -> Iterator[int]:
-    """Render the clips of `jobs`; yield the number of clips done after each."""
+    logger.info(f"rendering {len(jobs)} clips of {len(names)} classes into {folder}")
     for parent in {path.parent for path, _, _ in jobs}:
         parent.mkdir(parents=True)
     for done, _ in enumerate(process_map(write_clip, config, jobs, workers), 1):
-        yield done
+        if progress is not None:
+            progress(done, len(jobs))
 
 
 def write_clip(config: BuiltinConfig, job: tuple[Path, str, Sequence[int]]) -> None:
@@ -298,11 +294,7 @@ def synthesize(out: Path, config: BuiltinConfig = BUILTIN, *, classes: int | Non
             raise DataError("the folder is not empty", where=str(out), fix="name a new folder, or empty this one")
         out.parent.mkdir(parents=True, exist_ok=True)
         with _new_folder(out) as temporary:
-            jobs = _jobs(temporary, config)
-            logger.info(f"rendering {len(jobs)} clips of {len(names)} classes into {out}")
-            for done in _render_all(jobs, config, workers):
-                if progress is not None:
-                    progress(done, len(jobs))
+            _render_set(temporary, out, config, workers, progress)
             _write_description(temporary, config)
     except OSError as error:
         raise DataError(f"the clips cannot be written: {error.strerror or error}", where=str(out),
