@@ -13,8 +13,7 @@ device.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -180,25 +179,15 @@ def resample(cuts_BTSSC: torch.Tensor, side_B: torch.Tensor, flip_B: torch.Tenso
     down_BOS = weight_BOS / weight_BOS.sum(2, keepdim=True)  # bilinear with antialiasing
     across_BOS = torch.where(flip_B[:, None, None], down_BOS.flip(1), down_BOS) / (255 * std)
     lines_BSN = cuts_BTSSC.permute(0, 2, 1, 3, 4).to(torch.float32).reshape(batch, size, frames * size * channels)
-    with _exact_products(cuts_BTSSC.device):
-        rows_BOTSC = torch.bmm(down_BOS, lines_BSN).view(batch, side, frames, size, channels)
-        lines_BNS = rows_BOTSC.permute(0, 2, 1, 4, 3).reshape(batch, frames * side * channels, size)
-        x_BTHCW = torch.bmm(lines_BNS, across_BOS.transpose(1, 2)).view(batch, frames, side, channels, side)
-    scaled_BTHWC = x_BTHCW.permute(0, 1, 2, 4, 3).contiguous().sub_(mean / std)
-    return scaled_BTHWC.permute(0, 4, 1, 2, 3)
-
-
-@contextmanager
-def _exact_products(device: torch.device) -> Iterator[None]:
-    """Compute matrix products in full float32, whatever precision the training uses.
-
-    bfloat16 or TF32 would round pixels to fewer steps than they have.
-    """
     matmul = torch.backends.cuda.matmul
     is_rounded = matmul.allow_tf32
-    matmul.allow_tf32 = False
+    matmul.allow_tf32 = False  # TF32, and bfloat16 too, would round pixels to fewer steps than they have
     try:
-        with torch.autocast(device.type, enabled=False):
-            yield
+        with torch.autocast(cuts_BTSSC.device.type, enabled=False):
+            rows_BOTSC = torch.bmm(down_BOS, lines_BSN).view(batch, side, frames, size, channels)
+            lines_BNS = rows_BOTSC.permute(0, 2, 1, 4, 3).reshape(batch, frames * side * channels, size)
+            x_BTHCW = torch.bmm(lines_BNS, across_BOS.transpose(1, 2)).view(batch, frames, side, channels, side)
     finally:
         matmul.allow_tf32 = is_rounded
+    scaled_BTHWC = x_BTHCW.permute(0, 1, 2, 4, 3).contiguous().sub_(mean / std)
+    return scaled_BTHWC.permute(0, 4, 1, 2, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 from expand.data.sources.clip import SPLIT_NAMES
 from expand.data.sources.walk import VIDEOS
 from expand.errors import DataError
+from expand.untrusted_input import read_bounded
 
 LARGEST = 1 << 30
 """Bytes of a list; one of a million clips has a tenth of that."""
@@ -58,14 +60,11 @@ def decode_text(content: bytes) -> str | None:
 def read_text(path: Path) -> str:
     """Return the text of `path`, decoded by `decode_text`. Raises `DataError` for a file that is no text."""
     try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size > LARGEST:
-                raise DataError("is larger than any list", where=str(path), fix="a list has one line for each "
-                                "clip; to use clips without a list, name their folder")
-            head = file.read(PEEK)
-            is_binary = b"\0" in head and decode_text(head[:len(head) // 4 * 4]) is None
-            text = None if is_binary else decode_text(head + file.read())
+        text = decode_text(read_bounded(path, LARGEST))
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise DataError("is larger than any list", where=str(path), fix="a list has one line for each clip; to use "
+                            "clips without a list, name their folder") from error
         raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
     if text is None:
         raise DataError("is not text in UTF-8", where=str(path),
