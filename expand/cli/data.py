@@ -12,6 +12,7 @@ import click
 from expand import streams
 from expand.cli.options import PathName, as_json, data_overrides, data_root_option, print_json
 from expand.config.schema import FORMATS, BuiltinConfig
+from expand.untrusted_input import size_text
 
 Command = Callable[..., Any]
 KNOBS = (
@@ -117,10 +118,9 @@ def cache(data: str | None, data_root: str | None, format_: str | None, override
     if json_:
         print_json(kept)
         return
-    from expand.data.loading.prepared import storage_text
     from expand.expansion.text import duration, one_line
 
-    stored = f"{storage_text(kept['bytes'])}, at a short side of at most {kept['short_side']} px"
+    stored = f"{size_text(kept['bytes'])}, at a short side of at most {kept['short_side']} px"
     place = f"{one_line(kept['folder'])} ({duration(kept['wall_s'])})"
     lines = [f"{kept['kept']:,} of {kept['clips']:,} clips are in the cache, {stored}: {place}"]
     if kept["direct"]:

@@ -28,6 +28,7 @@ from expand.data.synthetic import rendering as synthetic
 from expand.errors import SHOWN, DataError, abbreviate, quantity
 from expand.processes import died_of, process_map
 from expand.space.factors import REFERENCE_FPS
+from expand.untrusted_input import size_text
 
 logger = logging.getLogger(__name__)
 
@@ -146,8 +147,8 @@ def _gather(config: DataConfig, listed: ClipList, short_side: int, workers: int,
                        timeout_s=config.timeout_s)
     estimate = estimate_bytes(cache, listed.clips, short_side, workers) if config.cache_gb else 0.0
     if estimate:
-        logger.info(f"decoded frames take about {storage_text(estimate)} more (of data.cache_gb {config.cache_gb:g}, "
-                    f"{storage_text(cache.limit.used_bytes)} in use) in {cache.folder}")
+        logger.info(f"decoded frames take about {size_text(round(estimate))} more (of data.cache_gb "
+                    f"{config.cache_gb:g}, {size_text(round(cache.limit.used_bytes))} in use) in {cache.folder}")
     outcomes = _decode_all(listed.clips, cache, short_side, workers, progress)
     found = _Found(listed, outcomes, cache.folder, estimate)
     readable, unreadable = found.readable, found.unreadable
@@ -166,11 +167,6 @@ def _gather(config: DataConfig, listed: ClipList, short_side: int, workers: int,
     if shared := sum(clip.content in train for split, clip in readable if split != "train"):
         logger.warning(f"train shares {quantity(shared, 'clip')} with val or test: accuracies on them say little")
     return found
-
-
-def storage_text(count: float) -> str:
-    """Return `count` bytes in MB or GB (10^6 or 10^9 bytes)."""
-    return f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
 
 
 def _decode_all(clips: Sequence[Clip], cache: FrameCache, short_side: int, workers: int,

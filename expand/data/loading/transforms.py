@@ -23,6 +23,50 @@ from torch.nn.functional import interpolate
 
 from expand.config.schema import DataConfig
 
+CACHED_VALUES = 1 << 20
+"""Float values that fit in a core's cache, so that a second pass finds them there."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A square part of a frame, in the frame's own pixels."""
+
+    top: int
+    left: int
+    side: int
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """K squares in each of N frames, in the frame's own pixels (int64); those of one frame have the same side."""
+
+    top_NK: np.ndarray
+    left_NK: np.ndarray
+    side_N: np.ndarray
+
+    @classmethod
+    def of(cls, boxes: Sequence[Sequence[Box]]) -> Boxes:
+        """Return the given boxes of each frame as arrays."""
+        box_NK3 = np.array([[(box.top, box.left, box.side) for box in some] for some in boxes], dtype=np.int64)
+        return cls(box_NK3[:, :, 0], box_NK3[:, :, 1], box_NK3[:, 0, 2])
+
+
+def centre_box(height: int, width: int) -> Box:
+    """Return the largest square in the middle of a frame: the evaluation crop is as large as the short side."""
+    side = min(height, width)
+    return Box((height - side) // 2, (width - side) // 2, side)
+
+
+@lru_cache(64)
+def crop_boxes(height: int, width: int, crops: int) -> tuple[Box, ...]:
+    """Return the squares of an evaluation, as large as the short side: the centre one, or with `crops` 3 also those at
+    both ends of the longer side, left or top first. A square frame gives the same box three times."""
+    centre = centre_box(height, width)
+    if crops == 1:
+        return (centre,)
+    return Box(0, 0, centre.side), centre, Box(height - centre.side, width - centre.side, centre.side)
+
+
 SAMPLE_STREAM, COLOR_STREAM = 2, 3
 """First words of the seeds of the random streams, which keep them apart; the order of an epoch has 1."""
 DRAWS = 5
@@ -93,50 +137,6 @@ def jitter_colors(clip_THWC: torch.Tensor, factors: Sequence[float]) -> torch.Te
     clip_TCHW = functional.adjust_brightness(clip_THWC.permute(0, 3, 1, 2), brightness)
     clip_TCHW = functional.adjust_saturation(functional.adjust_contrast(clip_TCHW, contrast), saturation)
     return clip_TCHW.permute(0, 2, 3, 1)
-
-
-CACHED_VALUES = 1 << 20
-"""Float values that fit in a core's cache, so that a second pass finds them there."""
-
-
-@dataclass(frozen=True)
-class Box:
-    """A square part of a frame, in the frame's own pixels."""
-
-    top: int
-    left: int
-    side: int
-
-
-@dataclass(frozen=True, eq=False)
-class Boxes:
-    """K squares in each of N frames, in the frame's own pixels (int64); those of one frame have the same side."""
-
-    top_NK: np.ndarray
-    left_NK: np.ndarray
-    side_N: np.ndarray
-
-    @classmethod
-    def of(cls, boxes: Sequence[Sequence[Box]]) -> Boxes:
-        """Return the given boxes of each frame as arrays."""
-        box_NK3 = np.array([[(box.top, box.left, box.side) for box in some] for some in boxes], dtype=np.int64)
-        return cls(box_NK3[:, :, 0], box_NK3[:, :, 1], box_NK3[:, 0, 2])
-
-
-def centre_box(height: int, width: int) -> Box:
-    """Return the largest square in the middle of a frame: the evaluation crop is as large as the short side."""
-    side = min(height, width)
-    return Box((height - side) // 2, (width - side) // 2, side)
-
-
-@lru_cache(64)
-def crop_boxes(height: int, width: int, crops: int) -> tuple[Box, ...]:
-    """Return the squares of an evaluation, as large as the short side: the centre one, or with `crops` 3 also those at
-    both ends of the longer side, left or top first. A square frame gives the same box three times."""
-    centre = centre_box(height, width)
-    if crops == 1:
-        return (centre,)
-    return Box(0, 0, centre.side), centre, Box(height - centre.side, width - centre.side, centre.side)
 
 
 def resize(clip_THWC: torch.Tensor, side: int) -> torch.Tensor:
