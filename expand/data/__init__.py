@@ -9,7 +9,8 @@ from __future__ import annotations
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
-from expand.data.sources import ClipList, count_classes, list_clips
+from expand.data.sources import count_classes, list_clips
+from expand.data.sources.clip import ClipList
 
 if TYPE_CHECKING:
     from expand.data.loading.prepared import PreparedData, prepare

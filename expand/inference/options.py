@@ -8,7 +8,8 @@ from pathlib import Path
 
 from expand.config import load_config
 from expand.config.schema import DataConfig
-from expand.data.sources import ClipList, list_clips, list_run_clips
+from expand.data.sources import list_clips, list_run_clips
+from expand.data.sources.clip import ClipList
 from expand.errors import UsageError, hint
 from expand.rundir.contents import check_weights
 from expand.rundir.paths import RunPaths

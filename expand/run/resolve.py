@@ -17,7 +17,8 @@ from expand import logs
 from expand.config import Config, config_diff, parse_config, yaml_document
 from expand.config.schema import RUN_NAME, DataConfig
 from expand.data import ClipList, list_clips
-from expand.data.sources import list_run_clips, other_orders, refuse_changed
+from expand.data.sources import list_run_clips
+from expand.data.sources.run_list import other_orders, refuse_changed
 from expand.errors import DataError, RunError, UsageError
 from expand.expansion.rules import Space
 from expand.home import expand_home

@@ -19,7 +19,7 @@ import yaml
 from expand import logs
 from expand.config import Config, dump_config
 from expand.data import ClipList, PreparedData
-from expand.data.sources import write_run_list
+from expand.data.sources.run_list import write_run_list
 from expand.errors import GPU_WAY_OUT, CandidateFailed, DeviceFault, Interrupted, RunError, quantity
 from expand.expansion.events import FINAL
 from expand.expansion.text import percent

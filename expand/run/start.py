@@ -16,7 +16,7 @@ from expand import logs
 from expand.config import Config, dump_config
 from expand.config.schema import DataConfig
 from expand.data import list_clips
-from expand.data.sources import write_run_list
+from expand.data.sources.run_list import write_run_list
 from expand.errors import UsageError
 from expand.executors import early_start
 from expand.expansion.events import RunResumed, RunStarted

@@ -19,7 +19,7 @@ from expand.data import list_clips, prepare
 from expand.data.check import check_clips, find_problems, measure, refuse_problems, shortness_reason, truncation_reason
 from expand.data.check.measure import CLIP, Sketch, by_class_and_split, same_contents
 from expand.data.frames.decode import ClipReader
-from expand.data.sources import Clip, ClipList
+from expand.data.sources.clip import Clip, ClipList
 from expand.errors import DataError, UsageError
 
 FPS = 25

@@ -15,7 +15,7 @@ from expand.data.frames.cache import FrameCache
 from expand.data.frames.decode import ClipReader
 from expand.data.frames.presentation import AHEAD, LONGEST_S, RAREST_S, TIMES_USUAL, Clock, Stamped
 from expand.data.loading.prepared import estimate_bytes
-from expand.data.sources import Clip
+from expand.data.sources.clip import Clip
 from expand.inference.predicting import frame_times
 from tests.data.clips import frames_of, steady, write_clip, write_stamped
 

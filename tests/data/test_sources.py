@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from expand.config.schema import BuiltinConfig, DataConfig
-from expand.data.sources import cache_dir, count_classes, list_clips
+from expand.data.sources import count_classes, list_clips
+from expand.data.sources.paths import cache_dir
 from expand.errors import DataError
 
 

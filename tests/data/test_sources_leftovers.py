@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from expand.config.schema import DataConfig
-from expand.data.sources import ClipList, list_clips
+from expand.data.sources import list_clips
+from expand.data.sources.clip import ClipList
 from expand.data.sources.walk import is_proxy, recording_name
 from expand.errors import DataError
 from tests.data.test_sources import touch

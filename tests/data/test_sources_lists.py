@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from expand.config.schema import DataConfig
-from expand.data.sources import ClipList, list_clips
+from expand.data.sources import list_clips
+from expand.data.sources.clip import ClipList
 from expand.errors import DataError
 
 

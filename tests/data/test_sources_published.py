@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from expand.config.schema import DataConfig
-from expand.data.sources import ClipList, list_clips
+from expand.data.sources import list_clips
+from expand.data.sources.clip import ClipList
 from expand.data.sources.published import recording_of
 from expand.errors import DataError
 

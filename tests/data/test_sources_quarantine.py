@@ -7,18 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expand.config.schema import BuiltinConfig, DataConfig
-from expand.data.sources import (
-    Clip,
-    ClipList,
-    list_clips,
-    list_run_clips,
-    quarantine_file,
-    read_clips,
-    read_quarantine,
-    write_clips,
-    write_quarantine,
-    write_run_list,
-)
+from expand.data.sources import list_clips, list_run_clips, quarantine_file, read_quarantine, write_quarantine
+from expand.data.sources.clip import Clip, ClipList
+from expand.data.sources.run_list import read_clips, write_clips, write_run_list
 from expand.errors import DataError
 
 

@@ -12,7 +12,7 @@ import torch
 from expand.config.schema import DataConfig
 from expand.data import prepare
 from expand.data.loading.loader import eval_loader
-from expand.data.sources import read_clips
+from expand.data.sources.run_list import read_clips
 from expand.space.factors import Factors
 from expand.space.network import Network, dump_network
 from tests.data.clips import write_pictures

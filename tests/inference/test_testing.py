@@ -10,7 +10,8 @@ import pytest
 import expand
 from expand.config import dump_config
 from expand.config.schema import Config, DataConfig
-from expand.data.sources import list_clips, write_run_list
+from expand.data.sources import list_clips
+from expand.data.sources.run_list import write_run_list
 from expand.errors import DataError, ExpandError, UsageError
 from expand.model.load import load_model
 from expand.rundir.files import read_json

@@ -18,17 +18,9 @@ from expand.config.schema import DataConfig
 from expand.data.check.measure import Failure, by_class_and_split, measure_all, same_contents, search_limits
 from expand.data.frames.clip_files import KINDS as UNREADABLE
 from expand.data.loading.sampling import median_length_s
-from expand.data.sources import (
-    QUARANTINE,
-    Clip,
-    ClipList,
-    cache_dir,
-    list_clips,
-    quarantine_file,
-    read_quarantine,
-    write_quarantine,
-)
-from expand.data.sources.clip import absolute
+from expand.data.sources import QUARANTINE, list_clips, quarantine_file, read_quarantine, write_quarantine
+from expand.data.sources.clip import Clip, ClipList, absolute
+from expand.data.sources.paths import cache_dir
 from expand.data.sources.splits import balance, balance_notes
 from expand.data.synthetic import rendering as synthetic
 from expand.errors import DataError, RunError, UsageError, quantity

@@ -20,7 +20,7 @@ from expand.config.schema import DataConfig
 from expand.data.frames.clip_files import UnreadableClip
 from expand.data.frames.content import file_state
 from expand.data.frames.decode import ClipReader
-from expand.data.sources import SPLITS, ClipList
+from expand.data.sources.clip import SPLITS, ClipList
 from expand.processes import died_of, process_map
 from expand.rundir.files import cannot_write
 from expand.space.factors import REFERENCE_FPS

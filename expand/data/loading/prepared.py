@@ -21,8 +21,10 @@ from expand.data.frames.clip_files import UnreadableClip
 from expand.data.frames.decode import ClipReader
 from expand.data.frames.frame_access import CachedClip
 from expand.data.loading.sampling import median_length_s
-from expand.data.sources import PUT_BACK, SPLITS, Clip, ClipList, cache_dir, list_clips
-from expand.data.sources.clip import CONTENT_DIGITS
+from expand.data.sources import list_clips
+from expand.data.sources.clip import CONTENT_DIGITS, SPLITS, Clip, ClipList
+from expand.data.sources.paths import cache_dir
+from expand.data.sources.run_list import PUT_BACK
 from expand.data.sources.splits import balance, balance_notes
 from expand.data.synthetic import rendering as synthetic
 from expand.errors import SHOWN, DataError, abbreviate, quantity

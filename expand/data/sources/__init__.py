@@ -32,15 +32,7 @@ from expand.data.sources.labels import name_classes, unify_labels
 from expand.data.sources.lists import is_frame_list, names_clips, read_lists
 from expand.data.sources.paths import cache_dir, lists_of
 from expand.data.sources.published import FORMATS, find_annotations, format_of, read_annotations
-from expand.data.sources.run_list import (
-    PUT_BACK,
-    other_orders,
-    read_clips,
-    read_run_list,
-    refuse_changed,
-    write_clips,
-    write_run_list,
-)
+from expand.data.sources.run_list import read_run_list
 from expand.data.sources.splits import make_splits
 from expand.data.sources.tables import PEEK, csv_bytes, csv_rows
 from expand.data.sources.walk import files_in, folders_in, group_qualities, suffix_of
@@ -48,10 +40,6 @@ from expand.data.synthetic import class_names, clip_files
 from expand.errors import DataError, abbreviate, did_you_mean, quantity
 from expand.home import expand_home, expand_home_if_any
 from expand.rundir.files import write_atomic
-
-__all__ = ["PUT_BACK", "QUARANTINE", "SPLITS", "Clip", "ClipList", "cache_dir", "count_classes", "list_clips",
-           "list_run_clips", "other_orders", "quarantine_file", "read_clips", "read_quarantine",
-           "refuse_changed", "write_clips", "write_quarantine", "write_run_list"]
 
 
 def list_clips(config: DataConfig, *, to_train: bool = True, quarantine: bool = True) -> ClipList:
