@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 SHOWN = 10
 """Mistakes named in an error; the rest are counted."""
@@ -95,6 +96,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """Return a suggestion for a mistyped `word`, or None where nothing known is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else None
+
+
+@lru_cache(1024)  # a class that is misspelt is so in many lines
+def suggest(word: str, known: tuple[str, ...]) -> str:
+    """Return the suggestion of `did_you_mean` as the end of a line, after a semicolon; "" if there is none."""
+    hint = did_you_mean(word, known)
+    return f"; {hint}" if hint else ""
 
 
 _speaks_command_line = False

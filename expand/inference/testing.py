@@ -22,7 +22,7 @@ from expand.data import ClipList, prepare
 from expand.data.frames.frame_access import CachedClip
 from expand.data.loading.loader import dead_worker, eval_loader
 from expand.data.sources.labels import label_key
-from expand.errors import SHOWN, DataError, RunError, abbreviate, did_you_mean, explain_device_faults, lacks_memory
+from expand.errors import SHOWN, DataError, RunError, abbreviate, explain_device_faults, lacks_memory, suggest
 from expand.expansion.text import cell, one_line, percent, split_note
 from expand.inference.options import CROPS, TestClips
 from expand.inference.predicting import check_finite, load_on_device
@@ -98,7 +98,7 @@ def _match_classes(listed: ClipList, split: str, network: Network) -> tuple[tupl
     own = {label: name if (name := listed.classes[label]) in known else label_key(name) for label in used}
     unknown = [listed.classes[label] for label in used if own[label] not in known]
     if unknown:
-        lines = [repr(name) + (f"; {hint}" if (hint := did_you_mean(name, names)) else "") for name in unknown]
+        lines = [repr(name) + suggest(name, tuple(names)) for name in unknown]
         raise DataError(f"classes that the network does not know:\n{abbreviate(lines)}",
                         fix=f"it knows {network.classes}: {', '.join(names[:SHOWN])}"
                             + (", ..." if network.classes > SHOWN else ""))

@@ -37,7 +37,7 @@ from expand.data.sources.splits import make_splits
 from expand.data.sources.tables import PEEK, csv_bytes, csv_rows
 from expand.data.sources.walk import files_in, folders_in, group_qualities, suffix_of
 from expand.data.synthetic import class_names, clip_files
-from expand.errors import DataError, abbreviate, did_you_mean, quantity
+from expand.errors import DataError, abbreviate, quantity, suggest
 from expand.home import expand_home, expand_home_if_any
 from expand.rundir.files import write_atomic
 
@@ -137,9 +137,8 @@ def _check_splits_and_classes(source: Source) -> None:
         raise DataError("no clips", where=source.where, fix="see docs/data.md for the accepted forms")
     names = _class_names(source)
     if unknown := {(clip.place, clip.label, clip.split) for clip in source.clips if clip.label not in names}:
-        hints = {label: did_you_mean(label, names) for _, label, _ in unknown}
-        lines = [f"{place}: {label!r} in {split}" + (f"; {hints[label]}" if hints[label] else "")
-                 for place, label, split in sorted(unknown)]
+        known = tuple(sorted(names))
+        lines = [f"{place}: {label!r} in {split}{suggest(label, known)}" for place, label, split in sorted(unknown)]
         raise DataError(f"classes without a clip in train:\n{abbreviate(lines)}", where=source.where,
                         fix="every class needs clips in train")
     if len(names) < 2 and "train" in source.splits:

@@ -11,7 +11,7 @@ from pathlib import Path
 from expand.data.sources.clip import MOST_DIGITS, Source, is_number
 from expand.data.sources.paths import INVISIBLE
 from expand.data.sources.tables import read_json, read_lines
-from expand.errors import DataError, abbreviate, did_you_mean, quantity
+from expand.errors import DataError, abbreviate, quantity, suggest
 
 NUMBER = re.compile(rf"[+-]?[0-9]{{1,{MOST_DIGITS}}}(?:\.0*)?")
 """A whole number, also as a table with gaps or a spreadsheet writes it: `1`, `01`, `1.0`."""
@@ -121,9 +121,7 @@ def name_classes(source: Source, path: Path) -> None:
         else:
             clip.label = name
     if unknown:
-        hints = {label: did_you_mean(label, order) for label in unknown}
-        lines = [f"{place}: {label!r}" + (f"; {hints[label]}" if hints[label] else "")
-                 for label, place in unknown.items()]
+        lines = [f"{place}: {label!r}{suggest(label, order)}" for label, place in unknown.items()]
         raise DataError(f"{quantity(len(unknown), 'label')} without a name in {path}:\n{abbreviate(lines)}",
                         where=source.where, fix="the numbers start at 0 if the file is a name a line")
     source.class_order = order

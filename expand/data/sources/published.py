@@ -22,7 +22,7 @@ from expand.data.sources.clip import (
 from expand.data.sources.paths import best_places
 from expand.data.sources.tables import PEEK, csv_rows, read_json, read_lines
 from expand.data.sources.walk import clips_below, files_in, folders_in, is_clip_file
-from expand.errors import DataError, abbreviate, did_you_mean, quantity
+from expand.errors import DataError, abbreviate, quantity, suggest
 
 FORMATS = {"kinetics": "Kinetics", "ucf101": "UCF101", "hmdb51": "HMDB51", "ssv2": "Something-Something v2"}
 FIX = "these are official files; download them again"
@@ -247,7 +247,7 @@ def read_ssv2(files: Files, root: str) -> Source:
         numbers = {str(name): int(number) for name, number in read_json(names, FIX).items()}
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise DataError("is no JSON of {template: number}", where=str(names), fix=FIX) from error
-    order = dict.fromkeys(sorted(numbers, key=lambda name: numbers[name]))
+    order = tuple(sorted(numbers, key=lambda name: numbers[name]))
     paths, notes = PublishedPaths(root), ["read as Something-Something v2"]
     clips: list[SourceClip] = []
     unknown: list[str] = []
@@ -261,16 +261,15 @@ def read_ssv2(files: Files, root: str) -> Source:
             split = SPLIT_NAMES[match[1].lower()] if match else "test" if SSV2_ANSWERS.fullmatch(path.name) else "train"
         for name, template in pairs:
             label = (template or "").replace("[", "").replace("]", "")
-            if label not in order:
-                hint = did_you_mean(label, order)
-                unknown.append(f"{path}: clip {name}: {label!r}" + (f"; {hint}" if hint else ""))
+            if label not in numbers:
+                unknown.append(f"{path}: clip {name}: {label!r}{suggest(label, order)}")
             else:
                 clips.append(SourceClip(paths.find(SSV2_FOLDERS, (name,), ".webm"), label, split, str(path), name))
     where = ", ".join(str(path) for _, path in files)
     if unknown:
         raise DataError(f"{quantity(len(unknown), 'template')} not in labels.json:\n{abbreviate(unknown)}", where=where,
                         fix=FIX)
-    return Source(where, order_splits(clip.split for clip in clips), clips, tuple(order),
+    return Source(where, order_splits(clip.split for clip in clips), clips, order,
                   notes + paths.missing_notes(len(clips)), "no annotations for {splits}")
 
 
@@ -340,8 +339,7 @@ def read_ucf101(files: Files, root: str, fold: int) -> Source:
             if match is None:
                 mistakes.append(f"{place}: expected `class/file [number]`, got {line[:80]!r}")
             elif order and match[1] not in order:
-                hint = did_you_mean(match[1], order)
-                mistakes.append(f"{place}: {match[1]!r} is not in classInd.txt" + (f"; {hint}" if hint else ""))
+                mistakes.append(f"{place}: {match[1]!r} is not in classInd.txt{suggest(match[1], order)}")
             else:
                 clips.append(_make_clip(match[1], match[2], split, place, paths, UCF_ROOTS))
     if mistakes:
