@@ -104,8 +104,8 @@ def cache(data: str | None, data_root: str | None, format_: str | None, override
     """Decode all clips ahead of a search, into its cache.
 
     DATA is as for `search`. A search keeps frames at one short side for all its networks: the largest crop that it
-    can reach, times data.jitter_max (10/7), rounded down, plus one pixel. For crops up to 160 px that is 229, up to
-    224 px 321. Frames of another size are of no use to it, but clips that are no larger than that are kept whole and
+    can reach, times data.jitter_max (1.25), rounded down, plus one pixel. For crops up to 160 px that is 201, up to
+    224 px 281. Frames of another size are of no use to it, but clips that are no larger than that are kept whole and
     serve every search.
     """
     from expand import api

@@ -145,5 +145,5 @@ def _limit_lines(checked: Mapping[str, Any], width: int) -> Iterator[str]:
         basis = BasisConfig().resolution
         stop = (f"To stop there: --set search.limits.resolution={resolution}" if resolution >= basis else
                 f"That is less than a search begins with (search.basis.resolution, by default {basis} px).")
-        yield _wrap(f"resolution  {resolution} px: a larger crop has to be enlarged (the median short side over "
-                    f"data.jitter_min), which costs time and shows no more. {stop}", width, "  ")
+        yield _wrap(f"resolution  {resolution} px: a larger crop has to be enlarged (the median short side is 8/7 of "
+                    f"it), which costs time and shows no more. {stop}", width, "  ")

@@ -23,7 +23,7 @@ from expand.space.geometry import Geometry
 from expand.space.network import Network
 
 REFERENCE_BATCH = 128
-"""The batch size that `RecipeConfig.lr` is stated for."""
+"""The batch size that `RecipeConfig.lr` is stated for where `lr_scaling` is linear."""
 UPDATES = 2000
 """The number of updates that the epochs are chosen for, where the recipe leaves them open."""
 EPOCHS = (30, 256)
@@ -162,7 +162,7 @@ def check_batches(recipe: RecipeConfig, clips: int, geometry: Geometry, section:
 def learning_rate(update: int, updates: int, recipe: RecipeConfig) -> float:
     """Return the learning rate of `update`, of `updates` in all: half a period of a cosine, after a linear warm-up from
     `warmup_start` x the peak."""
-    peak = recipe.lr * sizes(recipe)[1] / REFERENCE_BATCH
+    peak = recipe.lr * sizes(recipe)[1] / REFERENCE_BATCH if recipe.lr_scaling == "linear" else recipe.lr
 
     def cosine(at: float) -> float:
         return peak * 0.5 * (1 + math.cos(math.pi * at / updates))

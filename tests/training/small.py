@@ -15,7 +15,7 @@ from expand.training.job import Job, Kind
 from expand.training.runtime import Runtime
 
 CONFIG = DataConfig(builtin=BuiltinConfig(size=32, seconds=1.5, fps=12, train_clips=32, val_clips=16, test_clips=16))
-RECIPE = RecipeConfig(epochs=2, batch_size=8, eval_clips=1, precise_bn_batches=2)
+RECIPE = RecipeConfig(epochs=2, batch_size=8, lr_scaling="linear", eval_clips=1, precise_bn_batches=2)
 RUNTIME = Runtime(torch.device("cpu"), 1, "fp32")
 
 

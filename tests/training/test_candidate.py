@@ -128,10 +128,11 @@ def test_a_final_training_that_falls_behind_hands_over_the_candidates_weights(da
 
 
 def test_a_final_training_that_does_not_fall_behind_hands_over_its_own_weights(data, tmp_path):
+    data = replace(data, val=data.train)
     candidate = Job("s01-x", NETWORK, 0.001, replace(RECIPE, epochs=1, lr=1e-9), CONFIG, 5,
                     CandidatePaths(tmp_path / "c"), 1e3)
     train_candidate(candidate, data, RUNTIME, Hooks())
-    alone = final(replace(candidate, recipe=RECIPE, paths=CandidatePaths(tmp_path / "f")))
+    alone = final(replace(candidate, recipe=replace(RECIPE, epochs=12, lr=1.6), paths=CandidatePaths(tmp_path / "f")))
     beside = replace(alone, paths=CandidatePaths(tmp_path / "g"), candidate_weights=candidate.paths.checkpoint,
                      weights=tmp_path / "g" / "weights.pt")
     results = [train_final(job, data, RUNTIME, Hooks()) for job in (alone, beside)]

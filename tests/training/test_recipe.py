@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given
@@ -23,7 +24,7 @@ from expand.training.job import (
 
 SETTLED = RecipeConfig(batch_size=128, epochs=30)
 recipes = st.builds(RecipeConfig, batch_size=st.integers(1, 512), epochs=st.just(1), lr=st.floats(0.01, 1.0),
-                    warmup_share=st.floats(0.0, 1.0), warmup_start=st.floats(0.0, 1.0))
+                    lr_scaling=st.just("linear"), warmup_share=st.floats(0.0, 1.0), warmup_start=st.floats(0.0, 1.0))
 
 
 def batches_of(clips, batch_size):
@@ -109,8 +110,9 @@ def test_the_rate_never_jumps(recipe, updates):
 
 
 @given(st.integers(1, 512))
-def test_the_rate_scales_with_the_batch(batch_size):
-    recipe = RecipeConfig(batch_size=batch_size, epochs=1)
+def test_the_rate_scales_with_the_batch_where_that_is_asked_for(batch_size):
+    recipe = RecipeConfig(batch_size=batch_size, epochs=1, lr_scaling="linear")
     for update in (0, 7, 14, 60, 99):
         assert learning_rate(update, 100, recipe) == pytest.approx(
             learning_rate(update, 100, SETTLED) * batch_size / 128)
+        assert learning_rate(update, 100, replace(recipe, lr_scaling="none")) == learning_rate(update, 100, SETTLED)

@@ -247,5 +247,5 @@ def search_limits(table: np.ndarray, kept: np.ndarray, median_s: float | None, c
     short = np.median(np.minimum(clips["height"], clips["width"])) if len(clips) else None
     frames = None if median_s is None or fps is None else int(median_s * min(fps, REFERENCE_FPS) + 1e-3) + 1
     return {"clip_s": None if median_s is None else round(median_s, 6), "frames": frames,
-            "resolution": None if short is None else int(short / config.jitter_min + 1e-6),
+            "resolution": None if short is None else int(short / max(8 / 7, config.jitter_min) + 1e-6),
             "fps": None if fps is None else _round(fps)}
