@@ -46,7 +46,7 @@ def test_a_good_set_ends_with_0_and_says_what_it_allows(command, folder):
     code, out, err = command("data", "check", folder)
     assert (code, err) == (0, "")
     assert f"{folder}: 8 clips, 2 classes" in " ".join(out.split()) and "No problems." in out
-    assert "search.limits.frames=" in out and "data.jitter_min" in out
+    assert "search.limits.frames=" in out and "larger crop has to be enlarged" in " ".join(out.split())
 
 
 def test_problems_end_with_1_and_say_what_to_do(command, folder):

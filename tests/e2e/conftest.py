@@ -42,7 +42,6 @@ def ends_as_undisturbed(undisturbed: Path) -> Callable[[Path], None]:
         assert results(run_dir) == results(undisturbed)
         trained = [(event["id"], event["share"]) for event in named(run_dir, "candidate_finished")]
         assert len(trained) == len(set(trained)), "a candidate was trained again"
-        assert not list(run_dir.rglob(".tmp-*"))
         ours, theirs = (torch.load(path / "final" / "weights.pt", weights_only=True)["model"]
                         for path in (run_dir, undisturbed))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -56,6 +55,7 @@ def finish(ends_as_undisturbed: Callable[[Path], None]) -> Callable[[Path], None
     def to_the_end(run_dir: Path) -> None:
         expand.resume(run_dir)
         ends_as_undisturbed(run_dir)
+        assert not list(run_dir.rglob(".tmp-*")), "what a killed process had begun to write is still there"
 
     return to_the_end
 

@@ -14,9 +14,9 @@ COMMAND = [sys.executable, "-c", "from expand.cli import main; main()"]
 TINY = [
     "--target-gflops", "0.00258", "--set", "search.basis.resolution=32", "--set", "search.basis.depth=0.4",
     "--set", "search.axes=[x_spatial, x_fast, x_width]", "--set", "search.grid.resolution=2",
-    "--set", "search.rungs=[0.5]",
+    "--set", "search.rungs=[0.5]", "--set", "search.race_margin=0.05",
     "--set", "data.builtin={size: 32, seconds: 1.0, fps: 12, train_clips: 32, val_clips: 16, test_clips: 16}",
-    "--set", "candidate={epochs: 3, batch_size: 8, eval_clips: 1, precise_bn_batches: 1}",
+    "--set", "candidate={epochs: 3, batch_size: 8, lr: 0.00625, eval_clips: 1, precise_bn_batches: 1}",
     "--set", "final={epochs: 3, batch_size: 8, eval_clips: 1, precise_bn_batches: 1}",
     "--set", "run.threads=1", "--set", "run.checkpoint_every_s=0"]
 
