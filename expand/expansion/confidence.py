@@ -62,10 +62,10 @@ def compare(config: SearchConfig, clips: int, base: Candidate, base_accuracy: fl
     """Return how sure it is that `leader` is the best of a step under the criterion.
 
     `trainings` holds the outcomes of each candidate of the step, repeats included; failed and stopped ones do not
-    compete. `clips`
-    is the number of val clips, `base` the network before the step with its J. A rival is beaten when both tests reject
-    after Holm's correction: Student's test on the difference of the scores, whose variance has the clips' part and the
-    seeds' part, and, where a gain weighs the same for both, the exact McNemar test on the val clips.
+    compete. `clips` is the number of val clips, `base` the network before the step with its J. A rival is beaten when
+    both tests reject after Holm's correction: Student's test on the difference of the scores, whose variance has the
+    clips' part and the seeds' part, and, where a gain weighs the same for both, the exact McNemar test on the val
+    clips.
     """
     finished = {candidate: [outcome for outcome in outcomes if outcome.is_finished]
                 for candidate, outcomes in trainings.items()}

@@ -85,7 +85,7 @@ def _race(state: SearchState, step: Step, to_train: tuple[Candidate, ...], space
     shares = {c: state.outcomes[c.id].share or 0.0 if c.id in state.outcomes else 0.0 for c in to_train}
     lowest, highest = min(shares.values()), max(shares.values())
     if lowest == highest > 0:
-        base = state.path[-1]
+        base = state.path[-1] if state.path else step.candidates[0]
         leader, outpaced = find_outpaced(space, base, state.accuracy_of(base) or 0.0,
                                          {c: state.outcomes[c.id].accuracy or 0.0 for c in to_train})
         if outpaced:

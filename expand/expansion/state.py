@@ -186,6 +186,8 @@ def read_outcome(value: Any, name: str) -> Outcome:
     for own in _presence[outcome.state]:
         if own not in value:
             raise Wrong(f"'{own}' is missing")
+    if outcome.state in ("paused", "stopped") and not 0 < (outcome.share or 0.0) < 1:
+        raise Wrong(f"'share' is {outcome.share}, not a part of the training")
     return outcome
 
 

@@ -124,7 +124,8 @@ def test_a_journal_cannot_stop_what_is_in_no_race(change, words):
 
 @pytest.mark.parametrize(("fields", "words"), [
     ({"share": 0.3}, "was further before"), ({"share": 0.1}, "was further before"),
-    ({"state": "stopped"}, "stopped by an event of its own")])
+    ({"state": "stopped"}, "stopped by an event of its own"), ({"share": 1.0}, "not a part of the training"),
+    ({"share": 0.0}, "not a part of the training"), ({"share": None}, "not a part of the training")])
 def test_a_journal_cannot_take_a_training_back(fields, words):
     state, ids = in_race()
     paused = {"event": "candidate_finished", **state.outcomes[ids[0]].as_dict()}
