@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 HARMLESS = ("run.name", "run.executor", "run.workers", "run.runs_dir", "run.checkpoint_every_s", "run.heartbeat_s",
             "run.retries", "data.cache_dir", "data.cache_gb", "data.timeout_s")
 """Options that cannot alter a result, so that a run may be continued with other values."""
+OF_EARLIER_VERSIONS = {"candidate.lr_scaling": "linear", "final.lr_scaling": "linear"}
+"""The values that options had before there was a choice: a run that was begun then does not name them."""
 PATHS = ("path", "train", "val", "test", "root", "class_names", "quarantine", "cache_dir")
 """Options of the data that are paths."""
 ANY_NUMBER = 10**6
@@ -73,10 +75,17 @@ def check_free(paths: RunPaths) -> None:
                        fix="choose another --name or --run-dir")
 
 
+def parse_stored(text: str, where: str, values: Mapping[str, Any] | None = None) -> Config:
+    """Return the configuration that a run holds, of this version or an earlier one, with other `values` by dotted key.
+    """
+    earlier = {} if "lr_scaling:" in text else OF_EARLIER_VERSIONS
+    return parse_config(text, where, {**earlier, **(values or {})})
+
+
 def stored_config(paths: RunPaths, values: Mapping[str, Any] | None = None) -> Config:
     """Return the configuration of a run as it stands in its directory now, with other `values` by dotted key."""
     try:
-        return parse_config(yaml_document.read_regular_file(paths.config), str(paths.config), values)
+        return parse_stored(yaml_document.read_regular_file(paths.config), str(paths.config), values)
     except yaml_document.NotYaml as error:
         raise RunError(f"has no configuration that can be read ({paths.config.name} {error.what}), so it is no run or "
                        "was never begun", where=str(paths.root), fix="start one with: x3d-expand search") from error
@@ -84,7 +93,7 @@ def stored_config(paths: RunPaths, values: Mapping[str, Any] | None = None) -> C
 
 def current_config(paths: RunPaths, spec: dict[str, Any]) -> Config:
     """Return the configuration as it stands in the directory now; where none does, that of the beginning, `spec`."""
-    return stored_config(paths) if paths.config.exists() else parse_config(spec["config"], str(paths.training))
+    return stored_config(paths) if paths.config.exists() else parse_stored(spec["config"], str(paths.training))
 
 
 def resolve_config(config: Config, data: PreparedData, name: str) -> Config:
@@ -115,7 +124,7 @@ def check_recipes(config: Config, space: Space, clips: int = ANY_NUMBER) -> None
 
 def check_unchanged(begun: str, config: Config, where: str) -> None:
     """Raise `RunError` with the difference where `config` would alter the results of a run that began with `begun`."""
-    changes = [line for line in config_diff(parse_config(begun, where), config)
+    changes = [line for line in config_diff(parse_stored(begun, where), config)
                if not line.startswith(tuple(f"{key}:" for key in HARMLESS))]
     if changes:
         raise RunError("the configuration was changed since the run began: " + "; ".join(changes), where=where,
