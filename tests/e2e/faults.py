@@ -174,6 +174,9 @@ def cut(run_dir: Path, target: Path, count: int, *, retrain: bool = True) -> Pat
         for folder in (target / "candidates").iterdir():
             if folder.name not in ended:
                 shutil.rmtree(folder)
-        for name in ("final", "report"):
-            shutil.rmtree(target / name, ignore_errors=True)
+        shutil.rmtree(target / "report", ignore_errors=True)
+        kinds = {event["event"] for event in events(target)}
+        for file in (target / "final").iterdir():
+            if "final_finished" not in kinds and not ("winner_chosen" in kinds and file.name == "network.yaml"):
+                file.unlink()
     return target
